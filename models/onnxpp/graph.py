@@ -1,0 +1,133 @@
+"""The graph that everything after the import works on: operators in order, tensors whose shapes are affine in the batch size.
+
+A :class:`Graph` is what an ONNX++ file says, without its weights. Operators that depend on constants alone are not part of
+it: their results are parameters or constants, whose values :func:`hpdlf.models.onnxpp.load_values` computes when a run needs them.
+
+>>> image = Tensor(name="x", dtype="float32", shape=(Dim(per_sample=1), Dim(3), Dim(8), Dim(8)))
+>>> image.dims(batch=4), image.nbytes(batch=4)
+((4, 3, 8, 8), 3072)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Dim", "Graph", "Operator", "Tensor"]
+
+
+class Dim(NamedTuple):
+    """A dimension ``fixed + per_sample * batch``."""
+
+    fixed: int = 0
+    per_sample: int = 0
+
+    def at(self, batch: int) -> int:
+        """The dimension for `batch` samples."""
+        return self.fixed + self.per_sample * batch
+
+    def __str__(self) -> str:
+        if not self.per_sample:
+            return str(self.fixed)
+        text = "batch" if self.per_sample == 1 else f"{self.per_sample}*batch"
+        return f"{self.fixed}+{text}" if self.fixed else text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tensor:
+    """A named tensor; `dtype` is NumPy's name of the element type ("float32", "int64", "bfloat16")."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def dims(self, batch: int) -> tuple[int, ...]:
+        """The shape for `batch` samples."""
+        return tuple(d.at(batch) for d in self.shape)
+
+    def elements(self, batch: int) -> int:
+        """The number of elements for `batch` samples."""
+        return prod(self.dims(batch))
+
+    def nbytes(self, batch: int, precision: str | None = None) -> int:
+        """Bytes for `batch` samples; `precision` replaces the dtype of floating-point tensors (a plan's working precision)."""
+        dtype = precision if precision and self.is_float else self.dtype
+        return self.elements(batch) * item_bytes(dtype)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether a gradient can flow through this tensor."""
+        return "float" in self.dtype
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one element; knows the types that NumPy does not."""
+    extra = {"bfloat16": 2, "float8": 1, "string": 8}
+    return extra[dtype] if dtype in extra else np.dtype(dtype).itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One ONNX node that depends on data. Absent optional inputs are ''.
+
+    `family` groups operators that cost alike: "matmul", "conv", "normalisation", "softmax", "elementwise", "pooling", "gather",
+    "reduction", "movement" (data movement that copies), "view" (none: reshapes), "rnn", "loss".
+    """
+
+    name: str
+    op_type: str
+    domain: str = ""
+    family: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A model as the rest of the house sees it. `operators` are in topological order and their names unique.
+
+    inputs      data fed every step, labels excluded
+    targets     inputs that only the loss reads (labels)
+    outputs     the model's own outputs: its predictions
+    loss        the scalar to minimise, or None
+    parameters  float tensors to train
+    state       tensors that the forward pass updates: {tensor: name of the value that replaces it} (running statistics)
+    constants   every other tensor with a value known before the run (initializers, folded subgraphs)
+    """
+
+    name: str
+    opset: int
+    operators: tuple[Operator, ...]
+    tensors: Mapping[str, Tensor]
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+    outputs: tuple[str, ...]
+    loss: str | None
+    parameters: tuple[str, ...]
+    state: Mapping[str, str]
+    constants: tuple[str, ...]
+
+    @cached_property
+    def operator(self) -> Mapping[str, Operator]:
+        """Operators by name."""
+        return {o.name: o for o in self.operators}
+
+    @cached_property
+    def producer(self) -> Mapping[str, Operator]:
+        """The operator that computes a tensor, by the tensor's name."""
+        return {t: o for o in self.operators for t in o.outputs if t}
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable elements."""
+        return sum(self.tensors[p].elements(1) for p in self.parameters)
+
+    def parameter_bytes(self, precision: str | None = None) -> int:
+        """Bytes of all trainable parameters."""
+        return sum(self.tensors[p].nbytes(1, precision) for p in self.parameters)
