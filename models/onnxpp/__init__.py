@@ -1,1 +1,34 @@
+"""ONNX++: import, validation, annotation, counting and export of models."""
 
+from .annotation import Placement, annotate, annotation
+from .count import FAMILIES, PHASES, Phase, Work, family, work
+from .export import export_trained
+from .graph import Dim, Graph, Operator, Tensor
+from .importing import import_model
+from .loss import LOSSES
+from .onnxpp import FORMAT, Onnxpp, load_onnxpp, save_onnxpp
+from .values import load_values
+
+__all__ = [
+    "FAMILIES",
+    "FORMAT",
+    "LOSSES",
+    "PHASES",
+    "Dim",
+    "Graph",
+    "Onnxpp",
+    "Operator",
+    "Phase",
+    "Placement",
+    "Tensor",
+    "Work",
+    "annotate",
+    "annotation",
+    "export_trained",
+    "family",
+    "import_model",
+    "load_onnxpp",
+    "load_values",
+    "save_onnxpp",
+    "work",
+]

@@ -1,7 +1,8 @@
 """The graph that everything after the import works on: operators in order, tensors whose shapes are affine in the batch size.
 
-A :class:`Graph` is what an ONNX++ file says, without its weights. Operators that depend on constants alone are not part of
-it: their results are parameters or constants, whose values :func:`hpdlf.models.onnxpp.load_values` computes when a run needs them.
+A :class:`Graph` is what an ONNX++ file says, without its weights. Operators that depend on constants alone are not
+part of it: their results are parameters or constants, whose values :func:`hpdlf.models.onnxpp.load_values` computes
+when a run needs them.
 
 >>> image = Tensor(name="x", dtype="float32", shape=(Dim(per_sample=1), Dim(3), Dim(8), Dim(8)))
 >>> image.dims(batch=4), image.nbytes(batch=4)
@@ -75,8 +76,8 @@ def item_bytes(dtype: str) -> int:
 class Operator:
     """One ONNX node that depends on data. Absent optional inputs are ''.
 
-    `family` groups operators that cost alike: "matmul", "conv", "normalisation", "softmax", "elementwise", "pooling", "gather",
-    "reduction", "movement" (data movement that copies), "view" (none: reshapes), "rnn", "loss".
+    `family` groups operators that cost alike: "matmul", "conv", "normalisation", "softmax", "elementwise", "pooling",
+    "gather", "reduction", "movement" (data movement that copies), "view" (none: reshapes), "rnn", "loss".
     """
 
     name: str
@@ -122,6 +123,16 @@ class Graph:
     def producer(self) -> Mapping[str, Operator]:
         """The operator that computes a tensor, by the tensor's name."""
         return {t: o for o in self.operators for t in o.outputs if t}
+
+    @cached_property
+    def trainable(self) -> frozenset[str]:
+        """The parameters, as a set."""
+        return frozenset(self.parameters)
+
+    @cached_property
+    def fixed(self) -> frozenset[str]:
+        """Tensors to which no gradient flows on: parameters, state and constants (a parameter's own gradient ends there)."""
+        return frozenset((*self.parameters, *self.state, *self.constants))
 
     @property
     def parameter_count(self) -> int:

@@ -1,0 +1,280 @@
+"""Micro-benchmarks of this machine: what `hpdlf profile measure` runs to write the profile ``local``.
+
+One device is one core, so everything runs with one thread, bound to one core, in processes of its own: operators in JAX, memory bandwidth
+with every core streaming, and messages and all-reduces between two MPI ranks. Values are medians with the 10th and 90th percentile.
+
+>>> [step.split(":")[0] for step in STEPS]
+['operators', 'memory', 'communication', 'energy']
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+from ..hwprofiles import Cluster, user_folder, write_cluster
+from .energy_meters import find_meters
+from .microbenchmarks_compute import OPERATORS
+from .microbenchmarks_processes import json_lines, mpi_command, one_core_environment, run_together, usable_cores
+from .microbenchmarks_profile import Findings, local_cluster
+
+__all__ = ["STEPS", "CommunicationObservation", "Measurement", "OperatorObservation", "main", "measure_machine"]
+
+STEPS = (
+    "operators: one thread, one core",
+    "memory: every core streams at once",
+    "communication: two MPI ranks",
+    "energy: counters at rest and under load",
+)
+# Shares of the time given; starting processes and compiling takes the rest.
+OPERATORS_SHARE, MEMORY_SHARE, COMMUNICATION_SHARE = 0.62, 0.04, 0.2
+SHORTEST_S = 5.0
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorObservation:
+    """One operator timed on one core. `seconds` is the median of a compiled call, one dispatch included.
+
+    `shape` holds the operator's sizes by name (m, n, k of a product; n, h, w, c, k, r, s, stride, pad of a convolution in NHWC);
+    `flops` counts a multiply-add as two, `bytes` each input and output once. `outliers` took over twice the median.
+    """
+
+    family: str
+    op_type: str
+    phase: str
+    shape: dict[str, int]
+    dtype: str
+    seconds: float
+    low_s: float
+    high_s: float
+    fastest_s: float
+    repeats: int
+    outliers: int
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommunicationObservation:
+    """A message (one way) or an all-reduce of float32 between `ranks` processes of this machine."""
+
+    kind: str
+    ranks: int
+    bytes: int
+    seconds: float
+    low_s: float
+    high_s: float
+    fastest_s: float
+    repeats: int
+    outliers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was measured: the profile, the observations for the cost model, and in words what was left out or looked odd."""
+
+    cluster: Cluster
+    operators: tuple[OperatorObservation, ...]
+    communication: tuple[CommunicationObservation, ...]
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    path: Path | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The operator observations as dicts, for a table or a database."""
+        return [asdict(one) for one in self.operators]
+
+
+def measure_machine(
+    *,
+    budget_s: float = 75.0,
+    name: str = "local",
+    folder: str | os.PathLike[str] | None = None,
+    mpi: bool = True,
+    write: bool = True,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure this machine in about `budget_s` seconds and write the profile ``clusters/NAME.toml`` into `folder`.
+
+    `folder` is the user's profile folder unless given. `progress(text, done, total)` is called before each step. What cannot be
+    measured (no MPI, a single core, no energy counter) is named in `skipped` with its reason, and absent or marked as modelled in the
+    profile. Raises RunError if the operators cannot be timed at all, ProfileError if the profile cannot be written.
+    """
+    if not budget_s >= SHORTEST_S:
+        raise RunError(f"measuring takes at least {SHORTEST_S:g} seconds, not {budget_s:g}; about 75 give a good profile")
+    start = time.perf_counter()
+    cores = usable_cores()
+    total = len(OPERATORS) + len(STEPS) - 1
+    say = progress or (lambda text, done, total: None)
+    say("starting", 0, total)
+    found = Findings(cores=len(cores), date=datetime.date.today().isoformat())
+    skipped: list[str] = []
+    operators = _operators(cores, OPERATORS_SHARE * budget_s, found, skipped, lambda text, done: say(text, done, total))
+    done = len(OPERATORS)
+    say(STEPS[1], done, total)
+    _memory(cores, max(0.3, MEMORY_SHARE * budget_s / 2), found)
+    say(STEPS[2], done + 1, total)
+    communication = _communication(cores, COMMUNICATION_SHARE * budget_s, found, skipped) if mpi else []
+    if not mpi:
+        skipped.append("communication: not asked for")
+    say(STEPS[3], done + 2, total)
+    _energy(cores, found, skipped)
+    cluster = local_cluster(name, found, [asdict(one) for one in operators], [asdict(one) for one in communication])
+    path = None
+    if write:
+        path = write_cluster(cluster, Path(folder or user_folder()) / "clusters" / f"{name}.toml")
+    say("done", total, total)
+    return Measurement(
+        cluster=cluster,
+        operators=tuple(operators),
+        communication=tuple(communication),
+        skipped=tuple(skipped),
+        notes=tuple(_notes(operators, communication)),
+        seconds=time.perf_counter() - start,
+        path=path,
+    )
+
+
+def _module(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", f"{__package__}.{name}", *map(str, arguments)]
+
+
+def _operators(
+    cores: list[int], budget_s: float, found: Findings, skipped: list[str], say: Callable[[str, int], None]
+) -> list[OperatorObservation]:
+    command = _module("microbenchmarks_compute", "operators", "--core", cores[-1], "--budget-s", budget_s)
+    observations = []
+    for message in json_lines(command, env=one_core_environment(), timeout_s=3 * budget_s + 120, what="timing operators"):
+        kind = message.pop("kind")
+        if kind == "progress":
+            say(message["text"], message["done"])
+        elif kind == "operator":
+            observations.append(OperatorObservation(**message))
+        elif kind == "dispatch":
+            found.dispatch = message
+        elif kind == "skipped":
+            skipped.append(f"{message['what']}: {message['reason']}")
+    if not observations or found.dispatch is None:
+        raise RunError("timing operators gave no result; `hpdlf doctor` shows whether JAX works here")
+    return observations
+
+
+def _memory(cores: list[int], seconds: float, found: Findings) -> None:
+    """Bandwidth of one core alone, and of each while all stream."""
+
+    def stream(chosen: list[int]) -> list[dict[str, Any]]:
+        # Starting Python and NumPy takes under a second; more on a machine with many cores.
+        begin_at = time.time() + 1.0 + 0.02 * len(chosen)
+        commands = [
+            _module("microbenchmarks_compute", "triad", "--core", c, "--budget-s", seconds, "--begin-at", begin_at) for c in chosen
+        ]
+        outputs = run_together(commands, env=one_core_environment(), timeout_s=seconds + 120, what="measuring memory bandwidth")
+        return [json.loads(line) for line in outputs]
+
+    found.triad_alone = stream(cores[-1:])[0]
+    found.triad_together = stream(cores) if len(cores) > 1 else [found.triad_alone]
+
+
+def _communication(
+    cores: list[int], budget_s: float, found: Findings, skipped: list[str]
+) -> list[CommunicationObservation]:
+    if len(cores) < 2:
+        skipped.append("communication: there is a single core, so nothing to communicate with")
+        return []
+    prefix, reason = mpi_command(2)
+    if prefix is None:
+        skipped.append(f"communication: {reason}")
+        return []
+    command = prefix + _module("microbenchmarks_mpi", "--cores", *cores[:2], "--budget-s", budget_s)
+    observations = []
+    try:
+        env = one_core_environment()
+        for message in json_lines(command, env=env, timeout_s=3 * budget_s + 60, what="measuring MPI"):
+            kind = message.pop("kind")
+            if kind == "overlap":
+                found.overlap = message
+            else:
+                observations.append(CommunicationObservation(kind=kind, ranks=2, **message))
+    except RunError as error:
+        skipped.append(f"communication: {error}")
+        return []
+    if found.overlap and found.overlap.get("share") is None:
+        skipped.append(f"overlap: {found.overlap['reason']}")
+    return observations
+
+
+def _energy(cores: list[int], found: Findings, skipped: list[str]) -> None:
+    """Watts of the CPU packages at rest and with every core busy, where there is a counter."""
+    meters = find_meters()
+    skipped.extend(f"energy: {reason}" for reason in meters.missing)
+    found.no_energy = "; ".join(meters.missing)
+    packages = [meter for meter in meters.found if meter.scope == "cpu"]
+    if not packages:
+        return
+
+    def watts(seconds: float) -> float:
+        start, before_j = time.perf_counter(), sum(meter.read_j() for meter in packages)
+        time.sleep(seconds)
+        return (sum(meter.read_j() for meter in packages) - before_j) / (time.perf_counter() - start)
+
+    found.idle_w = watts(2.0)
+    busy = [_module("microbenchmarks_compute", "busy", "--core", core, "--budget-s", 5.0) for core in cores]
+    loaded: list[float] = []
+
+    def meanwhile() -> None:
+        time.sleep(3.0)
+        loaded.append(watts(2.0))
+
+    run_together(busy, env=one_core_environment(), timeout_s=120, what="measuring power", meanwhile=meanwhile)
+    found.busy_w = loaded[0]
+
+
+def _notes(operators: list[OperatorObservation], communication: list[CommunicationObservation]) -> list[str]:
+    """What looked odd, in words: more than a tenth of the repeats far off, or a spread of more than half of the median."""
+    notes = []
+    for what, one in [
+        *((f"{o.op_type} {o.phase} {o.dtype} {o.shape}", o) for o in operators),
+        *((f"{c.kind} of {c.bytes} bytes", c) for c in communication),
+    ]:
+        if one.outliers > 0.1 * one.repeats:
+            notes.append(f"{what}: {one.outliers} of {one.repeats} repeats took over twice the median; other work on this machine?")
+        elif one.high_s - one.low_s > 0.5 * one.seconds:
+            notes.append(f"{what}: the middle four fifths of the repeats spread over {(one.high_s - one.low_s) / one.seconds:.0%}")
+    return notes
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure this machine from the command line: ``python -m hpdlf.exec.microbenchmarks``."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="measure this machine and write its profile")
+    parser.add_argument("--budget-s", type=float, default=75.0)
+    parser.add_argument("--folder", default=None)
+    parser.add_argument("--json", action="store_true", help="print the observations as JSON")
+    options = parser.parse_args(arguments)
+
+    def progress(text: str, done: int, total: int) -> None:
+        sys.stderr.write(f"{done}/{total} {text}\n")
+
+    measurement = measure_machine(budget_s=options.budget_s, folder=options.folder, progress=progress)
+    if options.json:
+        communication = [asdict(one) for one in measurement.communication]
+        sys.stdout.write(json.dumps({"operators": measurement.rows(), "communication": communication}) + "\n")
+        return
+    lines = [f"{measurement.path} after {measurement.seconds:.0f} s"]
+    lines += [f"skipped: {text}" for text in measurement.skipped] + [f"note: {text}" for text in measurement.notes]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

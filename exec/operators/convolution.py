@@ -1,0 +1,126 @@
+"""Convolutions. ONNX keeps channels first; XLA on a CPU is fastest with channels last, so every lowering computes there.
+
+Between two convolutions the pairs of transposes meet, and XLA's layout assignment turns them into no-ops.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ...models.onnxpp.graph import Operator
+from .registry import lowers, text
+from .window import Window, padded, taps, window_of
+
+__all__ = ["conv", "conv_transpose", "convolution_lowering"]
+
+
+def convolution_lowering(window: Window, channels: int, groups: int, backend: str) -> Literal["matmul", "im2col", "xla"]:
+    """How to compute a convolution, from its shape alone; the thresholds are measured on one x86 core, float32.
+
+    matmul   a window of one element is a matrix product over channels, which every backend does best
+    im2col   copies every window into a row, then one matrix product: wins on CPU where XLA's convolution has too little to do
+             per call, that is few input channels (rows of up to 64 elements) or small outputs (up to 7 x 7)
+    xla      everything else, and every convolution on a GPU, where XLA calls the vendor's library
+    """
+    if prod(window.kernel) == 1 and groups == 1 and not any(map(sum, window.pads)):
+        return "matmul"
+    if backend != "cpu" or groups > 1:
+        return "xla"
+    if prod(window.kernel) * channels <= 64 or prod(window.output) <= 49:
+        return "im2col"
+    return "xla"
+
+
+@lowers("Conv")
+def conv(node: Operator, x: Array, w: Array, b: Array | None = None) -> Array:
+    """x (N, C, *spatial), w (M, C/groups, *kernel), b (M,) -> (N, M, *output)."""
+    window = window_of(node, x.shape[2:], node.attributes.get("kernel_shape") or w.shape[2:])
+    groups = int(node.attributes.get("group", 1))
+    last = jnp.moveaxis(x, 1, -1)
+    kernel = jnp.moveaxis(w, (0, 1), (-1, -2))
+    how = convolution_lowering(window, x.shape[1], groups, jax.default_backend())
+    if how == "matmul":
+        y = _matmul(last, kernel, window)
+    elif how == "im2col":
+        y = _im2col(last, kernel, window)
+    else:
+        y = _xla(last, kernel, window, groups)
+    if b is not None:
+        y = y + b
+    return jnp.moveaxis(y, -1, 1)
+
+
+def _matmul(x: Array, kernel: Array, window: Window) -> Array:
+    """(N, *spatial, C) and (*ones, C, M) -> (N, *output, M)."""
+    seen = next(taps(x, window))
+    return (seen.reshape(-1, seen.shape[-1]) @ kernel.reshape(kernel.shape[-2:])).reshape(*seen.shape[:-1], -1)
+
+
+def _im2col(x: Array, kernel: Array, window: Window) -> Array:
+    """(N, *spatial, C) and (*kernel, C, M) -> (N, *output, M)."""
+    rows = jnp.concatenate(list(taps(padded(x, window, 0), window)), axis=-1)
+    y = rows.reshape(-1, rows.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return y.reshape(x.shape[0], *window.output, -1)
+
+
+def _xla(x: Array, kernel: Array, window: Window, groups: int) -> Array:
+    """(N, *spatial, C) and (*kernel, C/groups, M) -> (N, *output, M)."""
+    dims = "DHW"[-len(window.kernel) :] if len(window.kernel) <= 3 else "ABDEFGHW"[: len(window.kernel)]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window.strides,
+        window.pads,
+        rhs_dilation=window.dilations,
+        dimension_numbers=(f"N{dims}C", f"{dims}IO", f"N{dims}C"),
+        feature_group_count=groups,
+    )
+
+
+@lowers("ConvTranspose")
+def conv_transpose(node: Operator, x: Array, w: Array, b: Array | None = None) -> Array:
+    """x (N, C, *spatial), w (C, M/groups, *kernel), b (M,) -> (N, M, *output): the gradient of Conv as an operator."""
+    get, rank = node.attributes.get, x.ndim - 2
+    groups = int(get("group", 1))
+    kernel = tuple(get("kernel_shape") or w.shape[2:])
+    strides, dilations = tuple(get("strides") or (1,) * rank), tuple(get("dilations") or (1,) * rank)
+    extra = tuple(get("output_padding") or (0,) * rank)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = _transposed_pads(node, x.shape[2:], reach, strides, extra)
+    # Gradient of a convolution: dilate the input by the stride and convolve with the flipped kernel.
+    flipped = jnp.flip(w, axis=tuple(range(2, 2 + rank)))
+    by_group = flipped.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+    kernel_oi = jnp.moveaxis(by_group, 2, 1).reshape(groups * w.shape[1], w.shape[0] // groups, *w.shape[2:])
+    y = lax.conv_general_dilated(
+        x,
+        kernel_oi,
+        window_strides=(1,) * rank,
+        padding=[(r - 1 - a, r - 1 - z + e) for r, (a, z), e in zip(reach, pads, extra, strict=True)],
+        lhs_dilation=strides,
+        rhs_dilation=dilations,
+        feature_group_count=groups,
+    )
+    return y if b is None else y + b.reshape(-1, *(1,) * rank)
+
+
+def _transposed_pads(
+    node: Operator, spatial: tuple[int, ...], reach: list[int], strides: tuple[int, ...], extra: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """Pads of a ConvTranspose: given, or from `output_shape` or `auto_pad` by the formulas of the ONNX specification."""
+    get, rank = node.attributes.get, len(spatial)
+    rule = text(node, "auto_pad", "NOTSET")
+    full = [s * (n - 1) + e + r for s, n, e, r in zip(strides, spatial, extra, reach, strict=True)]
+    wanted = list(get("output_shape") or ())[-rank:]
+    if not wanted and rule in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [n * s for n, s in zip(spatial, strides, strict=True)]
+    if wanted:
+        missing = [max(f - o, 0) for f, o in zip(full, wanted, strict=True)]
+        small_first = rule == "SAME_UPPER"
+        return [(m // 2, m - m // 2) if small_first else (m - m // 2, m // 2) for m in missing]
+    flat = list(get("pads") or (0,) * 2 * rank) if rule == "NOTSET" else [0] * 2 * rank
+    return [(flat[i], flat[i + rank]) for i in range(rank)]

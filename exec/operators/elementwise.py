@@ -1,0 +1,258 @@
+"""Element by element: arithmetic, activations, comparisons, logic, Dropout, Cast. Inputs broadcast as NumPy does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ...errors import ModelError
+from ...models.onnxpp.graph import Operator
+from .registry import Context, Value, lowers, static, text
+
+__all__ = ["cast", "clip", "dropout", "element_type"]
+
+# Operators that are one function of one tensor. Those with a kink take the same subgradient as other frameworks: relu'(0) = 0.
+_UNARY: dict[str, Callable[[Any], Any]] = {
+    "Abs": jnp.abs,
+    "Acos": jnp.arccos,
+    "Acosh": jnp.arccosh,
+    "Asin": jnp.arcsin,
+    "Asinh": jnp.arcsinh,
+    "Atan": jnp.arctan,
+    "Atanh": jnp.arctanh,
+    "Ceil": jnp.ceil,
+    "Cos": jnp.cos,
+    "Cosh": jnp.cosh,
+    "Erf": lax.erf,
+    "Exp": jnp.exp,
+    "Floor": jnp.floor,
+    "IsNaN": jnp.isnan,
+    "Log": jnp.log,
+    "Neg": jnp.negative,
+    "Not": jnp.logical_not,
+    "Reciprocal": lambda x: 1 / x,
+    "Relu": lambda x: lax.select(x > 0, x, jnp.zeros_like(x)),
+    "Round": jnp.round,
+    "Sigmoid": jax.nn.sigmoid,
+    "Sign": jnp.sign,
+    "Sin": jnp.sin,
+    "Sinh": jnp.sinh,
+    "Softplus": jax.nn.softplus,
+    "Softsign": lambda x: x / (1 + jnp.abs(x)),
+    "Sqrt": jnp.sqrt,
+    "Tan": jnp.tan,
+    "Tanh": jnp.tanh,
+    "HardSwish": lambda x: x * jnp.clip(x / 6 + 0.5, 0, 1),
+    "Mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+    "Identity": lambda x: x,
+}
+
+
+def _divided(a: Any, b: Any) -> Array:
+    """Quotient; of integers the one that truncates towards zero."""
+    a, b = jnp.broadcast_arrays(a, b)
+    return lax.div(a, b)
+
+
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "Add": jnp.add,
+    "And": jnp.logical_and,
+    "BitwiseAnd": jnp.bitwise_and,
+    "BitwiseOr": jnp.bitwise_or,
+    "BitwiseXor": jnp.bitwise_xor,
+    "Div": _divided,
+    "Equal": jnp.equal,
+    "Greater": jnp.greater,
+    "GreaterOrEqual": jnp.greater_equal,
+    "Less": jnp.less,
+    "LessOrEqual": jnp.less_equal,
+    "Mul": jnp.multiply,
+    "Or": jnp.logical_or,
+    "Sub": jnp.subtract,
+    "Xor": jnp.logical_xor,
+}
+
+_VARIADIC: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+    "Max": lambda values: reduce(jnp.maximum, values),
+    "Mean": lambda values: reduce(jnp.add, values) / len(values),
+    "Min": lambda values: reduce(jnp.minimum, values),
+    "Sum": lambda values: reduce(jnp.add, values),
+}
+
+
+def _register_tables() -> None:
+    for op_type, unary in _UNARY.items():
+        lowers(op_type)(lambda node, x, _f=unary: _f(x))
+    for op_type, binary in _BINARY.items():
+        lowers(op_type)(lambda node, a, b, _f=binary: _f(a, b))
+    for op_type, variadic in _VARIADIC.items():
+        lowers(op_type)(lambda node, *values, _f=variadic: jnp.asarray(_f(values)))
+
+
+_register_tables()
+
+
+@lowers("Pow")
+def power(node: Operator, x: Array, exponent: Value) -> Array:
+    """x ** exponent in the dtype of x; a known whole exponent needs no logarithm, so that negative bases have gradients."""
+    if isinstance(exponent, np.ndarray) and exponent.size == 1 and exponent.ndim <= jnp.ndim(x):
+        known = float(exponent.reshape(()))
+        if known.is_integer() and abs(known) <= 16 and jnp.issubdtype(x.dtype, jnp.floating):
+            return lax.integer_pow(x, int(known))
+    return jnp.power(x, exponent).astype(x.dtype)
+
+
+@lowers("LeakyRelu")
+def leaky_relu(node: Operator, x: Array) -> Array:
+    """x where positive, alpha x elsewhere."""
+    return jnp.where(x >= 0, x, node.attributes.get("alpha", 0.01) * x)
+
+
+@lowers("PRelu")
+def prelu(node: Operator, x: Array, slope: Array) -> Array:
+    """x where positive, slope x elsewhere."""
+    return jnp.where(x >= 0, x, slope * x)
+
+
+@lowers("ThresholdedRelu")
+def thresholded_relu(node: Operator, x: Array) -> Array:
+    """x above alpha, 0 elsewhere."""
+    return jnp.where(x > node.attributes.get("alpha", 1.0), x, 0)
+
+
+@lowers("HardSigmoid")
+def hard_sigmoid(node: Operator, x: Array) -> Array:
+    """alpha x + beta, clipped to 0..1."""
+    return jnp.clip(node.attributes.get("alpha", 0.2) * x + node.attributes.get("beta", 0.5), 0, 1)
+
+
+@lowers("Elu")
+def elu(node: Operator, x: Array) -> Array:
+    """x where positive, alpha (exp(x) - 1) elsewhere."""
+    return jnp.where(x > 0, x, node.attributes.get("alpha", 1.0) * _expm1_of_negative(x))
+
+
+@lowers("Celu")
+def celu(node: Operator, x: Array) -> Array:
+    """x where positive, alpha (exp(x / alpha) - 1) elsewhere."""
+    alpha = node.attributes.get("alpha", 1.0)
+    return jnp.where(x > 0, x, alpha * _expm1_of_negative(x / alpha))
+
+
+@lowers("Selu")
+def selu(node: Operator, x: Array) -> Array:
+    """gamma (x where positive, alpha (exp(x) - 1) elsewhere)."""
+    alpha = node.attributes.get("alpha", 1.67326319217681884765625)
+    return node.attributes.get("gamma", 1.05070102214813232421875) * jnp.where(x > 0, x, alpha * _expm1_of_negative(x))
+
+
+def _expm1_of_negative(x: Array) -> Array:
+    """exp(x) - 1 where x is negative, else 0: the branch not taken must not overflow, or its gradient is NaN."""
+    return jnp.expm1(jnp.minimum(x, 0))
+
+
+@lowers("Gelu", since=20)
+def gelu(node: Operator, x: Array) -> Array:
+    """x times the normal distribution function of x, or its tanh approximation."""
+    return jax.nn.gelu(x, approximate=text(node, "approximate", "none") == "tanh")
+
+
+@lowers("Swish", since=24)
+def swish(node: Operator, x: Array) -> Array:
+    """x sigmoid(alpha x)."""
+    return x * jax.nn.sigmoid(node.attributes.get("alpha", 1.0) * x)
+
+
+@lowers("Clip")
+def clip_by_attribute(node: Operator, x: Array) -> Array:
+    """x between the attributes `min` and `max`."""
+    return jnp.clip(x, node.attributes.get("min"), node.attributes.get("max"))
+
+
+@lowers("Clip", since=11)
+def clip(node: Operator, x: Array, low: Value | None = None, high: Value | None = None) -> Array:
+    """x between two scalars, either of which may be absent; `high` wins where they cross."""
+    return jnp.clip(x, low, high)
+
+
+@lowers("Where", since=9)
+def where(node: Operator, condition: Array, x: Array, y: Array) -> Array:
+    """x where the condition holds, else y."""
+    return jnp.where(condition, x, y)
+
+
+@lowers("IsInf", since=10)
+def is_inf(node: Operator, x: Array) -> Array:
+    """Whether x is infinite, of the signs asked for."""
+    positive, negative = node.attributes.get("detect_positive", 1), node.attributes.get("detect_negative", 1)
+    return jnp.isinf(x) & (((x > 0) & bool(positive)) | ((x < 0) & bool(negative)))
+
+
+@lowers("Mod", since=10)
+def mod(node: Operator, a: Array, b: Array) -> Array:
+    """Remainder with the sign of the divisor, or with fmod=1 of the dividend."""
+    return jnp.fmod(a, b) if node.attributes.get("fmod", 0) else jnp.mod(a, b)
+
+
+# onnx.TensorProto.DataType as NumPy and JAX name the types.
+_ELEMENT_TYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64",
+    12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8_e4m3fn", 18: "float8_e4m3fnuz",
+    19: "float8_e5m2", 20: "float8_e5m2fnuz",
+}  # fmt: skip
+
+
+def element_type(node: Operator, code: int) -> np.dtype[Any]:
+    """The dtype of an ONNX element type code.
+
+    >>> element_type(Operator(name="c", op_type="Cast", family="elementwise", inputs=("x",), outputs=("y",)), 1)
+    dtype('float32')
+    """
+    if code not in _ELEMENT_TYPES:
+        raise ModelError(
+            f"{node.op_type} node {node.name!r} asks for ONNX element type {code}, which the executor does not compute with. "
+            f"Known are {', '.join(_ELEMENT_TYPES.values())}."
+        )
+    return jnp.dtype(_ELEMENT_TYPES[code])
+
+
+@lowers("Cast")
+def cast(node: Operator, x: Value) -> Value:
+    """x as another element type; a static x stays static and keeps all 64 bits."""
+    dtype = element_type(node, int(node.attributes["to"]))
+    return x.astype(dtype)
+
+
+@lowers("CastLike", since=15)
+def cast_like(node: Operator, x: Value, like: Value) -> Value:
+    """x as the element type of another tensor."""
+    return x.astype(like.dtype)
+
+
+@lowers("Dropout")
+def dropout_by_attribute(node: Operator, x: Array, *, context: Context) -> tuple[Array, Array]:
+    """Before opset 12 the run decides whether it trains; the ratio is an attribute."""
+    return _dropped(x, float(node.attributes.get("ratio", 0.5)) if context.training else 0.0, context)
+
+
+@lowers("Dropout", since=12)
+def dropout(
+    node: Operator, x: Array, ratio: Value | None = None, training_mode: Value | None = None, *, context: Context
+) -> tuple[Array, Array]:
+    """(y, mask): zeroes a share `ratio` and scales the rest by 1 / (1 - ratio), where the graph and the run both train."""
+    asked = training_mode is not None and bool(static(node, "training_mode", training_mode))
+    share = 0.5 if ratio is None else float(static(node, "ratio", ratio))
+    return _dropped(x, share if asked and context.training else 0.0, context)
+
+
+def _dropped(x: Array, ratio: float, context: Context) -> tuple[Array, Array]:
+    if ratio == 0:
+        return x, jnp.ones(x.shape, bool)
+    mask = context.uniform(x.shape, jnp.float32) >= ratio
+    return jnp.where(mask, x / (1 - ratio), 0).astype(x.dtype), mask

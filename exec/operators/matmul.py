@@ -1,0 +1,39 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ...models.onnxpp.graph import Operator
+from .registry import lowers, text
+
+__all__ = ["einsum", "gemm", "matmul"]
+
+
+@lowers("MatMul")
+def matmul(node: Operator, a: Array, b: Array) -> Array:
+    """(..., M, K) by (..., K, N), broadcast as NumPy does."""
+    return jnp.matmul(a, b)
+
+
+@lowers("Gemm")
+def gemm(node: Operator, a: Array, b: Array, c: Array | None = None) -> Array:
+    """alpha * a @ b + beta * c, either operand transposed by attribute; c broadcasts to (M, N)."""
+    get = node.attributes.get
+    # Contracting the right axes says the transposition to XLA without computing one.
+    contracted = ((0 if get("transA", 0) else 1,), (1 if get("transB", 0) else 0,))
+    y = lax.dot_general(jnp.asarray(a), jnp.asarray(b), (contracted, ((), ())))
+    y = _scaled(y, get("alpha", 1.0))
+    return y if c is None else y + _scaled(c, get("beta", 1.0))
+
+
+def _scaled(x: Array, factor: float) -> Array:
+    """factor * x in the dtype of x."""
+    return x if factor == 1 else (x * jnp.asarray(factor, x.dtype))
+
+
+@lowers("Einsum")
+def einsum(node: Operator, *operands: Array) -> Array:
+    """The `equation` attribute over its operands."""
+    return jnp.einsum(text(node, "equation", ""), *operands)

@@ -1,0 +1,171 @@
+"""Normalisations and the soft maximum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ...models.onnxpp.graph import Operator
+from .registry import Context, Value, lowers
+
+__all__ = ["batch_normalization", "layer_normalization", "log_softmax", "softmax"]
+
+
+@lowers("BatchNormalization")
+def batch_normalization(
+    node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, context: Context
+) -> Array | tuple[Array, Array, Array]:
+    """Normalises (N, C, ...) per channel; in training returns the running mean and variance too.
+
+    Training uses the mean and (population) variance of this microbatch on this replica, and returns
+    ``momentum * running + (1 - momentum) * current``. A node trains where it says so itself (`training_mode`, before opset 14:
+    more than one output) and the run trains.
+    """
+    get = node.attributes.get
+    wanted = len([o for o in node.outputs if o])
+    trains = bool(get("training_mode", wanted > 1)) and context.training
+    axes = (0, *range(2, x.ndim))
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    if not trains:
+        y = _normalised(x, mean.reshape(shape), variance.reshape(shape), get("epsilon", 1e-5))
+        y = (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+        return (y, mean, variance, mean, variance)[:wanted] if wanted > 1 else y
+    current = jnp.mean(x, axis=axes, keepdims=True)
+    spread = jnp.mean(jnp.square(x - current), axis=axes, keepdims=True)
+    y = _normalised(x, current, spread, get("epsilon", 1e-5)) * scale.reshape(shape) + bias.reshape(shape)
+    momentum = get("momentum", 0.9)
+    kept_mean = momentum * mean + (1 - momentum) * lax.stop_gradient(current).reshape(-1)
+    kept_variance = momentum * variance + (1 - momentum) * lax.stop_gradient(spread).reshape(-1)
+    # Opset 9 to 13 also has outputs for the batch's own statistics; nothing reads them but old exporters' graphs.
+    everything = (y.astype(x.dtype), kept_mean.astype(mean.dtype), kept_variance.astype(variance.dtype))
+    return (*everything, current.reshape(-1), spread.reshape(-1))[: max(wanted, 1)]
+
+
+def _normalised(x: Array, mean: Array, variance: Array, epsilon: float) -> Array:
+    return (x - mean) * lax.rsqrt(variance + jnp.asarray(epsilon, variance.dtype))
+
+
+@lowers("LayerNormalization", since=17)
+def layer_normalization(node: Operator, x: Array, scale: Array, bias: Array | None = None) -> tuple[Array, ...]:
+    """(y, mean, 1 / deviation) over the axes from `axis` on; statistics in the `stash_type`, at least float32."""
+    axis = int(node.attributes.get("axis", -1)) % x.ndim
+    axes = tuple(range(axis, x.ndim))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(wide, axis=axes, keepdims=True)
+    centred = wide - mean
+    inverse = lax.rsqrt(jnp.mean(jnp.square(centred), axis=axes, keepdims=True) + node.attributes.get("epsilon", 1e-5))
+    y = (centred * inverse).astype(x.dtype) * scale
+    return (y if bias is None else y + bias), mean, inverse
+
+
+@lowers("RMSNormalization", since=23)
+def rms_normalization(node: Operator, x: Array, scale: Array) -> Array:
+    """x over its root mean square along the axes from `axis` on, times scale."""
+    axes = tuple(range(int(node.attributes.get("axis", -1)) % x.ndim, x.ndim))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
+    return (wide * lax.rsqrt(square + node.attributes.get("epsilon", 1e-5))).astype(x.dtype) * scale
+
+
+@lowers("InstanceNormalization")
+def instance_normalization(node: Operator, x: Array, scale: Array, bias: Array) -> Array:
+    """Normalises every channel of every sample over its spatial dims."""
+    axes, shape = tuple(range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))
+    mean = jnp.mean(x, axis=axes, keepdims=True)
+    spread = jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
+    return _normalised(x, mean, spread, node.attributes.get("epsilon", 1e-5)) * scale.reshape(shape) + bias.reshape(shape)
+
+
+@lowers("GroupNormalization", since=21)
+def group_normalization(node: Operator, x: Array, scale: Array, bias: Array) -> Array:
+    """Normalises groups of channels of every sample."""
+    groups = int(node.attributes["num_groups"])
+    split = x.reshape(x.shape[0], groups, -1)
+    mean = jnp.mean(split, axis=-1, keepdims=True)
+    spread = jnp.mean(jnp.square(split - mean), axis=-1, keepdims=True)
+    y = _normalised(split, mean, spread, node.attributes.get("epsilon", 1e-5)).reshape(x.shape)
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    return y * scale.reshape(shape) + bias.reshape(shape)
+
+
+@lowers("LRN")
+def local_response_normalization(node: Operator, x: Array) -> Array:
+    """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ** beta."""
+    get = node.attributes.get
+    size = int(get("size"))
+    before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
+    squares = jnp.pad(jnp.square(x), [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2))
+    total = sum(squares[:, i : i + x.shape[1]] for i in range(size))
+    return x / (get("bias", 1.0) + get("alpha", 1e-4) / size * total) ** get("beta", 0.75)
+
+
+@lowers("LpNormalization")
+def lp_normalization(node: Operator, x: Array) -> Array:
+    """x over its p-norm along `axis`, 0 where the norm is."""
+    axis = int(node.attributes.get("axis", -1))
+    if int(node.attributes.get("p", 2)) == 1:
+        norm = jnp.sum(jnp.abs(x), axis=axis, keepdims=True)
+    else:
+        norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
+    return jnp.where(norm == 0, 0, x / jnp.where(norm == 0, 1, norm))
+
+
+@lowers("MeanVarianceNormalization", since=9)
+def mean_variance_normalization(node: Operator, x: Array) -> Array:
+    """(x - mean) / (deviation + 1e-9) over `axes`."""
+    axes = tuple(node.attributes.get("axes") or (0, 2, 3))
+    mean = jnp.mean(x, axis=axes, keepdims=True)
+    return (x - mean) / (jnp.sqrt(jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)) + 1e-9)
+
+
+def _hardmax(x: Array, axis: int = -1) -> Array:
+    return jax.nn.one_hot(jnp.argmax(x, axis=axis), x.shape[axis], axis=axis, dtype=x.dtype)
+
+
+def _flattened(function: Any, node: Operator, x: Array) -> Array:
+    """Before opset 13: over all axes from `axis` (default 1) on, as if they were one."""
+    axis = int(node.attributes.get("axis", 1))
+    axis = axis + x.ndim if axis < 0 else axis
+    rows = 1
+    for d in x.shape[:axis]:
+        rows *= d
+    return function(x.reshape(rows, -1), axis=-1).reshape(x.shape)
+
+
+@lowers("Softmax", since=13)
+def softmax(node: Operator, x: Array) -> Array:
+    """exp(x) over its sum along `axis`."""
+    return jax.nn.softmax(x, axis=int(node.attributes.get("axis", -1)))
+
+
+@lowers("LogSoftmax", since=13)
+def log_softmax(node: Operator, x: Array) -> Array:
+    """The logarithm of Softmax."""
+    return jax.nn.log_softmax(x, axis=int(node.attributes.get("axis", -1)))
+
+
+@lowers("Hardmax", since=13)
+def hardmax(node: Operator, x: Array) -> Array:
+    """1 at the first maximum along `axis`, 0 elsewhere."""
+    return _hardmax(x, int(node.attributes.get("axis", -1)))
+
+
+@lowers("Softmax")
+def softmax_flattening(node: Operator, x: Value) -> Array:
+    """Softmax before opset 13."""
+    return _flattened(jax.nn.softmax, node, jnp.asarray(x))
+
+
+@lowers("LogSoftmax")
+def log_softmax_flattening(node: Operator, x: Value) -> Array:
+    """LogSoftmax before opset 13."""
+    return _flattened(jax.nn.log_softmax, node, jnp.asarray(x))
+
+
+@lowers("Hardmax")
+def hardmax_flattening(node: Operator, x: Value) -> Array:
+    """Hardmax before opset 13."""
+    return _flattened(_hardmax, node, jnp.asarray(x))

@@ -1,0 +1,157 @@
+"""Pooling: maxima and means over sliding windows.
+
+Both are computed tap by tap (one strided slice per window position), which XLA fuses into one loop. On a CPU that beats
+XLA's own `reduce_window` and, by far, the `select_and_scatter` that is its gradient.
+"""
+
+from __future__ import annotations
+
+from functools import partial, reduce
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ...models.onnxpp.graph import Operator
+from .registry import lowers
+from .window import Window, padded, taps, window_of
+
+__all__ = ["average_pool", "max_pool"]
+
+
+@lowers("MaxPool")
+def max_pool(node: Operator, x: Array) -> Array | tuple[Array, Array]:
+    """(N, C, *spatial) -> (N, C, *output), and where asked the flat index of each maximum in `x`."""
+    window = window_of(node, x.shape[2:], node.attributes["kernel_shape"])
+    last = jnp.moveaxis(x, 1, -1)
+    if len([o for o in node.outputs if o]) == 1:
+        return jnp.moveaxis(_maximum(last, window), -1, 1)
+    best, tap = _argmax(last, window)
+    where = jnp.asarray(_input_index(window, x.shape[2:], bool(node.attributes.get("storage_order", 0))))
+    within = jnp.take_along_axis(where[:, None, ..., None], tap[None].astype(jnp.int32), axis=0)[0]
+    plane = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], *(1,) * (x.ndim - 2), x.shape[1])
+    index = within + plane * int(np.prod(x.shape[2:]))
+    return jnp.moveaxis(best, -1, 1), jnp.moveaxis(index, -1, 1).astype(jnp.int64 if jax.config.jax_enable_x64 else jnp.int32)
+
+
+def _lowest(dtype: np.dtype) -> float | int:
+    return -np.inf if jnp.issubdtype(dtype, jnp.floating) else int(jnp.iinfo(dtype).min)
+
+
+def _argmax(x: Array, window: Window) -> tuple[Array, Array]:
+    """(N, *spatial, C) -> the maximum of each window and its tap's number; the first of equal ones."""
+    seen = taps(padded(x, window, _lowest(x.dtype)), window)
+    best = next(seen)
+    tap = jnp.zeros(best.shape, jnp.uint8 if np.prod(window.kernel) <= 256 else jnp.int32)
+    for number, value in enumerate(seen, start=1):
+        better = value > best
+        best, tap = jnp.where(better, value, best), jnp.where(better, jnp.asarray(number, tap.dtype), tap)
+    return best, tap
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _maximum(x: Array, window: Window) -> Array:
+    """(N, *spatial, C) -> (N, *output, C). Its gradient goes to the first of equal maxima."""
+    return reduce(jnp.maximum, taps(padded(x, window, _lowest(x.dtype)), window))
+
+
+def _maximum_forward(x: Array, window: Window) -> tuple[Array, tuple[Array, Array]]:
+    best, tap = _argmax(x, window)
+    # An empty array carries the input's shape, which the backward pass needs, through the residuals.
+    return best, (tap, jnp.zeros((0, *x.shape[1:-1]), x.dtype))
+
+
+def _maximum_backward(window: Window, residual: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    tap, like = residual
+    spatial = like.shape[1:]
+    if window.is_tiling:
+        return (_untiled(tap, gradient, window, spatial),)
+    total = None
+    for number, position in enumerate(product(*map(range, window.kernel))):
+        share = jnp.where(tap == number, gradient, 0)
+        config = [(0, 0, 0)]
+        for i, k in enumerate(position):
+            begin = k * window.dilations[i] - window.pads[i][0]
+            end = begin + (window.output[i] - 1) * window.strides[i] + 1
+            config.append((begin, spatial[i] - end, window.strides[i] - 1))
+        # Negative pads cut off what fell into the window's padding.
+        placed = lax.pad(share, jnp.zeros((), share.dtype), [*config, (0, 0, 0)])
+        total = placed if total is None else total + placed
+    assert total is not None
+    return (total,)
+
+
+def _untiled(tap: Array, gradient: Array, window: Window, spatial: tuple[int, ...]) -> Array:
+    """Windows that tile the input: every input element belongs to one window, so its gradient is a comparison."""
+    rank = len(spatial)
+    numbers = np.arange(np.prod(window.kernel)).reshape(window.kernel)
+    split = [1]
+    for k in window.kernel:
+        split += [1, k]
+    numbers = numbers.reshape(*split, 1)
+    spread = [d for axis in range(1, rank + 1) for d in (axis, None)]
+    expand = (slice(None), *[slice(None) if d else None for d in spread], slice(None))
+    share = jnp.where(tap[expand] == numbers.astype(tap.dtype), gradient[expand], 0)
+    covered = [o * k for o, k in zip(window.output, window.kernel, strict=True)]
+    merged = share.reshape(gradient.shape[0], *covered, gradient.shape[-1])
+    rest = [(0, size - c, 0) for size, c in zip(spatial, covered, strict=True)]
+    return lax.pad(merged, jnp.zeros((), merged.dtype), [(0, 0, 0), *rest, (0, 0, 0)])
+
+
+_maximum.defvjp(_maximum_forward, _maximum_backward)
+
+
+def _input_index(window: Window, spatial: tuple[int, ...], column_major: bool) -> np.ndarray:
+    """For every tap and output position the input's flat spatial index: (taps, *output). The pads are never a maximum."""
+    weights = np.cumprod((1, *spatial[:-1])) if column_major else np.cumprod((1, *spatial[:0:-1]))[::-1]
+    rows = []
+    for position in product(*map(range, window.kernel)):
+        total: np.ndarray = np.zeros((), np.int64)
+        for i, k in enumerate(position):
+            at = np.arange(window.output[i]) * window.strides[i] + k * window.dilations[i] - window.pads[i][0]
+            total = total[..., None] + at * weights[i]
+        rows.append(total)
+    return np.stack(rows)
+
+
+@lowers("AveragePool")
+def average_pool(node: Operator, x: Array) -> Array:
+    """(N, C, *spatial) -> (N, C, *output); pads count as zeros where `count_include_pad`, else not at all."""
+    window = window_of(node, x.shape[2:], node.attributes["kernel_shape"])
+    total = reduce(jnp.add, taps(padded(x, window, 0, first_spatial=2), window, first_spatial=2))
+    counts = _counts(window, x.shape[2:], bool(node.attributes.get("count_include_pad", 0)))
+    return total / jnp.asarray(counts, x.dtype)
+
+
+def _counts(window: Window, spatial: tuple[int, ...], include_pads: bool) -> np.ndarray:
+    """How many elements each window averages over: (*output)."""
+    counts: np.ndarray = np.ones((), np.int64)
+    for i, size in enumerate(spatial):
+        first = np.arange(window.output[i]) * window.strides[i] - window.pads[i][0]
+        at = first[:, None] + np.arange(window.kernel[i]) * window.dilations[i]
+        low, high = (-window.pads[i][0], size + window.pads[i][1]) if include_pads else (0, size)
+        counts = counts[..., None] * ((at >= low) & (at < high)).sum(axis=1)
+    return counts
+
+
+@lowers("LpPool")
+def lp_pool(node: Operator, x: Array) -> Array:
+    """The p-norm of each window."""
+    window = window_of(node, x.shape[2:], node.attributes["kernel_shape"])
+    p = node.attributes.get("p", 2)
+    powers = jnp.abs(padded(x, window, 0, first_spatial=2)) ** p
+    return reduce(jnp.add, taps(powers, window, first_spatial=2)) ** (1 / p)
+
+
+@lowers("GlobalAveragePool")
+def global_average_pool(node: Operator, x: Array) -> Array:
+    """The mean over all spatial dims, which stay as 1."""
+    return jnp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
+@lowers("GlobalMaxPool")
+def global_max_pool(node: Operator, x: Array) -> Array:
+    """The maximum over all spatial dims, which stay as 1."""
+    return jnp.max(x, axis=tuple(range(2, x.ndim)), keepdims=True)

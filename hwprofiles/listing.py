@@ -1,0 +1,87 @@
+"""Profiles as rows for people: what there is, and what a cluster says of itself, value by value with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ..errors import ProfileError
+from .fields import FIELDS, PARTS
+from .loader import SHIPPED, load_cluster, load_device, profile_files
+from .profile import Cluster, Quantity
+from .units import Dimension, format_value
+
+__all__ = ["ProfileRow", "ValueRow", "describe", "list_profiles"]
+
+
+class ProfileRow(NamedTuple):
+    """One profile there is. `problem` holds the message where it cannot be read."""
+
+    name: str
+    kind: str
+    summary: str
+    path: str
+    shipped: bool
+    problem: str | None = None
+
+
+class ValueRow(NamedTuple):
+    """One value of a profile, as text for people."""
+
+    field: str
+    value: str
+    source: str
+    tier: str
+
+
+def list_profiles() -> list[ProfileRow]:
+    """Every cluster and device, the user's own before the shipped; one that cannot be read says why instead of raising."""
+    rows = []
+    for kind in ("cluster", "device"):
+        for name, path in profile_files(kind):
+            problem = None
+            try:
+                summary = _cluster_summary(load_cluster(path)) if kind == "cluster" else load_device(path).description
+            except ProfileError as error:
+                summary, problem = "cannot be read", str(error)
+            rows.append(ProfileRow(name, kind, summary, str(path), path.is_relative_to(SHIPPED), problem))
+    return rows
+
+
+def describe(cluster: Cluster) -> list[ValueRow]:
+    """Every value of the cluster, its node, device and links; what is not known says so."""
+    shape = f"{cluster.n_nodes} nodes of {cluster.devices_per_node} devices"
+    rows = [ValueRow("n_nodes", f"{cluster.n_nodes} ({shape}: {cluster.n_devices})", "the profile's size", "")]
+    _describe(cluster, "cluster", "", rows)
+    return rows
+
+
+def _describe(value: Any, kind: str, where: str, rows: list[ValueRow]) -> None:
+    for field in FIELDS[kind]:
+        held = getattr(value, field.attribute)
+        path = f"{where}{field.key}"
+        if isinstance(held, Mapping):
+            rows += [_row(f"{path}.{key}", one, field.dimension) for key, one in held.items()]
+        elif held is None:
+            rows.append(ValueRow(path, "unavailable", "", ""))
+        else:
+            rows.append(_row(path, held, field.dimension))
+    for key, part, _ in PARTS[kind]:
+        held = getattr(value, key)
+        if held is not None:
+            _describe(held, part, f"{where}{key}.", rows)
+
+
+def _row(path: str, quantity: Quantity, dimension: Dimension) -> ValueRow:
+    text = format_value(quantity.value, dimension)
+    if quantity.low is not None and quantity.high is not None:
+        text += f" ({format_value(quantity.low, dimension)} to {format_value(quantity.high, dimension)})"
+    source = f"{quantity.source}, {quantity.date}" if quantity.date else quantity.source
+    return ValueRow(path, text, source, quantity.tier)
+
+
+def _cluster_summary(cluster: Cluster) -> str:
+    device = cluster.device
+    many = "" if cluster.devices_per_node == 1 else f" of {cluster.devices_per_node}"
+    nodes = "1 node" if cluster.n_nodes == 1 else f"{cluster.n_nodes} nodes"
+    return f"{nodes}{many} × {device.name}: {cluster.n_devices} devices"

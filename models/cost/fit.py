@@ -1,0 +1,154 @@
+r"""Fitting factors to observations: least squares in relative error, held near the prior where little was measured.
+
+For one subject (device, link, host), observation i takes :math:`t_i` seconds and has :math:`a_{ij}` seconds of component j at the
+roofline. With prior factors :math:`p_j` of log-spread :math:`s_j`, and factors :math:`f_j = p_j x_j`, the fit minimises
+
+.. math:: \sum_i \Big(\frac{\sum_j a_{ij} p_j x_j - t_i}{\sigma_i t_i}\Big)^2 + \sum_j \Big(\frac{x_j - 1}{s_j}\Big)^2, \quad x_j \ge 0
+
+the maximum of the posterior for normal errors (ridge regression toward the prior; Hoerl, Kennard, Technometrics 12(1), 1970), by
+non-negative least squares (Lawson, Hanson, "Solving least squares problems", 1974). :math:`\sigma_i` joins the scatter of workloads
+around one factor per family with the observation's own noise. A component that nothing observed stays at the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import sqrt
+from statistics import median
+
+import numpy as np
+
+from .factors import NINETY, Factor, Factors
+from .observations import Observation
+
+__all__ = ["Fit", "FitReport", "fit", "merge"]
+
+# Relative scatter of operators of one family around a common factor, where nothing says otherwise.
+SCATTER = 0.15
+# The default scatter counts as this many observations when the residuals' own is estimated.
+SCATTER_WEIGHT = 3.0
+LEAST_SCATTER = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """How well a subject's observations are predicted: median relative errors (fractions).
+
+    before    by the prior; after   by the fitted factors; left_out   each by factors fitted on all others (None for a single one)
+    noise     the median half width of the observations' own intervals: what no model can beat
+    """
+
+    subject: str
+    observations: int
+    before: float
+    after: float
+    left_out: float | None
+    noise: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Factors that hold what was learned, and a report for each subject."""
+
+    factors: Factors
+    reports: tuple[FitReport, ...]
+
+
+def fit(observations: Iterable[Observation], prior: Factors) -> Fit:
+    """Fit the factors of every subject that was observed; the same observations in any order give the same factors.
+
+    Observations of the same work (subject, kind, key) count as one, with their median time.
+    """
+    by_subject: dict[tuple[str, str], list[Observation]] = {}
+    for observation in merge(observations):
+        by_subject.setdefault((observation.subject, observation.subject_kind), []).append(observation)
+    learned: dict[tuple[str, str], Factor] = {}
+    reports = []
+    for (subject, kind), rows in sorted(by_subject.items()):
+        factors, report = _fit_subject(subject, kind, rows, prior)
+        learned.update({(subject, name): factor for name, factor in factors.items()})
+        reports.append(report)
+    return Fit(factors=Factors(prior=prior.prior, learned=learned), reports=tuple(reports))
+
+
+def merge(observations: Iterable[Observation]) -> list[Observation]:
+    """Observations of the same work as one: the median of their times, the median of their bounds; sorted."""
+    groups: dict[tuple[str, str, str, str], list[Observation]] = {}
+    for o in observations:
+        groups.setdefault((o.subject, o.subject_kind, o.kind, o.key), []).append(o)
+    merged = []
+    for _, group in sorted(groups.items()):
+        group.sort(key=lambda o: (o.time, o.run, o.seconds))
+        last = group[-1]  # components follow the profile, which may have been measured anew
+        merged.append(
+            Observation(
+                subject=last.subject,
+                subject_kind=last.subject_kind,
+                kind=last.kind,
+                key=last.key,
+                components=last.components,
+                n_launches=last.n_launches,
+                payload_bytes=last.payload_bytes,
+                seconds=median(o.seconds for o in group),
+                low_s=median(o.low_s for o in group),
+                high_s=median(o.high_s for o in group),
+                repeats=sum(o.repeats for o in group),
+                run=last.run,
+                machine=last.machine,
+                versions=last.versions,
+                time=last.time,
+            )
+        )
+    return merged
+
+
+def _fit_subject(
+    subject: str, kind: str, rows: list[Observation], prior: Factors
+) -> tuple[dict[str, Factor], FitReport]:
+    from scipy.optimize import nnls
+
+    names = sorted({c for o in rows for c, seconds in o.components.items() if seconds > 0})
+    priors = [prior.prior_factor(kind, name) for name in names]
+    times = np.array([o.seconds for o in rows])
+    roof = np.array([[o.components.get(name, 0.0) for name in names] for o in rows])
+    # Relative to prior and measured time, so that 1 everywhere means that the prior was right.
+    relative = roof * np.array([p.value for p in priors]) / times[:, None]
+    noise = np.array([(o.high_s - o.low_s) / (2 * NINETY * o.seconds) for o in rows])
+    weight = 1.0 / np.sqrt(SCATTER**2 + noise**2)
+    stiffness = 1.0 / np.array([p.spread for p in priors])
+    system = np.vstack([relative * weight[:, None], np.diag(stiffness)])
+    wanted = np.concatenate([weight, stiffness])
+    x, _ = nnls(system, wanted)
+
+    predicted = relative @ x
+    active = x > 0
+    covariance = np.zeros((len(names), len(names)))
+    covariance[np.ix_(active, active)] = np.linalg.inv(system[:, active].T @ system[:, active])
+    weighted = relative * weight[:, None]
+    # The residual of a row that the fit never saw is its residual over 1 - leverage (exact for the active set).
+    leverage = np.clip(np.einsum("ij,jk,ik->i", weighted, covariance, weighted), 0.0, 1.0 - 1e-9)
+    left_out = np.abs(predicted - 1.0) / (1.0 - leverage)
+
+    misfit = np.log(np.maximum(predicted, 1e-3)) / np.sqrt(1.0 - leverage)
+    scatter = sqrt((float(np.sum(misfit**2)) + SCATTER_WEIGHT * SCATTER**2) / (len(rows) + SCATTER_WEIGHT))
+    scatter = max(scatter, LEAST_SCATTER)
+    factors = {}
+    for j, (name, before) in enumerate(zip(names, priors, strict=True)):
+        if not active[j]:
+            factors[name] = Factor(value=0.0, spread=before.spread, observations=len(rows))
+            continue
+        uncertainty = sqrt(covariance[j, j]) / x[j]
+        count = int(np.count_nonzero(roof[:, j]))
+        # What the data say cannot leave it less certain than the prior was.
+        spread = min(sqrt(uncertainty**2 + scatter**2), max(before.spread, scatter))
+        factors[name] = Factor(value=float(before.value * x[j]), spread=spread, observations=count)
+    report = FitReport(
+        subject=subject,
+        observations=len(rows),
+        before=float(np.median(np.abs(relative.sum(axis=1) - 1.0))),
+        after=float(np.median(np.abs(predicted - 1.0))),
+        left_out=float(np.median(left_out)) if len(rows) > 1 else None,
+        noise=float(np.median([(o.high_s - o.low_s) / (2 * o.seconds) for o in rows])),
+    )
+    return factors, report

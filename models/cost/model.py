@@ -1,0 +1,190 @@
+"""The cost model: seconds, joules, dollars and kilograms of CO2 of anything that a program does, each with where it comes from.
+
+``seconds = sum over components (roofline seconds * factor)``: a :class:`~.workload.Workload` has the roofline seconds, the factors
+ship with the package or are learned (:mod:`.factors`, :mod:`.fit`). What the user's database holds of exactly the same work is
+returned as measured.
+
+>>> from hpdlf.hwprofiles import load_cluster
+>>> cluster = load_cluster("dgx-a100:2")
+>>> estimate = CostModel.default().collective("all_reduce", 100_000_000, ranks=range(16), cluster=cluster)
+>>> 1e-4 < estimate.seconds < 1e-2, estimate.bound, estimate.provenance
+(True, 'network', 'modelled')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+from ...hwprofiles import Cluster, Device, Link, Node
+from ..onnxpp.graph import Graph
+from .communication import (
+    collective_workload,
+    host_workload,
+    one_sided_workload,
+    transfer_workload,
+    update_workload,
+)
+from .estimate import Estimate, Provenance
+from .factors import Factors, load_prior
+from .fit import FitReport, fit, merge
+from .observations import Observation, ObservationDatabase
+from .power import busy_energy
+from .segment import Parts, compute_workload
+from .workload import Workload
+
+__all__ = ["CostModel", "Share"]
+
+_NOTHING = Estimate(
+    seconds=0.0, low_s=0.0, high_s=0.0, joules=0.0, low_j=0.0, high_j=0.0, provenance="measured", bound="network"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """One component's part of an estimate, in seconds; `factor` times the roofline."""
+
+    component: str
+    roofline_s: float
+    factor: float
+    seconds: float
+    low_s: float
+    high_s: float
+    learned: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """`factors` for what was never measured, `observations` of what was, `reports` on how well the factors explain them."""
+
+    factors: Factors
+    observations: tuple[Observation, ...] = ()
+    reports: tuple[FitReport, ...] = field(default=())
+
+    @classmethod
+    def default(cls) -> CostModel:
+        """The model that ships with the package and knows nothing of this machine."""
+        return cls(factors=load_prior())
+
+    @classmethod
+    def load(cls, database: str | PathLike[str] | None = None) -> CostModel:
+        """The model refined on the user's database (None: the default one; a file that is not there holds nothing).
+
+        Raises:
+            DataError: the database is locked, damaged or from a newer version.
+        """
+        source = ObservationDatabase() if database is None else ObservationDatabase(Path(database))
+        return cls.fitted(source.all())
+
+    @classmethod
+    def fitted(cls, observations: Sequence[Observation]) -> CostModel:
+        """The model refined on `observations`."""
+        if not observations:
+            return cls.default()
+        found = fit(observations, load_prior())
+        return cls(factors=found.factors, observations=tuple(merge(observations)), reports=found.reports)
+
+    # What a program does
+
+    def compute(
+        self, graph: Graph, parts: Parts, *, batch: int, device: Device, precision: str = "float32"
+    ) -> Estimate:
+        """`parts`, each the names of operators and a phase, compiled as one, for `batch` samples on one `device`."""
+        return self.price(compute_workload(graph, parts, batch=batch, device=device, precision=precision), device)
+
+    def update(
+        self, parameter_elements: int, *, optimizer: str, device: Device, precision: str = "float32"
+    ) -> Estimate:
+        """One optimiser update of `parameter_elements` parameters."""
+        return self.price(
+            update_workload(parameter_elements, optimizer=optimizer, device=device, precision=precision), device
+        )
+
+    def transfer(self, nbytes: int, link: Link, *, device: Device | None = None) -> Estimate:
+        """One message of `nbytes` over `link`; its energy is that of the `device` that waits for it, if one is given."""
+        return self.price(transfer_workload(nbytes, link), device)
+
+    def collective(self, kind: str, nbytes: int, *, ranks: Sequence[int], cluster: Cluster) -> Estimate:
+        """A collective on `nbytes` held by each of the devices `ranks`; the energy is that of one device. Free for one rank."""
+        workload = collective_workload(kind, nbytes, ranks=ranks, cluster=cluster)
+        return _NOTHING if workload is None else self.price(workload, cluster.device)
+
+    def one_sided(self, kind: str, nbytes: int, *, ranks: Sequence[int], cluster: Cluster) -> Estimate:
+        """A put, get or notify by ``ranks[0]`` on a buffer of `nbytes` whose equal parts lie with `ranks`."""
+        workload = one_sided_workload(kind, nbytes, ranks, cluster)
+        return _NOTHING if workload is None else self.price(workload, cluster.device)
+
+    def host_io(self, kind: str, nbytes: int, *, node: Node) -> Estimate:
+        """Reading a batch ("load") or writing a checkpoint ("checkpoint") of `nbytes`; no profile knows the host's energy for it."""
+        return self.price(host_workload(kind, nbytes, node))
+
+    # What it costs
+
+    def money_usd(self, seconds: float, cluster: Cluster) -> float | None:
+        """The rent of the whole cluster for `seconds`; None where its profile has no price."""
+        price = cluster.price_usd_per_node_s
+        return None if price is None else price.value * cluster.n_nodes * seconds
+
+    def energy_usd(self, joules: float | None, cluster: Cluster) -> float | None:
+        """The price of `joules` at the devices and hosts, with the building's overhead (PUE); None where anything is unknown."""
+        if joules is None or cluster.energy_price_usd_per_j is None or cluster.pue is None:
+            return None
+        return joules * cluster.pue.value * cluster.energy_price_usd_per_j.value
+
+    def carbon_kg(self, joules: float | None, cluster: Cluster) -> float | None:
+        """CO2 emitted for `joules` at the devices and hosts, with the building's overhead (PUE); None where anything is unknown."""
+        if joules is None or cluster.carbon_kg_per_j is None or cluster.pue is None:
+            return None
+        return joules * cluster.pue.value * cluster.carbon_kg_per_j.value
+
+    # How it comes about
+
+    def price(self, workload: Workload, device: Device | None = None) -> Estimate:
+        """The estimate for a workload; energy is that of `device` while it works (or waits) for it."""
+        seen = self._measured.get((workload.subject, workload.kind, workload.key))
+        provenance: Provenance = "measured"
+        if seen is not None:
+            seconds, low_s, high_s = seen.seconds, seen.low_s, seen.high_s
+        else:
+            shares = self.explain(workload)
+            seconds = sum(s.seconds for s in shares)
+            low_s = sum(s.low_s for s in shares)
+            high_s = sum(s.high_s for s in shares)
+            known_s = sum(s.seconds for s in shares if s.learned)
+            provenance = "learned" if known_s > 0.5 * seconds else "modelled"
+        energy = busy_energy(workload, seconds, device) if device is not None else None
+        return Estimate(
+            seconds=seconds,
+            low_s=low_s,
+            high_s=high_s,
+            joules=energy and energy.value,
+            low_j=energy and energy.low,
+            high_j=energy and energy.high,
+            provenance=provenance,
+            bound=workload.bound,
+        )
+
+    def explain(self, workload: Workload) -> tuple[Share, ...]:
+        """What the model would say part by part, whether or not the work was measured."""
+        shares = []
+        for component, roofline_s in workload.components.items():
+            factor = self.factors.factor(workload.subject, workload.subject_kind, component)
+            shares.append(
+                Share(
+                    component=component,
+                    roofline_s=roofline_s,
+                    factor=factor.value,
+                    seconds=roofline_s * factor.value,
+                    low_s=roofline_s * factor.low,
+                    high_s=roofline_s * factor.high,
+                    learned=self.factors.is_learned(workload.subject, component),
+                )
+            )
+        return tuple(shares)
+
+    @cached_property
+    def _measured(self) -> Mapping[tuple[str, str, str], Observation]:
+        return {(o.subject, o.kind, o.key): o for o in self.observations}

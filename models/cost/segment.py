@@ -1,0 +1,244 @@
+"""The cost of operators compiled together: rooflines less the traffic that fusion saves, one launch, and a fingerprint.
+
+**What fusion saves.** A compiler computes an element-wise operator, a normalisation or a softmax in one pass with the element-wise
+operators, reductions, normalisations, softmaxes and losses that consume its result, so the tensor between them
+
+* is not read by a consumer that stands in the same segment, and
+* is not written either, if every consumer of the graph is such a one, the tensor is no output of the graph, and the backward pass
+  does not want it kept (see :mod:`.residuals`).
+
+The backward pass saves the gradient of the same tensor likewise: the consumer need not write it, nor the producer read it. An
+operator never saves more than it moves. Products (matrix products, convolutions) are taken as unfused: their libraries write
+their result. A consumer that is fused into its producer is no kernel of its own.
+
+>>> from hpdlf.models.onnxpp.graph import Dim, Tensor
+>>> batch = (Dim(per_sample=1), Dim(4))
+>>> tensors = {t: Tensor(name=t, dtype="float32", shape=batch) for t in "xyz"}
+>>> graph = Graph(name="two", opset=20, tensors=tensors, inputs=("x",), targets=(), outputs=("z",), loss=None, parameters=(),
+...     state={}, constants=(), operators=(
+...     Operator(name="a", op_type="Exp", family="elementwise", inputs=("x",), outputs=("y",)),
+...     Operator(name="b", op_type="Neg", family="elementwise", inputs=("y",), outputs=("z",))))
+>>> fusion(graph, ("a", "b"), batch=2, phase="forward")
+Fusion(saved_bytes={'b': 32, 'a': 32}, fused=frozenset({'b'}))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...hwprofiles import Device
+from ..onnxpp.count import PHASES, Phase, work
+from ..onnxpp.graph import Graph, Operator
+from .memo import memo_of
+from .residuals import residual_tensors, wants_gradient
+from .roofline import dominant, roof_of, storage
+from .workload import Workload, component_name
+
+__all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion"]
+
+Parts = Sequence[tuple[Sequence[str], str]]
+
+_FUSES_INTO_CONSUMER = frozenset({"elementwise", "normalisation", "softmax"})
+_FUSES_INTO_PRODUCER = frozenset({"elementwise", "normalisation", "softmax", "reduction", "loss"})
+
+
+class Fusion(NamedTuple):
+    """Bytes that each operator need not move, and the operators that run inside their producer's kernel."""
+
+    saved_bytes: Mapping[str, int]
+    fused: frozenset[str]
+
+
+class _Row(NamedTuple):
+    """One operator in one phase, whatever the device: what the roofline needs."""
+
+    component: str
+    family: str
+    flops: float
+    nbytes: float
+    own_kernel: bool
+
+
+def fusion(graph: Graph, operators: Sequence[str], *, batch: int, phase: str, precision: str = "float32") -> Fusion:
+    """What fusing `operators` saves in `phase`; see the module's text for the rule."""
+    inside = frozenset(operators)
+    consumers = _consumers(graph)
+    lasting = {*graph.outputs, *graph.state.values(), graph.loss}
+    stored = storage(precision)
+    kept = frozenset(residual_tensors(graph, operators)) if graph.loss and not phase.startswith("backward") else frozenset()
+    saved: dict[str, int] = {}
+    fused: set[str] = set()
+    for name in operators:
+        producer = graph.operator[name]
+        if producer.family not in _FUSES_INTO_CONSUMER:
+            continue
+        for tensor in producer.outputs:
+            readers = consumers.get(tensor, ())
+            joined = [r for r in readers if r.name in inside and r.family in _FUSES_INTO_PRODUCER]
+            if not joined:
+                continue
+            nbytes = graph.tensors[tensor].nbytes(batch, stored)
+            for reader in joined:
+                saved[reader.name] = saved.get(reader.name, 0) + nbytes
+                fused.add(reader.name)
+            if len(joined) == len(readers) and tensor not in lasting and tensor not in kept:
+                saved[name] = saved.get(name, 0) + nbytes
+    return Fusion(saved, frozenset(fused))
+
+
+def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, precision: str = "float32") -> Workload:
+    """`parts` (operators and the phase in which they run), compiled as one, for `batch` samples on `device`.
+
+    Phases are "forward" ("recompute" is the same work), "backward", "backward_input" and "backward_weight".
+
+    Raises:
+        ProfileError: the profile lacks a peak that `precision` needs.
+    """
+    roof = roof_of(device, precision)
+    components: dict[str, float] = {}
+    compute_s = memory_s = flops = nbytes = 0.0
+    kernels = 0
+    for row in _rows(graph, parts, batch=batch, precision=precision):
+        arithmetic_s, traffic_s = roof.times(row.family, row.flops, row.nbytes)
+        components[row.component] = components.get(row.component, 0.0) + max(arithmetic_s, traffic_s)
+        compute_s += arithmetic_s
+        memory_s += traffic_s
+        flops += row.flops
+        nbytes += row.nbytes
+        kernels += row.own_kernel
+    overhead_s = roof.launch_s
+    components["kernels"] = kernels * roof.launch_s
+    components["dispatch"] = roof.launch_s
+    n_operators = sum(len(names) for names, _ in parts)
+    return Workload(
+        subject=device.name,
+        subject_kind="cpu" if device.kind == "cpu" else "gpu",
+        kind="operator" if n_operators == 1 else "segment",
+        key=fingerprint(graph, parts, batch=batch, precision=precision),
+        components=components,
+        n_launches=1,
+        compute_s=compute_s,
+        memory_s=memory_s,
+        flops=flops,
+        traffic_bytes=nbytes,
+        bound=dominant(compute_s=compute_s, memory_s=memory_s, launch_s=overhead_s),
+    )
+
+
+def fingerprint(graph: Graph, parts: Parts, *, batch: int, precision: str = "float32") -> str:
+    """A hash of what `parts` compute: operators' types, attributes and wiring, their shapes at `batch`, phases and precision.
+
+    Names of operators and tensors do not enter, so equal layers share their measurements.
+    """
+    memo = memo_of(graph)
+    memo_key = ("fingerprint", _plain_parts(parts), batch, precision)
+    if memo_key not in memo:
+        numbers: dict[str, int] = {}  # tensors by first appearance: wiring without names
+        text = [[precision, _training(graph)]]
+        for names, phase in parts:
+            text.append([_work_phase(phase)])
+            text += [_describe(graph, graph.operator[name], batch, numbers) for name in names]
+        packed = json.dumps(text, separators=(",", ":")).encode()
+        memo[memo_key] = hashlib.sha256(packed).hexdigest()[:32]
+    found: str = memo[memo_key]
+    return found
+
+
+def _rows(graph: Graph, parts: Parts, *, batch: int, precision: str) -> tuple[_Row, ...]:
+    memo = memo_of(graph)
+    memo_key = ("rows", _plain_parts(parts), batch, precision)
+    if memo_key not in memo:
+        rows = []
+        stored = storage(precision)
+        for names, phase in parts:
+            phase = _work_phase(phase)
+            saved, fused = fusion(graph, names, batch=batch, phase=phase, precision=precision)
+            for name in names:
+                operator = graph.operator[name]
+                wanted = _wanted_phase(graph, operator, phase)
+                if wanted is None:
+                    continue
+                done = work(operator, graph, batch=batch, phase=wanted, precision=stored)
+                moved = done.read_bytes + done.write_bytes
+                if not done.flops and not moved:
+                    continue
+                component = component_name(operator.family, phase=phase, precision=precision)
+                nbytes = max(moved - saved.get(name, 0), 0)
+                rows.append(_Row(component, operator.family, done.flops, nbytes, name not in fused))
+        memo[memo_key] = tuple(rows)
+    found: tuple[_Row, ...] = memo[memo_key]
+    return found
+
+
+def _plain_parts(parts: Parts) -> tuple[tuple[tuple[str, ...], str], ...]:
+    return tuple((tuple(names), str(phase)) for names, phase in parts)
+
+
+def _work_phase(phase: str) -> str:
+    return "forward" if phase == "recompute" else str(phase)
+
+
+def _wanted_phase(graph: Graph, operator: Operator, phase: str) -> Phase | None:
+    """The part of a backward pass that somebody wants: the first layer's input has no gradient, a frozen layer no pass at all."""
+    if phase == "forward":
+        return "forward"
+    if phase not in PHASES:
+        raise ValueError(f"phase {phase!r}: expected one of {', '.join(PHASES)}, recompute")
+    gradients = wants_gradient(graph)
+    parameters = graph.trainable
+    inputs = any(t in gradients and t not in parameters for t in operator.inputs)
+    weights = any(t in parameters for t in operator.inputs)
+    if phase == "backward":
+        if inputs and weights:
+            return "backward"
+        return "backward_input" if inputs else "backward_weight" if weights else None
+    if phase == "backward_input":
+        return "backward_input" if inputs else None
+    return "backward_weight" if weights else None
+
+
+def _training(graph: Graph) -> str:
+    # A training graph's forward pass writes residuals, an inference graph's does not: other code, other time.
+    return "training" if graph.loss else "inference"
+
+
+def _describe(graph: Graph, operator: Operator, batch: int, numbers: dict[str, int]) -> list[Any]:
+    tensors = []
+    for name in (*operator.inputs, "->", *operator.outputs):
+        tensor = graph.tensors.get(name)
+        if tensor is None:
+            tensors.append([name if name == "->" else ""])
+        else:
+            tensors.append([numbers.setdefault(name, len(numbers)), tensor.dtype, *tensor.dims(batch)])
+    return [operator.domain, operator.op_type, _plain(operator.attributes), tensors]
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON holds it, mappings in the order of their keys."""
+    if isinstance(value, Mapping):
+        return [[str(k), _plain(value[k])] for k in sorted(value)]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tobytes"):  # an array
+        return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)
+
+
+def _consumers(graph: Graph) -> Mapping[str, tuple[Operator, ...]]:
+    memo = memo_of(graph)
+    if "consumers" not in memo:
+        readers: dict[str, list[Operator]] = {}
+        for operator in graph.operators:
+            for tensor in dict.fromkeys(operator.inputs):
+                if tensor:
+                    readers.setdefault(tensor, []).append(operator)
+        memo["consumers"] = {tensor: tuple(found) for tensor, found in readers.items()}
+    found: Mapping[str, tuple[Operator, ...]] = memo["consumers"]
+    return found

@@ -1,0 +1,62 @@
+"""A piece of work on one device or link, as seconds at the roofline per component: what factors multiply and fits explain.
+
+The time of a workload is linear in the factors, ``sum(components[c] * factor[subject, c])``, which makes the fit a linear one.
+Components of devices are operator families ("conv"; ".backward" and ".half" appended where they apply), "update", "kernels"
+(what every kernel costs at least) and "dispatch" (what a call costs); those of links are "<kind>.latency" and "<kind>.bandwidth".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .estimate import Bound
+
+__all__ = ["SubjectKind", "WorkKind", "Workload", "component_name"]
+
+SubjectKind = Literal["cpu", "gpu", "link", "host"]
+WorkKind = Literal["operator", "segment", "transfer", "collective", "update", "host"]
+
+HALF_PRECISIONS = frozenset({"tf32", "bfloat16", "float16", "float8"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is done, and what it would cost at the roofline of `subject` (the name of a device, link or node).
+
+    key          names exactly this work, so that a measurement can be found again: a fingerprint, or kind, size and placement
+    components   seconds at the roofline
+    n_launches   calls that the framework makes
+    payload_bytes  bytes moved by communication, 0 for computation
+    compute_s, memory_s  time that arithmetic and memory traffic alone would take at the device's peaks: the utilisation that
+                 power depends on
+    """
+
+    subject: str
+    subject_kind: SubjectKind
+    kind: WorkKind
+    key: str
+    components: Mapping[str, float]
+    n_launches: int = 0
+    payload_bytes: int = 0
+    compute_s: float = 0.0
+    memory_s: float = 0.0
+    bound: Bound = "compute"
+    flops: float = field(default=0.0)
+    traffic_bytes: float = field(default=0.0)
+
+    @property
+    def roofline_s(self) -> float:
+        """The time if every component ran at its roofline."""
+        return sum(self.components.values())
+
+
+def component_name(family: str, *, phase: str, precision: str) -> str:
+    """The component of an operator: backward passes and matrix units at reduced precision have factors of their own.
+
+    >>> component_name("conv", phase="backward_weight", precision="bfloat16")
+    'conv.backward.half'
+    """
+    name = f"{family}.backward" if phase.startswith("backward") else family
+    return f"{name}.half" if precision in HALF_PRECISIONS else name

@@ -1,0 +1,119 @@
+"""Which dimension is the batch, what the other symbolic ones are bound to, and how a fixed batch becomes symbolic.
+
+The batch is axis 0 of the inputs where that is symbolic; another input's dimension of the same name is the batch too.
+Where no input has a symbolic axis 0, the file was exported for one fixed batch: axis 0 of every input that has the
+first input's size there becomes the batch, and so does the leading number of every Reshape that froze it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from .normalise import unique_name
+from .problems import Problems, did_you_mean
+
+__all__ = ["BATCH", "bind_dims", "release_reshapes"]
+
+BATCH = "batch"
+
+
+def _labels(model: ModelProto) -> dict[str, list[tuple[str, int | None]]]:
+    """Per input and axis: (the dimension's name, None) or ('', its size). An unnamed unknown is called INPUT:AXIS."""
+    labels: dict[str, list[tuple[str, int | None]]] = {}
+    for value in model.graph.input:
+        row: list[tuple[str, int | None]] = []
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_value > 0:
+                row.append(("", dim.dim_value))
+            else:
+                row.append((dim.dim_param or f"{value.name}:{axis}", None))
+        labels[value.name] = row
+    return labels
+
+
+def bind_dims(
+    model: ModelProto, *, batch_dim: str | None, bind: Mapping[str, int] | None, problems: Problems
+) -> int | None:
+    """Name the batch ``batch`` in every input's shape and give every other dimension its number, in place.
+
+    `batch_dim` names the batch where axis 0 is not it, by the dimension's name or as INPUT:AXIS; `bind` gives sizes
+    to the other symbolic dimensions. Returns the fixed size that the batch had, or None if it was symbolic.
+    """
+    bind = dict(bind or {})
+    labels = _labels(model)
+    names = {name for row in labels.values() for name, _ in row if name}
+    places = {f"{tensor}:{axis}" for tensor, row in labels.items() for axis in range(len(row))}
+    for name, size in bind.items():
+        if name not in names:
+            problems.add(f"--bind {name}={size}: no input has such a symbolic dimension{did_you_mean(name, names)}")
+        elif size < 1:
+            problems.add(f"--bind {name}={size}: a dimension is at least 1")
+    for value in model.graph.input:
+        if not value.type.tensor_type.HasField("shape"):
+            problems.add(f"input {value.name!r} has no shape, not even a rank; export with shapes")
+    fixed: int | None = None
+    batches: set[str] = set()
+    if batch_dim is not None:
+        if batch_dim not in names and batch_dim not in places:
+            problems.add(
+                f"--batch-dim {batch_dim}: no input has such a dimension{did_you_mean(batch_dim, names | places)}"
+            )
+        batches = {batch_dim}
+    else:
+        batches = {row[0][0] for row in labels.values() if row and row[0][0] and row[0][0] not in bind}
+    if not batches & names:
+        fixed = _fixed_batch(labels, batch_dim)
+    unbound: list[str] = []
+    for value in model.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            name, extent = labels[value.name][axis]
+            is_batch = name in batches if name else batch_dim == f"{value.name}:{axis}"
+            if batch_dim is None and fixed is not None and axis == 0 and extent == fixed:
+                is_batch = True
+            if is_batch:
+                dim.dim_param = BATCH
+            elif name and name in bind:
+                dim.dim_value = bind[name]
+            elif name:
+                unbound.append(name)
+    for name in dict.fromkeys(unbound):
+        problems.add(f"dimension {name!r} is not bound; give it a size: --bind {name}=128, say")
+    return fixed
+
+
+def _fixed_batch(labels: Mapping[str, Sequence[tuple[str, int | None]]], batch_dim: str | None) -> int | None:
+    if batch_dim is not None and ":" in batch_dim:
+        tensor, _, axis = batch_dim.rpartition(":")
+        row = labels.get(tensor, ())
+        return row[int(axis)][1] if axis.isdigit() and int(axis) < len(row) else None
+    return next((row[0][1] for row in labels.values() if row), None)
+
+
+def release_reshapes(
+    model: ModelProto, shapes: Mapping[str, tuple[int, ...]], batch: int, dependent: set[str]
+) -> list[str]:
+    """Rewrite the targets of Reshape nodes that froze the `batch` the file was exported for; returns the nodes' names.
+
+    `shapes` are the tensors' shapes at that batch, `dependent` the tensors that depend on data. A target that leads
+    with a multiple of the batch leads with -1 afterwards, the rest is written out in full.
+    """
+    graph = model.graph
+    weights = {t.name: t for t in graph.initializer}
+    taken = set(weights) | {name for node in graph.node for name in node.output} | {v.name for v in graph.input}
+    changed: list[str] = []
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.domain or node.input[0] not in dependent or node.input[1] not in weights:
+            continue
+        target = numpy_helper.to_array(weights[node.input[1]])
+        result = shapes.get(node.output[0])
+        if target.ndim != 1 or not target.size or target[0] in (0, -1) or not result or result[0] % batch:
+            continue
+        name = unique_name(f"{node.input[1]}_{BATCH}", taken)
+        value: TensorProto = numpy_helper.from_array(np.asarray([-1, *result[1:]], np.int64), name)
+        graph.initializer.append(value)
+        node.input[1] = name
+        changed.append(node.name)
+    return changed

@@ -1,0 +1,264 @@
+"""What an operator costs in arithmetic and memory traffic, before any device is known.
+
+Conventions. A multiply-add is two FLOPs. An elementwise operator does :data:`PER_ELEMENT` FLOPs per element of its
+result, a transcendental function counting as the additions, multiplications and divisions of its textbook form with
+exp, log, sqrt and erf as one each. Bytes are operands read plus results written, each once, at the working precision:
+what a device moves that keeps nothing between operators. Views move nothing.
+
+Backward. Let y = f(x, w). ``backward_input`` computes the gradients of the operands that are data,
+``backward_weight`` those of the trained parameters, ``backward`` both. A product (matmul, convolution) costs its
+forward FLOPs once per operand that gets a gradient: dL/dx = dL/dy · wᵀ and dL/dw = xᵀ · dL/dy have the forward's
+multiply-adds each (Goodfellow, Bengio, Courville, "Deep Learning", 2016, section 6.5.6). Each gradient of an operand
+reads dL/dy and the other operands and writes as many bytes as the operand has. Everything else reads dL/dy and its
+operands once and does the forward's FLOPs twice: one product with the derivative for every evaluation of it; a bias
+or scale adds one reduction of dL/dy. Whether the first layer's input needs a gradient is the caller's to know.
+
+>>> from hpdlf.models.onnxpp.graph import Dim, Graph, Operator, Tensor
+>>> dims = {"x": (Dim(per_sample=1), Dim(8)), "w": (Dim(8), Dim(4)), "y": (Dim(per_sample=1), Dim(4))}
+>>> product = Operator(name="p", op_type="MatMul", family="matmul", inputs=("x", "w"), outputs=("y",))
+>>> graph = Graph(name="g", opset=18, operators=(product,), inputs=("x",), targets=(), outputs=("y",), loss=None,
+...     tensors={k: Tensor(name=k, dtype="float32", shape=v) for k, v in dims.items()},
+...     parameters=("w",), state={}, constants=())
+>>> work(product, graph, batch=2, phase="forward")
+Work(flops=128, read_bytes=192, write_bytes=32)
+>>> work(product, graph, batch=2, phase="backward_weight")
+Work(flops=128, read_bytes=96, write_bytes=128)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Literal, NamedTuple
+
+from .graph import Graph, Operator
+
+__all__ = ["FAMILIES", "PHASES", "Phase", "Work", "family", "work"]
+
+Phase = Literal["forward", "backward", "backward_input", "backward_weight"]
+PHASES: tuple[Phase, ...] = ("forward", "backward", "backward_input", "backward_weight")
+
+FAMILY_OPERATORS = {
+    "matmul": "MatMul Gemm Einsum MatMulInteger QLinearMatMul Attention LinearAttention",
+    "conv": "Conv ConvTranspose ConvInteger QLinearConv DeformConv",
+    "normalisation": "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization LRN LpNormalization "
+    "MeanVarianceNormalization RMSNormalization Normalizer",
+    "softmax": "Softmax LogSoftmax Hardmax",
+    "pooling": "MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool MaxRoiPool RoiAlign MaxUnpool",
+    "gather": "Gather GatherElements GatherND Scatter ScatterElements ScatterND TensorScatter OneHot Compress NonZero Unique "
+    "ArrayFeatureExtractor",
+    "reduction": "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
+    "ReduceSumSquare ArgMax ArgMin CumSum CumProd TopK",
+    "movement": "Transpose Concat Split Slice Pad Expand Tile Cast CastLike Resize Upsample DepthToSpace SpaceToDepth "
+    "ReverseSequence ConstantOfShape Range EyeLike Trilu Im2Col Col2Im CenterCropPad BitCast",
+    "view": "Identity Reshape Flatten Squeeze Unsqueeze Shape Size Constant",
+    "rnn": "RNN LSTM GRU",
+    "loss": "SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss",
+}
+FAMILY_OF = {op_type: name for name, operators in FAMILY_OPERATORS.items() for op_type in operators.split()}
+FAMILIES = (*FAMILY_OPERATORS, "elementwise")
+
+# FLOPs per element of the result; 1 where nothing is said.
+PER_ELEMENT: Mapping[str, int] = {
+    "BatchNormalization": 2,
+    "Celu": 4,
+    "Clip": 2,
+    "Dropout": 2,
+    "Elu": 3,
+    "Gelu": 5,
+    "HardSigmoid": 4,
+    "HardSwish": 5,
+    "GroupNormalization": 7,
+    "InstanceNormalization": 7,
+    "LayerNormalization": 7,
+    "LeakyRelu": 2,
+    "LogSoftmax": 5,
+    "MeanVarianceNormalization": 7,
+    "Mish": 6,
+    "NegativeLogLikelihoodLoss": 1,
+    "PRelu": 2,
+    "QuickGelu": 5,
+    "RMSNormalization": 4,
+    "Selu": 4,
+    "Sigmoid": 4,
+    "Softmax": 5,
+    "SoftmaxCrossEntropyLoss": 6,
+    "Softplus": 3,
+    "Softsign": 3,
+    "Swish": 5,
+    "Tanh": 5,
+    "ThresholdedRelu": 2,
+}
+FREE_FORWARD = {"movement", "gather", "view"}
+
+
+class Work(NamedTuple):
+    """FLOPs, bytes read and bytes written."""
+
+    flops: int
+    read_bytes: int
+    write_bytes: int
+
+    def plus(self, other: Work) -> Work:
+        """The sum of both."""
+        return Work(self.flops + other.flops, self.read_bytes + other.read_bytes, self.write_bytes + other.write_bytes)
+
+
+def family(op_type: str, *, shape_arithmetic: bool = False) -> str:
+    """The family of operators that cost alike; `shape_arithmetic` marks integers computed from shapes alone: no work.
+
+    >>> family("Conv"), family("Tanh"), family("Concat"), family("Concat", shape_arithmetic=True)
+    ('conv', 'elementwise', 'movement', 'view')
+    """
+    return "view" if shape_arithmetic else FAMILY_OF.get(op_type, "elementwise")
+
+
+def work(operator: Operator, graph: Graph, *, batch: int, phase: Phase, precision: str = "float32") -> Work:
+    """FLOPs and bytes of one operator for `batch` samples at a working `precision` (of its floating-point tensors).
+
+    Raises ValueError for a phase that does not exist.
+    """
+    if phase not in PHASES:
+        raise ValueError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
+    if operator.family == "view":
+        return Work(0, 0, 0)
+    if phase == "forward":
+        return _forward(operator, graph, batch, precision)
+    if phase == "backward":
+        data = _backward(operator, graph, batch, precision, weights=False)
+        return data.plus(_backward(operator, graph, batch, precision, weights=True))
+    return _backward(operator, graph, batch, precision, weights=phase == "backward_weight")
+
+
+def _bytes(names: Iterable[str], graph: Graph, batch: int, precision: str) -> int:
+    return sum(graph.tensors[name].nbytes(batch, precision) for name in names if name)
+
+
+def _forward(operator: Operator, graph: Graph, batch: int, precision: str) -> Work:
+    flops = _forward_flops(operator, graph, batch)
+    write = _bytes(operator.outputs, graph, batch, precision)
+    if operator.family == "gather" and operator.op_type.startswith("Gather"):
+        # What is gathered is read, not the table; then the indices.
+        read = _bytes(operator.outputs[:1], graph, batch, precision) + _bytes(
+            operator.inputs[1:], graph, batch, precision
+        )
+    elif operator.op_type == "Slice":
+        read = write
+    else:
+        read = _bytes(operator.inputs, graph, batch, precision)
+    return Work(flops, read, write)
+
+
+def _size(name: str, graph: Graph, batch: int) -> int:
+    return graph.tensors[name].elements(batch)
+
+
+def _forward_flops(operator: Operator, graph: Graph, batch: int) -> int:
+    kind, op_type = operator.family, operator.op_type
+    if kind in FREE_FORWARD:
+        return 0
+    result = _size(next(filter(None, operator.outputs)), graph, batch)
+    if kind in ("matmul", "conv"):
+        return 2 * _multiply_adds(operator, graph, batch) + (result if _bias(operator) else 0)
+    first = _size(operator.inputs[0], graph, batch) if operator.inputs and operator.inputs[0] else result
+    if kind == "pooling":
+        window = operator.attributes.get("kernel_shape")
+        return result * prod(window) if window else first
+    if kind == "reduction":
+        return first
+    if kind == "rnn":
+        return _recurrent_flops(operator, graph, batch)
+    if kind == "loss":
+        return first * PER_ELEMENT.get(op_type, 1)
+    if op_type == "LRN":
+        return result * (2 * int(operator.attributes.get("size", 5)) + 3)
+    if op_type == "BatchNormalization" and operator.attributes.get("training_mode"):
+        return result * PER_ELEMENT["LayerNormalization"]
+    operands = max(sum(1 for name in operator.inputs if name) - 1, 1) if op_type in ("Sum", "Mean", "Max", "Min") else 1
+    return result * PER_ELEMENT.get(op_type, 1) * operands
+
+
+def _bias(operator: Operator) -> str:
+    """The operand that is added to a product: Conv's and Gemm's third."""
+    if operator.op_type in ("Conv", "ConvTranspose", "Gemm") and len(operator.inputs) > 2:
+        return operator.inputs[2]
+    return ""
+
+
+def _multiply_adds(operator: Operator, graph: Graph, batch: int) -> int:
+    tensors, op_type = graph.tensors, operator.op_type
+    shapes = [tensors[name].dims(batch) if name else () for name in operator.inputs]
+    result = prod(tensors[operator.outputs[0]].dims(batch))
+    if op_type == "ConvTranspose":
+        # Every element of the input meets the kernels of its group's output channels.
+        return prod(shapes[0]) * prod(shapes[1][1:])
+    if operator.family == "conv":
+        weight = shapes[3] if op_type == "QLinearConv" else shapes[1]
+        return result * prod(weight[1:])
+    if op_type == "Gemm":
+        return result * (shapes[0][0] if operator.attributes.get("transA") else shapes[0][1])
+    if op_type == "Einsum":
+        return _einsum_multiply_adds(operator, shapes, result)
+    if op_type in ("Attention", "LinearAttention"):
+        # Scores q·kᵀ and the weighted sum of v: every query element meets every key position, and so back.
+        keys = shapes[1][-2]
+        return prod(shapes[0]) * keys + result * keys
+    return result * (shapes[0][-1] if shapes[0] else 1)
+
+
+def _einsum_multiply_adds(operator: Operator, shapes: list[tuple[int, ...]], result: int) -> int:
+    """The product of all labels' sizes: one multiply-add for each point of the index space (for two operands)."""
+    equation = operator.attributes["equation"]
+    text = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
+    terms = text.split("->")[0].split(",")
+    if "." in text:
+        return result * max((s[-1] for s in shapes if s), default=1)
+    sizes = {
+        label: size for term, shape in zip(terms, shapes, strict=True) for label, size in zip(term, shape, strict=True)
+    }
+    return prod(sizes.values()) * max(len(shapes) - 1, 1)
+
+
+def _recurrent_flops(operator: Operator, graph: Graph, batch: int) -> int:
+    """Per step and direction: both products with the gates' weights, and ten FLOPs per gate and unit."""
+    steps_samples = prod(graph.tensors[operator.inputs[0]].dims(batch)[:2])
+    directions, gate_units, _ = graph.tensors[operator.inputs[1]].dims(batch)
+    weights = _size(operator.inputs[1], graph, batch) + _size(operator.inputs[2], graph, batch)
+    return steps_samples * (2 * weights + 10 * directions * gate_units)
+
+
+def _backward(operator: Operator, graph: Graph, batch: int, precision: str, *, weights: bool) -> Work:
+    tensors = graph.tensors
+    differentiable = [name for name in operator.inputs if name and tensors[name].is_float]
+    if not tensors[operator.outputs[0]].is_float:
+        return Work(0, 0, 0)
+    if weights:
+        wanted = [name for name in differentiable if name in graph.trainable]
+    else:
+        wanted = [name for name in differentiable if name not in graph.fixed]
+    if not wanted:
+        return Work(0, 0, 0)
+    above = _bytes(operator.outputs[:1], graph, batch, precision)
+    result = _size(operator.outputs[0], graph, batch)
+    total = Work(0, 0, 0)
+    if operator.family in ("matmul", "conv"):
+        bias = _bias(operator)
+        flops = 2 * _multiply_adds(operator, graph, batch)
+        for name in wanted:
+            others = [n for n in differentiable if n not in (name, bias)]
+            own = tensors[name].nbytes(batch, precision)
+            if name == bias:
+                total = total.plus(Work(result, above, own))
+            else:
+                total = total.plus(Work(flops, above + _bytes(others, graph, batch, precision), own))
+        return total
+    written = _bytes(wanted, graph, batch, precision)
+    if weights:
+        # One reduction of dL/dy per parameter, times the data where the parameter is a factor.
+        read = above + _bytes([n for n in differentiable if n not in graph.fixed], graph, batch, precision)
+        flops = _forward_flops(operator, graph, batch) if operator.family == "rnn" else 2 * result * len(wanted)
+        return Work(0 if operator.family == "gather" else flops, read, written)
+    if operator.family in FREE_FORWARD:
+        return Work(0, above, written)
+    read = above + _bytes(differentiable, graph, batch, precision)
+    return Work(2 * _forward_flops(operator, graph, batch), read, written)

@@ -1,0 +1,129 @@
+"""From an ONNX++ proto to the :class:`Graph` that the rest of the house works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from .count import family
+from .graph import Dim, Graph, Operator, Tensor
+from .parameters import constant_tensors, frontier, is_training_norm
+from .problems import Problems
+from .shapes import RANDOM, read_tensor
+from .weights import dtype_name
+
+__all__ = ["attributes_of", "extract_graph", "families", "read_tensors", "state_of"]
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """A node's attributes as Python values: numbers, strings, tuples of them, NumPy arrays for tensors."""
+    return {attribute.name: _plain(attribute) for attribute in node.attribute}
+
+
+def _plain(attribute: AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    if attribute.type in (AttributeProto.FLOATS, AttributeProto.INTS):
+        return tuple(value)
+    if attribute.type == AttributeProto.STRINGS:
+        return tuple(item.decode(errors="replace") for item in value)
+    return value
+
+
+def families(model: ModelProto, constant: set[str]) -> dict[str, str]:
+    """The family of every node that depends on data, by the node's name.
+
+    What is computed from shapes and constants alone is a view, unless it is random: integers for the shape operands
+    of others, which cost nothing beside the data they describe.
+    """
+    shape_only: set[str] = set(constant)
+    result: dict[str, str] = {}
+    for node in model.graph.node:
+        outputs = [name for name in node.output if name]
+        if all(name in constant for name in outputs) and node.op_type not in RANDOM:
+            continue
+        arithmetic = node.op_type in ("Shape", "Size") or all(name in shape_only for name in node.input if name)
+        arithmetic = arithmetic and node.op_type not in RANDOM
+        if arithmetic:
+            shape_only.update(outputs)
+        kind = family(node.op_type, shape_arithmetic=arithmetic)
+        if node.op_type == "Dropout" and (len(node.input) < 3 or not node.input[2]):
+            kind = "view"  # in inference mode Dropout is the identity
+        result[node.name] = kind
+    return result
+
+
+def state_of(model: ModelProto) -> dict[str, str]:
+    """Running statistics of every BatchNormalization in training mode: {statistic: the tensor that replaces it}."""
+    state: dict[str, str] = {}
+    for node in model.graph.node:
+        if is_training_norm(node):
+            state.update({old: new for old, new in zip(node.input[3:5], node.output[1:3], strict=False) if new})
+    return state
+
+
+def read_tensors(model: ModelProto, problems: Problems) -> dict[str, Tensor]:
+    """Every tensor whose type and shape the file states."""
+    graph = model.graph
+    tensors = {
+        t.name: Tensor(name=t.name, dtype=dtype_name(t.data_type), shape=tuple(Dim(d) for d in t.dims))
+        for t in graph.initializer
+    }
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        try:
+            tensors[value.name] = read_tensor(value)
+        except ValueError as error:
+            problems.add(f"tensor {value.name!r}: {error}; import the original again")
+    return tensors
+
+
+def extract_graph(
+    model: ModelProto,
+    tensors: dict[str, Tensor],
+    *,
+    parameters: Iterable[str],
+    loss: str | None,
+    targets: Iterable[str],
+) -> Graph:
+    """The graph of an ONNX++ proto. Tensors that no operator on data reads or computes are left out."""
+    constant = constant_tensors(model)
+    kinds = families(model, constant)
+    operators = tuple(
+        Operator(
+            name=node.name,
+            op_type=node.op_type,
+            domain=node.domain,
+            family=kinds[node.name],
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+            attributes=attributes_of(node),
+        )
+        for node in model.graph.node
+        if node.name in kinds
+    )
+    parameters, targets = tuple(parameters), tuple(targets)
+    state = state_of(model)
+    trained = {*parameters, *state}
+    border = frontier(model, constant)
+    used = dict.fromkeys(name for o in operators for name in (*o.inputs, *o.outputs) if name)
+    used.update(
+        dict.fromkeys((*parameters, *(v.name for v in model.graph.input), *(v.name for v in model.graph.output)))
+    )
+    return Graph(
+        name=model.graph.name,
+        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        operators=operators,
+        tensors={name: tensors[name] for name in used},
+        inputs=tuple(v.name for v in model.graph.input if v.name not in targets),
+        targets=targets,
+        outputs=tuple(v.name for v in model.graph.output if v.name != loss),
+        loss=loss,
+        parameters=parameters,
+        state=state,
+        constants=tuple(name for name in border if name not in trained),
+    )

@@ -1,0 +1,150 @@
+"""Bring what exporters write into one form, without changing what the graph computes.
+
+Functions inlined; Constant nodes turned into initializers; initializers that old files list as inputs, listed no more;
+every node named, names unique; one-dimensional initializers that an exporter merged because they were equal, untied (a
+scale and a variance that both start at one are not one parameter); the operator set converted to 18 or newer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from .problems import Problems
+from .weights import is_heavy, light_copy
+
+__all__ = ["convert_opset", "normalise", "unique_name"]
+
+TARGET_OPSET = 18
+IR_VERSION = 11
+CONSTANT_LISTS = {
+    "value_float": (TensorProto.FLOAT, ()),
+    "value_int": (TensorProto.INT64, ()),
+    "value_string": (TensorProto.STRING, ()),
+}
+
+
+def unique_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or the first of wanted_1, wanted_2 … that is not taken; the answer is taken from then on."""
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    taken.add(name)
+    return name
+
+
+def normalise(model: ModelProto) -> ModelProto:
+    """The same model in the house's form (see the module), changed in place where that is possible."""
+    if model.functions:
+        from onnx.inliner import inline_local_functions
+
+        model = inline_local_functions(model)
+    # From version 4 on initializers need not be inputs.
+    model.ir_version = max(model.ir_version, 4)
+    _constants_to_initializers(model)
+    weights = {t.name for t in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in weights]
+    if len(inputs) != len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+    name_nodes(model)
+    _untie(model)
+    return model
+
+
+def _constants_to_initializers(model: ModelProto) -> None:
+    graph = model.graph
+    if not any(node.op_type == "Constant" and not node.domain for node in graph.node):
+        return
+    kept: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Constant" or node.domain or not (tensor := _constant_value(node)):
+            kept.append(node)
+            continue
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _constant_value(node: NodeProto) -> TensorProto | None:
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        tensor = TensorProto()
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    value = onnx.helper.get_attribute_value(attribute)
+    if attribute.name in ("value_float", "value_floats"):
+        return numpy_helper.from_array(np.asarray(value, np.float32))
+    if attribute.name in ("value_int", "value_ints"):
+        return numpy_helper.from_array(np.asarray(value, np.int64))
+    return None
+
+
+def name_nodes(model: ModelProto) -> None:
+    """Give every node a name of its own: its own where that is unique, else the operator's and a number."""
+    taken: set[str] = set()
+    wanted = [node.name for node in model.graph.node]
+    counts = Counter(wanted)
+    taken.update(name for name in wanted if name)
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name:
+            node.name = unique_name(f"{node.op_type}_{index}", taken)
+        elif counts[node.name] > 1 and node.name in seen:
+            node.name = unique_name(node.name, taken)
+        seen.add(node.name)
+
+
+def _untie(model: ModelProto) -> None:
+    graph = model.graph
+    vectors = {t.name: t for t in graph.initializer if len(t.dims) == 1 and "float" in _float_name(t)}
+    taken = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+    taken |= {name for node in graph.node for name in node.output}
+    used: set[str] = set()
+    for node in graph.node:
+        if node.op_type not in ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "Conv", "Gemm"):
+            continue
+        for slot, name in enumerate(node.input):
+            if slot == 0 or name not in vectors:
+                continue
+            if name in used:
+                copy = graph.initializer.add()
+                copy.CopyFrom(vectors[name])
+                copy.name = node.input[slot] = unique_name(name, taken)
+            used.add(name)
+
+
+def _float_name(tensor: TensorProto) -> str:
+    from .weights import dtype_name
+
+    return dtype_name(tensor.data_type)
+
+
+def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:
+    """The model at operator set 18 or newer. Weights are put aside meanwhile: the converter never sees them."""
+    version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if version >= TARGET_OPSET:
+        return model
+    try:
+        converted = onnx.version_converter.convert_version(light_copy(model), TARGET_OPSET)
+    except Exception as error:  # the converter raises RuntimeError and its own types
+        problems.add(
+            f"operator set {version} cannot be converted to {TARGET_OPSET}: {str(error).strip()}; "
+            f"export with operator set {TARGET_OPSET} or newer"
+        )
+        problems.stop()
+    heavy = {t.name: t for t in model.graph.initializer if is_heavy(t)}
+    inputs = [v for v in converted.graph.input if v.name not in heavy]
+    light = {t.name for t in converted.graph.initializer}
+    inputs = [v for v in inputs if v.name not in light]
+    del converted.graph.input[:]
+    converted.graph.input.extend(inputs)
+    converted.graph.initializer.extend(heavy.values())
+    _constants_to_initializers(converted)
+    name_nodes(converted)
+    return converted

@@ -1,0 +1,158 @@
+"""Which tensors are trained: constants that stand where a layer has its weights.
+
+Exporters keep weights as initializers, in Constant nodes, or as results of small subgraphs over constants
+(ConstantOfShape, Transpose, Unsqueeze, Identity). All of these are *constant tensors*; those that an operator on data
+reads are the *frontier*, and a parameter is a floating-point tensor of the frontier that is used as a weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from onnx import ModelProto, NodeProto
+
+from .graph import Tensor
+from .problems import Problems, did_you_mean
+from .shapes import RANDOM
+
+__all__ = ["constant_tensors", "default_parameters", "frontier", "is_training_norm", "select", "training_mode"]
+
+WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "DeformConv": (1, 3),
+    "Einsum": (0, 1, 2, 3),
+    "GRU": (1, 2, 3),
+    "Gather": (0,),
+    "Gemm": (0, 1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LSTM": (1, 2, 3, 7),
+    "LayerNormalization": (1, 2),
+    "MatMul": (0, 1),
+    "PRelu": (1,),
+    "RMSNormalization": (1,),
+    "RNN": (1, 2, 3),
+}
+STATE_SLOTS = {"BatchNormalization": (3, 4)}
+
+
+def constant_tensors(model: ModelProto) -> set[str]:
+    """Initializers and everything computed from them alone."""
+    constant = {t.name for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in RANDOM and all(name in constant for name in node.input if name):
+            constant.update(filter(None, node.output))
+    return constant
+
+
+def frontier(model: ModelProto, constant: set[str]) -> dict[str, list[tuple[NodeProto, int]]]:
+    """Constant tensors that operators on data read, each with its uses (node, operand number), in the graph's order."""
+    uses: dict[str, list[tuple[NodeProto, int]]] = {}
+    for node in model.graph.node:
+        if all(name in constant for name in node.output if name) and node.op_type not in RANDOM:
+            continue
+        for slot, name in enumerate(node.input):
+            if name in constant:
+                uses.setdefault(name, []).append((node, slot))
+    return uses
+
+
+def default_parameters(
+    uses: Mapping[str, list[tuple[NodeProto, int]]], tensors: Mapping[str, Tensor], graph_inputs: Iterable[str]
+) -> list[str]:
+    """The frontier's weights.
+
+    A weight stands in an operand of :data:`WEIGHT_SLOTS`; or it is added to data (a bias, an embedding of positions),
+    or multiplied with data along one axis (a scale). Single numbers are no weights, nor is what is applied to the
+    graph's own inputs (preprocessing), nor running statistics.
+    """
+    raw = set(graph_inputs)
+
+    def is_weight(name: str, node: NodeProto, slot: int) -> bool:
+        if slot in STATE_SLOTS.get(node.op_type, ()):
+            return False
+        if slot in WEIGHT_SLOTS.get(node.op_type, ()):
+            return True
+        if node.op_type not in ("Add", "Mul", "Sum") or raw.intersection(node.input):
+            return False
+        extents = [d.fixed for d in tensors[name].shape if d.fixed != 1]
+        return len(extents) >= 1 if node.op_type != "Mul" else len(extents) == 1
+
+    return [
+        n for n, where in uses.items() if tensors[n].is_float and any(is_weight(n, node, slot) for node, slot in where)
+    ]
+
+
+def select(
+    model: ModelProto,
+    tensors: Mapping[str, Tensor],
+    graph_inputs: Iterable[str],
+    *,
+    train: str | None,
+    freeze: str | None,
+    problems: Problems,
+) -> list[str]:
+    """The parameters: the defaults, or with `train` every floating-point tensor of the frontier whose name it matches
+    anywhere (``re.search``); less those that `freeze` matches. An expression that matches nothing is a problem."""
+    uses = frontier(model, constant_tensors(model))
+    chosen = default_parameters(uses, tensors, graph_inputs)
+    state = {name for name, where in uses.items() for node, slot in where if slot in STATE_SLOTS.get(node.op_type, ())}
+    if train is not None:
+        every = [name for name in uses if tensors[name].is_float and name not in state]
+        chosen = _matching("--train", train, every, problems)
+    if freeze is not None:
+        frozen = set(_matching("--freeze", freeze, chosen, problems))
+        chosen = [name for name in chosen if name not in frozen]
+    return chosen
+
+
+def _matching(option: str, expression: str, names: list[str], problems: Problems) -> list[str]:
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        problems.add(f"{option} {expression!r} is no regular expression: {error}")
+        return []
+    found = [name for name in names if pattern.search(name)]
+    if not found:
+        near = did_you_mean(expression, names) or f"; there are {', '.join(names[:8])}" + (
+            " …" if len(names) > 8 else ""
+        )
+        problems.add(f"{option} {expression!r} matches no tensor that could be trained{near}")
+    return found
+
+
+def is_training_norm(node: NodeProto) -> bool:
+    """Whether a node is a BatchNormalization in training mode."""
+    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i == 1 for a in node.attribute)
+
+
+def training_mode(model: ModelProto, parameters: Iterable[str], tensors: dict[str, Tensor], taken: set[str]) -> None:
+    """Put every BatchNormalization whose scale or bias is trained into training mode, in place: it then normalises by its
+    batch's own statistics and puts out updated running ones. One whose scale and bias are frozen stays as it was,
+    that is
+    normalises by the running statistics for good."""
+    from onnx import helper
+
+    from .normalise import unique_name
+
+    trained = set(parameters)
+    for node in model.graph.node:
+        if node.op_type != "BatchNormalization" or not (
+            trained.intersection(node.input[1:3]) or is_training_norm(node)
+        ):
+            continue
+        if not is_training_norm(node):
+            kept = [a for a in node.attribute if a.name != "training_mode"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("training_mode", 1)])
+        results = list(node.output)[:3] + [""] * (3 - len(node.output))
+        for slot, statistic in ((1, "running_mean"), (2, "running_var")):
+            running = tensors[node.input[slot + 2]]
+            name = results[slot] or unique_name(f"{node.name}_{statistic}", taken)
+            results[slot] = name
+            tensors[name] = Tensor(name=name, dtype=running.dtype, shape=running.shape)
+        del node.output[:]
+        node.output.extend(results)

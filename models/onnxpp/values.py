@@ -1,0 +1,57 @@
+"""Values of weights and of everything computed from constants alone, read when a run needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from onnx import NodeProto
+
+from ...errors import ModelError
+from .onnxpp import Onnxpp
+from .parameters import constant_tensors
+from .problems import did_you_mean
+from .shapes import evaluate_nodes
+from .weights import tensor_values
+
+__all__ = ["load_values"]
+
+
+def load_values(model: Onnxpp, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The values of constant tensors by name: initializers (external ones from their files) and results of constant subgraphs.
+
+    Raises ModelError for a tensor that depends on data or does not exist, and for external data that is missing or
+    unsafe.
+    """
+    graph = model.proto.graph
+    names = list(dict.fromkeys(names))
+    weights = {t.name: t for t in graph.initializer}
+    result = {
+        name: tensor_values(weights[name], model.folder, model.allow_external) for name in names if name in weights
+    }
+    computed = [name for name in names if name not in weights]
+    if not computed:
+        return result
+    constant = constant_tensors(model.proto)
+    for name in computed:
+        if name not in constant:
+            why = "depends on data" if name in model.graph.tensors else f"does not exist{did_you_mean(name, constant)}"
+            raise ModelError(f"the value of {name!r} in {model.graph.name!r} cannot be loaded: the tensor {why}")
+    needed, wanted = _cone(list(graph.node), set(computed))
+    feeds = {
+        name: result[name] if name in result else tensor_values(weights[name], model.folder, model.allow_external)
+        for name in wanted
+        if name in weights
+    }
+    result.update(zip(computed, evaluate_nodes(needed, feeds, computed, model.proto), strict=True))
+    return {name: result[name] for name in names}
+
+
+def _cone(nodes: list[NodeProto], wanted: set[str]) -> tuple[list[NodeProto], set[str]]:
+    """The nodes that compute `wanted`, in order, and every tensor they read."""
+    needed: list[NodeProto] = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            needed.append(node)
+            wanted.update(filter(None, node.input))
+    return needed[::-1], wanted

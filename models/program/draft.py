@@ -1,0 +1,155 @@
+"""A role while it is being written, and the chain of segments that every role looks into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from ...errors import PlanError
+from ..onnxpp.graph import Graph
+from ..plan.partition import Partition
+from ..plan.strategy import Strategy
+from .dependencies import check
+from .fuse import fuse
+from .instruction import Buffer, Content, Instruction, Kind, Part, Phase, Program, Role, Scope, Segment, Task
+from .mesh import Group, Mesh
+from .segments import build_segments
+
+__all__ = ["DATA", "EVERYONE", "SCALAR_BYTES", "Chain", "Draft", "assemble"]
+
+DATA = Group(axes=("data",))
+EVERYONE = Group(axes=("pipeline", "data"))
+SCALAR_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """All segments of a graph in order, cut into stages by a strategy."""
+
+    graph: Graph
+    strategy: Strategy
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def build(cls, graph: Graph, partition: Partition, strategy: Strategy) -> Chain:
+        """Raises PlanError where the partition does not follow the graph or the strategy."""
+        segments = build_segments(graph, partition)
+        stages = 1 + max(s.stage for s in segments)
+        if stages != strategy.pipeline:
+            raise PlanError(f"{graph.name} is partitioned into {stages} stages, the strategy has {strategy.pipeline}: plan it again.")
+        return cls(graph=graph, strategy=strategy, segments=segments)
+
+    def of_stage(self, stage: int) -> tuple[Segment, ...]:
+        """The stage's segments."""
+        return tuple(s for s in self.segments if s.stage == stage)
+
+    def after(self, segment: Segment) -> Segment | None:
+        """The segment that follows, in this stage or the next."""
+        return self.segments[segment.number + 1] if segment.number + 1 < len(self.segments) else None
+
+    def nbytes(self, tensors: Iterable[str], *, samples: int | None = None) -> int:
+        """Bytes of `tensors` for `samples` (one microbatch) in the working precision."""
+        count = self.strategy.microbatch_samples if samples is None else samples
+        return sum(self.graph.tensors[t].nbytes(count, self.strategy.precision) for t in tensors)
+
+
+@dataclass
+class Draft:
+    """A role being written: a buffer or an instruction exists from its first mention, tasks stand in the order of calls."""
+
+    stage: int
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    instructions: dict[str, Instruction] = field(default_factory=dict)
+    order: list[Task] = field(default_factory=list)
+
+    def buffer(
+        self,
+        name: str,
+        content: Content,
+        scope: Scope,
+        nbytes: int,
+        tensors: tuple[str, ...] = (),
+        shared: Group | None = None,
+    ) -> str:
+        """Mention a buffer; returns its name."""
+        new = Buffer(name=name, content=content, scope=scope, nbytes=nbytes, tensors=tensors, shared=shared)
+        old = self.buffers.setdefault(name, new)
+        assert old == new, f"buffer {name} mentioned as {old} and as {new}"
+        return name
+
+    def do(self, instruction: Instruction, microbatch: int | None = None) -> None:
+        """Append a task."""
+        old = self.instructions.setdefault(instruction.id, instruction)
+        assert old == instruction, f"instruction {instruction.id} mentioned as {old} and as {instruction}"
+        self.order.append(Task(instruction.id, microbatch))
+
+    def compute(
+        self,
+        id: str,
+        parts: tuple[Part, ...],
+        microbatch: int | None,
+        *,
+        workspace_bytes: int,
+        reads: Iterable[str],
+        writes: Iterable[str] = (),
+        accumulates: Iterable[str] = (),
+        frees: Iterable[str] = (),
+    ) -> None:
+        """Append a compute task; its workspace lives while it runs."""
+        scope = Scope.STEP if microbatch is None else Scope.MICROBATCH
+        workspace = (self.buffer(f"work.{id}", Content.WORKSPACE, scope, workspace_bytes),) if workspace_bytes else ()
+        self.do(
+            Instruction(
+                id=id,
+                kind=Kind.COMPUTE,
+                stream="compute",
+                phase=parts[-1].phase,
+                parts=parts,
+                reads=tuple(dict.fromkeys(reads)),
+                writes=(*writes, *workspace),
+                accumulates=tuple(accumulates),
+                frees=(*frees, *workspace),
+            ),
+            microbatch,
+        )
+
+    def free_after_last_use(self, *names: str) -> None:
+        """Let the last task of the order that touches a buffer free it."""
+        for name in names:
+            users = [t for t in self.order if name in _touched(self.instructions[t.instruction])]
+            last = self.instructions[users[-1].instruction]
+            self.instructions[last.id] = replace(last, frees=(*last.frees, name))
+
+    def role(self) -> Role:
+        """The finished role, neighbours fused."""
+        return fuse(
+            Role(
+                name=f"stage{self.stage}",
+                coordinates={"pipeline": self.stage},
+                buffers=tuple(self.buffers.values()),
+                instructions=tuple(self.instructions.values()),
+                order=tuple(self.order),
+            )
+        )
+
+
+def _touched(instruction: Instruction) -> tuple[str, ...]:
+    return (*instruction.reads, *instruction.writes, *instruction.accumulates)
+
+
+def assemble(name: str, chain: Chain, drafts: Iterable[Draft]) -> Program:
+    """The program of all roles, checked."""
+    strategy = chain.strategy
+    averaged_over = strategy.data if strategy.solver == "synchronous" else 1
+    program = Program(
+        name=name,
+        mesh=Mesh(axes={"pipeline": strategy.pipeline, "data": strategy.data}),
+        microbatches=strategy.microbatches,
+        microbatch_samples=strategy.microbatch_samples,
+        loss_weight=1.0 / (strategy.microbatches * averaged_over),
+        roles=tuple(d.role() for d in drafts),
+        segments={s.name: s for s in chain.segments},
+    )
+    problems = check(program)
+    assert not problems, "\n".join(problems)  # a wrong program is our own bug, never the user's
+    return program

@@ -1,0 +1,266 @@
+"""The one language of both back ends: instructions over buffers, per role.
+
+A *program* holds one small task graph per *role*: the ranks that do the same (a pipeline stage, say). It never mentions ranks:
+peers and groups are mesh coordinates. A role has
+
+* **buffers**, each with the bytes it holds and a scope: ``RUN`` buffers live through the run (parameters, optimiser state),
+  ``STEP`` buffers through one step (gradient accumulators), ``MICROBATCH`` buffers exist once per microbatch and step;
+* **instructions**, each on a *stream* (a queue that is served in order: a process in the simulator, a thread in the executor),
+  with the buffers that it reads, writes and frees;
+* an **order**: the tasks of one step, each an instruction and the microbatch that it works on. The order is a valid sequential
+  execution; what may run at the same time follows from streams and dependencies.
+
+Dependencies are not written down: they follow from the buffers (see :mod:`.dependencies`). Only an order that no buffer carries
+is stated by hand, as ``after`` (this step) and ``after_earlier`` (a step before).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
+
+from .mesh import Group, Mesh, Peer
+
+__all__ = ["Buffer", "Content", "Earlier", "Instruction", "Kind", "Part", "Phase", "Program", "Role", "Scope", "Segment", "Task"]
+
+
+class Kind(StrEnum):
+    """What an instruction does."""
+
+    COMPUTE = "compute"
+    SEND = "send"
+    RECEIVE = "receive"
+    ALL_REDUCE = "all_reduce"
+    ALL_GATHER = "all_gather"
+    REDUCE_SCATTER = "reduce_scatter"
+    ALL_TO_ALL = "all_to_all"
+    BROADCAST = "broadcast"
+    PUT = "put"
+    GET = "get"
+    NOTIFY = "notify"
+    WAIT = "wait"
+    COMPRESS = "compress"
+    DECOMPRESS = "decompress"
+    LOAD = "load"
+    CHECKPOINT = "checkpoint"
+    REPORT = "report"
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether every rank of the group must take part before anyone is done."""
+        return self in _COLLECTIVES
+
+    @property
+    def is_one_sided(self) -> bool:
+        """Whether it reads or changes memory that other ranks expose, without their help."""
+        return self in (Kind.PUT, Kind.GET, Kind.NOTIFY)
+
+    @property
+    def communicates(self) -> bool:
+        """Whether bytes leave the rank."""
+        return self.is_collective or self.is_one_sided or self in (Kind.SEND, Kind.RECEIVE)
+
+
+_COLLECTIVES = frozenset({Kind.ALL_REDUCE, Kind.ALL_GATHER, Kind.REDUCE_SCATTER, Kind.ALL_TO_ALL, Kind.BROADCAST})
+
+
+class Phase(StrEnum):
+    """The part of a training step that an instruction belongs to."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"  # for inputs and weights together
+    BACKWARD_INPUT = "backward_input"
+    BACKWARD_WEIGHT = "backward_weight"
+    RECOMPUTE = "recompute"
+    UPDATE = "update"
+    HOST = "host"  # loading, checkpoints, reports
+
+
+class Scope(StrEnum):
+    """How long a buffer lives."""
+
+    RUN = "run"
+    STEP = "step"
+    MICROBATCH = "microbatch"
+
+
+class Content(StrEnum):
+    """What a buffer holds: the rows of a memory report."""
+
+    PARAMETERS = "parameters"
+    STATE = "state"
+    GRADIENTS = "gradients"
+    OPTIMIZER = "optimizer state"
+    ACTIVATIONS = "activations"
+    RESIDUALS = "residuals"
+    INPUTS = "inputs"
+    WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Buffer:
+    """`nbytes` bytes of `content` under a name; `tensors` are the ONNX tensors in it, in order.
+
+    `shared` buffers lie in memory that the group's ranks expose to each other, each rank holding an equal part.
+    """
+
+    name: str
+    content: Content
+    scope: Scope
+    nbytes: int
+    tensors: tuple[str, ...] = ()
+    shared: Group | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A run of operators compiled together.
+
+    inputs, outputs   tensors that cross its borders (an output may be an input that is only passed on)
+    differentiable    the inputs that want gradients
+    data              the model's inputs and labels that it reads
+    parameters        trainable tensors that it owns
+    constants         tensors that it reads and nobody changes
+    state             tensors that its forward pass replaces
+    backward          whether it has a backward pass at all
+    """
+
+    number: int
+    stage: int
+    operators: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    differentiable: tuple[str, ...]
+    data: tuple[str, ...]
+    parameters: tuple[str, ...]
+    constants: tuple[str, ...]
+    state: tuple[str, ...]
+    has_loss: bool
+    backward: bool
+
+    @property
+    def name(self) -> str:
+        """Its number, as the names of instructions and buffers carry it."""
+        return str(self.number)
+
+
+class Earlier(NamedTuple):
+    """The task of `instruction`, for the same microbatch where both have one, `steps_back` steps ago."""
+
+    instruction: str
+    steps_back: int
+
+
+class Part(NamedTuple):
+    """One segment in one phase; a compute instruction runs one part or several that are compiled as one.
+
+    The optimiser's update of all that the role owns is the part ("", UPDATE).
+    """
+
+    segment: str
+    phase: Phase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instruction:
+    """One thing that a role does, once per step or once per microbatch.
+
+    `accumulates` names buffers that are added to: the first task of the step (of the microbatch) defines them. A buffer that an
+    instruction both writes and frees never leaves it: it is memory that the instruction needs while it runs.
+    A communicating instruction moves the buffers that it names: a send or a put those it reads, any other those it writes.
+    Partners find each other by `message`. `every` > 1: only in steps whose number + 1 is a multiple.
+    """
+
+    id: str
+    kind: Kind
+    stream: str
+    phase: Phase
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    accumulates: tuple[str, ...] = ()
+    frees: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    group: Group | None = None
+    peer: Peer | None = None
+    message: str = ""
+    after: tuple[str, ...] = ()
+    after_earlier: tuple[Earlier, ...] = ()
+    every: int = 1
+
+    def runs_in(self, step: int) -> bool:
+        """Whether step number `step` (from 0) contains this instruction."""
+        return (step + 1) % self.every == 0
+
+
+class Task(NamedTuple):
+    """An instruction for one microbatch (None: for the step as a whole)."""
+
+    instruction: str
+    microbatch: int | None = None
+
+    def __str__(self) -> str:
+        return self.instruction if self.microbatch is None else f"{self.instruction}[{self.microbatch}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """What all ranks at `coordinates` do in one step. Axes that `coordinates` leaves out tell no ranks apart."""
+
+    name: str
+    coordinates: Mapping[str, int]
+    buffers: tuple[Buffer, ...]
+    instructions: tuple[Instruction, ...]
+    order: tuple[Task, ...]
+
+    @cached_property
+    def buffer(self) -> Mapping[str, Buffer]:
+        """Buffers by name."""
+        return {b.name: b for b in self.buffers}
+
+    @cached_property
+    def instruction(self) -> Mapping[str, Instruction]:
+        """Instructions by id."""
+        return {i.id: i for i in self.instructions}
+
+    @cached_property
+    def streams(self) -> tuple[str, ...]:
+        """The streams, in the order of their first task."""
+        return tuple(dict.fromkeys(self.instruction[t.instruction].stream for t in self.order))
+
+    def payload_bytes(self, instruction: Instruction) -> int:
+        """Bytes of the buffers that a communicating instruction moves; 0 for others."""
+        if not instruction.kind.communicates:
+            return 0
+        moved = instruction.reads if instruction.kind in (Kind.SEND, Kind.PUT) else instruction.writes
+        return sum(self.buffer[b].nbytes for b in moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The roles of one training step (or evaluation) over a mesh, and the segments that their compute instructions run.
+
+    The loss of a step is the sum over microbatches and ranks of `loss_weight` times the microbatch's mean loss.
+    """
+
+    name: str
+    mesh: Mesh
+    microbatches: int
+    microbatch_samples: int
+    loss_weight: float
+    roles: tuple[Role, ...]
+    segments: Mapping[str, Segment]
+
+    def role_of(self, rank: int) -> Role:
+        """The role that `rank` plays."""
+        at = self.mesh.coordinates(rank)
+        for role in self.roles:
+            if all(at[axis] == index for axis, index in role.coordinates.items()):
+                return role
+        raise AssertionError(f"no role covers rank {rank} at {at}")
+
+    def ranks_of(self, role: Role) -> tuple[int, ...]:
+        """The ranks that play `role`, ascending."""
+        return tuple(self.mesh.ranks_at(role.coordinates))
