@@ -1,7 +1,8 @@
 """Micro-benchmarks of this machine: what `hpdlf profile measure` runs to write the profile ``local``.
 
-One device is one core, so everything runs with one thread, bound to one core, in processes of its own: operators in JAX, memory bandwidth
-with every core streaming, and messages and all-reduces between two MPI ranks. Values are medians with the 10th and 90th percentile.
+One device is one core, so everything runs with one thread, bound to one core, in processes of its own: operators in
+JAX, memory bandwidth with every core streaming, and messages and all-reduces between two MPI ranks. Values are medians
+with the 10th and 90th percentile.
 
 >>> [step.split(":")[0] for step in STEPS]
 ['operators', 'memory', 'communication', 'energy']
@@ -44,8 +45,9 @@ Progress = Callable[[str, int, int], None]
 class OperatorObservation:
     """One operator timed on one core. `seconds` is the median of a compiled call, one dispatch included.
 
-    `shape` holds the operator's sizes by name (m, n, k of a product; n, h, w, c, k, r, s, stride, pad of a convolution in NHWC);
-    `flops` counts a multiply-add as two, `bytes` each input and output once. `outliers` took over twice the median.
+    `shape` holds the operator's sizes by name (m, n, k of a product; n, h, w, c, k, r, s, stride, pad of a convolution
+    in NHWC); `flops` counts a multiply-add as two, `bytes` each input and output once. `outliers` took over twice the
+    median.
     """
 
     family: str
@@ -80,7 +82,7 @@ class CommunicationObservation:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What was measured: the profile, the observations for the cost model, and in words what was left out or looked odd."""
+    """What was measured: the profile, observations for the cost model, and in words what was left out or looked odd."""
 
     cluster: Cluster
     operators: tuple[OperatorObservation, ...]
@@ -106,12 +108,15 @@ def measure_machine(
 ) -> Measurement:
     """Measure this machine in about `budget_s` seconds and write the profile ``clusters/NAME.toml`` into `folder`.
 
-    `folder` is the user's profile folder unless given. `progress(text, done, total)` is called before each step. What cannot be
-    measured (no MPI, a single core, no energy counter) is named in `skipped` with its reason, and absent or marked as modelled in the
-    profile. Raises RunError if the operators cannot be timed at all, ProfileError if the profile cannot be written.
+    `folder` is the user's profile folder unless given. `progress(text, done, total)` is called before each step. What
+    cannot be measured (no MPI, a single core, no energy counter) is named in `skipped` with its reason, and absent or
+    marked as modelled in the profile. Raises RunError if the operators cannot be timed at all, ProfileError if the
+    profile cannot be written.
     """
     if not budget_s >= SHORTEST_S:
-        raise RunError(f"measuring takes at least {SHORTEST_S:g} seconds, not {budget_s:g}; about 75 give a good profile")
+        raise RunError(
+            f"measuring takes at least {SHORTEST_S:g} seconds, not {budget_s:g}; about 75 give a good profile"
+        )
     start = time.perf_counter()
     cores = usable_cores()
     total = len(OPERATORS) + len(STEPS) - 1
@@ -154,7 +159,9 @@ def _operators(
 ) -> list[OperatorObservation]:
     command = _module("microbenchmarks_compute", "operators", "--core", cores[-1], "--budget-s", budget_s)
     observations = []
-    for message in json_lines(command, env=one_core_environment(), timeout_s=3 * budget_s + 120, what="timing operators"):
+    for message in json_lines(
+        command, env=one_core_environment(), timeout_s=3 * budget_s + 120, what="timing operators"
+    ):
         kind = message.pop("kind")
         if kind == "progress":
             say(message["text"], message["done"])
@@ -176,9 +183,12 @@ def _memory(cores: list[int], seconds: float, found: Findings) -> None:
         # Starting Python and NumPy takes under a second; more on a machine with many cores.
         begin_at = time.time() + 1.0 + 0.02 * len(chosen)
         commands = [
-            _module("microbenchmarks_compute", "triad", "--core", c, "--budget-s", seconds, "--begin-at", begin_at) for c in chosen
+            _module("microbenchmarks_compute", "triad", "--core", c, "--budget-s", seconds, "--begin-at", begin_at)
+            for c in chosen
         ]
-        outputs = run_together(commands, env=one_core_environment(), timeout_s=seconds + 120, what="measuring memory bandwidth")
+        outputs = run_together(
+            commands, env=one_core_environment(), timeout_s=seconds + 120, what="measuring memory bandwidth"
+        )
         return [json.loads(line) for line in outputs]
 
     found.triad_alone = stream(cores[-1:])[0]
@@ -240,16 +250,18 @@ def _energy(cores: list[int], found: Findings, skipped: list[str]) -> None:
 
 
 def _notes(operators: list[OperatorObservation], communication: list[CommunicationObservation]) -> list[str]:
-    """What looked odd, in words: more than a tenth of the repeats far off, or a spread of more than half of the median."""
+    """What looked odd, in words: over a tenth of the repeats far off, or a spread of more than half of the median."""
     notes = []
-    for what, one in [
-        *((f"{o.op_type} {o.phase} {o.dtype} {o.shape}", o) for o in operators),
-        *((f"{c.kind} of {c.bytes} bytes", c) for c in communication),
-    ]:
+    named: list[tuple[str, OperatorObservation | CommunicationObservation]] = []
+    named += [(f"{o.op_type} {o.phase} {o.dtype} {o.shape}", o) for o in operators]
+    named += [(f"{c.kind} of {c.bytes} bytes", c) for c in communication]
+    for what, one in named:
+        spread = (one.high_s - one.low_s) / one.seconds
         if one.outliers > 0.1 * one.repeats:
-            notes.append(f"{what}: {one.outliers} of {one.repeats} repeats took over twice the median; other work on this machine?")
-        elif one.high_s - one.low_s > 0.5 * one.seconds:
-            notes.append(f"{what}: the middle four fifths of the repeats spread over {(one.high_s - one.low_s) / one.seconds:.0%}")
+            far = f"{one.outliers} of {one.repeats} repeats took over twice the median"
+            notes.append(f"{what}: {far}; is there other work on this machine?")
+        elif spread > 0.5:
+            notes.append(f"{what}: the middle four fifths of the repeats spread over {spread:.0%} of the median")
     return notes
 
 

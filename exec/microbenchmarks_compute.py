@@ -1,8 +1,9 @@
 """The part of the micro-benchmarks that computes: operators in JAX on one core, in a process of its own.
 
-Run as ``python -m hpdlf.exec.microbenchmarks_compute`` with the environment of :func:`hpdlf.exec.microbenchmarks.one_core_environment`.
-Prints one JSON object per line: ``{"kind": "progress" | "operator" | "dispatch" | "triad", ...}``. Times include one dispatch, because that is
-how a call is paid for; ``launch_overhead`` of the profile says how much that is.
+Run as ``python -m hpdlf.exec.microbenchmarks_compute`` with the environment of
+:func:`hpdlf.exec.microbenchmarks_processes.one_core_environment`. Prints one JSON object per line, of the kind
+"progress", "operator", "dispatch", "triad" or "skipped". Times include one dispatch, because that is how a call is
+paid for; ``launch_overhead`` of the profile says how much that is.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def _conv(n: int, hw: int, c: int, k: int, r: int, stride: int = 1, phase: str =
     return OperatorCase("conv", "Conv", phase, shape)
 
 
-# The first of each family are the most telling, since a small budget may not reach the last. The shapes are those of a perceptron, of
-# a small network on 8x8 images and of the stages of a ResNet.
+# The first of each family are the most telling, since a small budget may not reach the last. The shapes are those of a
+# perceptron, of a small network on 8x8 images and of the stages of a ResNet.
 OPERATORS: tuple[OperatorCase, ...] = (
     _matmul(512, 512, 512),
     _conv(8, 28, 128, 128, 3),
@@ -82,7 +83,9 @@ OPERATORS: tuple[OperatorCase, ...] = (
 )
 
 
-def sample(call: Callable[[], Any], *, seconds: float, least: int = 3, most: int = 200, group_s: float = 2e-4) -> list[float]:
+def sample(
+    call: Callable[[], Any], *, seconds: float, least: int = 3, most: int = 200, group_s: float = 2e-4
+) -> list[float]:
     """Times of `call` in seconds, for about `seconds`; calls shorter than `group_s` are timed in groups."""
     call()
     start = time.perf_counter()
@@ -167,7 +170,8 @@ def build(case: OperatorCase) -> Callable[[], Any]:
     def array(*dims: int) -> Any:
         return jnp.asarray(generator.standard_normal(dims, dtype=np.float32), dtype=case.dtype)
 
-    function: Callable[..., Any]
+    function: Any
+    arguments: tuple[Any, ...]
     if case.family == "matmul":
         m, n, k = shape["m"], shape["n"], shape["k"]
         # A backward product has the same sizes and reads one operand transposed, as the gradients of y = x w do.
@@ -227,7 +231,11 @@ def operators(budget_s: float) -> Iterator[dict[str, Any]]:
         # The first three are what a profile cannot do without.
         if left <= 0 and index >= 3:
             names = ", ".join(sorted({c.op_type for c in OPERATORS[index:]}))
-            yield {"kind": "skipped", "what": f"{len(OPERATORS) - index} operators ({names})", "reason": "the time given was used up"}
+            yield {
+                "kind": "skipped",
+                "what": f"{len(OPERATORS) - index} operators ({names})",
+                "reason": "the time given was used up",
+            }
             return
         yield {"kind": "progress", "text": text, "done": index, "total": len(OPERATORS)}
         call = build(case)
@@ -250,8 +258,9 @@ def dispatch(seconds: float) -> dict[str, Any]:
 def triad(seconds: float, begin_at: float) -> dict[str, Any]:
     """Memory bandwidth in bytes per second: a = b + s c on arrays far larger than a core's share of the caches.
 
-    `begin_at` (time.time()) lets several processes start together. NumPy does it in two passes: the multiplication reads c and writes a, the
-    addition reads a and b and writes a, 40 bytes per element of float64; that a write first reads its line is not counted.
+    `begin_at` (time.time()) lets several processes start together. NumPy does it in two passes: the multiplication
+    reads c and writes a, the addition reads a and b and writes a, 40 bytes per element of float64; that a write first
+    reads its line is not counted.
     """
     import numpy as np
 

@@ -88,9 +88,11 @@ def _allreduces(world: Any, nbytes: int, seconds: float) -> list[float]:
 
 
 def _overlap(MPI: Any, world: Any, seconds: float) -> dict[str, Any]:
-    """How much of an all-reduce in a helper thread hides behind a matrix product: (computing + reducing - both) / the shorter.
+    """How much of an all-reduce in a helper thread hides behind a matrix product: (computing + reducing - both) / the
+    shorter.
 
-    0 where the two only take turns on a core, 1 where the shorter costs nothing. Clipped to that range, since noise leaves it.
+    0 where the two only take turns on a core, 1 where the shorter costs nothing. Clipped to that range, since noise
+    leaves it.
     """
     import numpy as np
 
@@ -132,7 +134,12 @@ def _overlap(MPI: Any, world: Any, seconds: float) -> dict[str, Any]:
         compute_s, reduce_s, both_s = timed(compute), timed(reduce), timed(both)
         shares.append((compute_s + reduce_s - both_s) / min(compute_s, reduce_s))
     summary = summarise([min(1.0, max(0.0, share)) for share in shares])
-    return {"share": summary["seconds"], "low": summary["low_s"], "high": summary["high_s"], "repeats": summary["repeats"]}
+    return {
+        "share": summary["seconds"],
+        "low": summary["low_s"],
+        "high": summary["high_s"],
+        "repeats": summary["repeats"],
+    }
 
 
 def _say(world: Any, message: dict[str, Any]) -> None:

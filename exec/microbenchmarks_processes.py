@@ -1,4 +1,4 @@
-"""Processes for measuring: one core and one thread each, messages as JSON lines, and nothing left behind when one fails."""
+"""Processes for measuring: one core and one thread each, messages as JSON lines, nothing left behind by a failure."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ def usable_cores(root: Path = SYSTEM_CPUS) -> list[int]:
 
 
 def one_core_environment() -> dict[str, str]:
-    """The environment of a process that uses one thread, with the allocator keeping large blocks instead of returning them.
+    """The environment of a process that uses one thread, with the allocator keeping large blocks instead of returning
+    them.
 
-    Without the allocator's settings every large array is fresh pages from the kernel: adding two arrays of 16 MB ran 5 times slower. Arrays
-    over 64 MB need the single arena as well, since glibc's other arenas are no larger.
+    Without the allocator's settings every large array is fresh pages from the kernel: adding two arrays of 16 MB ran 5
+    times slower. Arrays over 64 MB need the single arena as well, since glibc's other arenas are no larger.
     """
     # Traces of an outer MPI run would make a nested mpiexec believe that it is one of its ranks.
     foreign = ("PMIX_", "PRTE_", "PMI_", "OMPI_COMM", "OMPI_UNIVERSE", "OMPI_MCA_ess", "OMPI_MCA_orte")
@@ -58,11 +59,14 @@ def one_core_environment() -> dict[str, str]:
 
 
 def mpi_command(ranks: int) -> tuple[list[str] | None, str]:
-    """The beginning of a command that starts `ranks` ranks, or None and the reason; the mpiexec beside this Python comes first."""
+    """The beginning of a command that starts `ranks` ranks (the mpiexec beside this Python first), or None and why."""
     from importlib.util import find_spec
 
     if find_spec("mpi4py") is None:
-        return None, "mpi4py is not installed; `pip install 'hpdlf[mpi]'`, or load the centre's MPI module and install mpi4py"
+        return (
+            None,
+            "mpi4py is not installed; `pip install 'hpdlf[mpi]'`, or load the centre's MPI module and install mpi4py",
+        )
     beside = Path(sys.executable).parent / "mpiexec"
     mpiexec = str(beside) if beside.is_file() else shutil.which("mpiexec")
     if mpiexec is None:
@@ -79,7 +83,8 @@ def mpi_command(ranks: int) -> tuple[list[str] | None, str]:
 def json_lines(command: list[str], *, env: dict[str, str], timeout_s: float, what: str) -> Iterator[dict[str, Any]]:
     """Run `command` and yield the JSON objects that it prints, as it prints them.
 
-    Raises RunError if it fails or takes longer than `timeout_s`. However this ends, the command and its children do not outlive it.
+    Raises RunError if it fails or takes longer than `timeout_s`. However this ends, the command and its children do
+    not outlive it.
     """
     with tempfile.TemporaryFile("w+") as errors:
         process = _start(command, env, errors)
@@ -103,7 +108,9 @@ def json_lines(command: list[str], *, env: dict[str, str], timeout_s: float, wha
             watch.cancel()
             _end(process)
         if late.is_set():
-            raise RunError(f"{what} took longer than {timeout_s:.0f} s and was stopped; is the machine busy with something else?")
+            raise RunError(
+                f"{what} took longer than {timeout_s:.0f} s and was stopped; is the machine busy with something else?"
+            )
         if code:
             raise RunError(f"{what} failed with exit code {code}: {_last_line(errors)}")
 
@@ -116,7 +123,7 @@ def run_together(
     what: str,
     meanwhile: Callable[[], None] | None = None,
 ) -> list[str]:
-    """Run the commands at the same time and return what each printed; `meanwhile` is called while they run. Raises RunError."""
+    """Run the commands at once and return what each printed; `meanwhile` is called while they run. Raises RunError."""
     with tempfile.TemporaryFile("w+") as errors:
         processes = []
         try:

@@ -59,10 +59,11 @@ def _device(name: str, found: Findings, operators: Sequence[Mapping[str, Any]]) 
         if products:
             peak[precision], achieved[precision] = _rates(products, found.date)
     if "float32" not in peak:
-        raise RunError("no matrix product in float32 was timed, so there is no profile to write; give the measurement more time")
+        raise RunError(
+            "no matrix product in float32 was timed, so there is no profile to write; give the measurement more time"
+        )
     assert found.dispatch is not None
     overhead = found.dispatch
-    caches = _caches(found.date)
     return Device(
         name=name,
         kind="cpu",
@@ -72,13 +73,22 @@ def _device(name: str, found: Findings, operators: Sequence[Mapping[str, Any]]) 
         memory_bytes=_memory(found),
         memory_bandwidth_bytes_per_s=_bandwidth(found),
         launch_overhead_s=_quantity(
-            overhead["seconds"], "s", f"{BY}: a jitted call on one number", found.date, overhead["low_s"], overhead["high_s"]
+            overhead["seconds"],
+            "s",
+            f"{BY}: a jitted call on one number",
+            found.date,
+            overhead["low_s"],
+            overhead["high_s"],
         ),
         communication_overlap=_overlap(found),
         idle_w=_power(found.idle_w, "idle_w", "at rest", found),
         limit_w=_power(found.busy_w, "limit_w", "with every core in matrix products", found),
-        cores=_quantity(1.0, "1", "by definition: one device is one core", found.date),
-        **caches,
+        cores=Quantity(
+            value=1.0, unit="1", source="by definition: one device is one core", tier="modelled", date=found.date
+        ),
+        l1_cache_bytes=_cache(1, found.date),
+        l2_cache_bytes=_cache(2, found.date),
+        l3_cache_bytes=_cache(3, found.date),
     )
 
 
@@ -90,7 +100,12 @@ def _rates(products: Sequence[Mapping[str, Any]], date: str) -> tuple[Quantity, 
     top = first["flops"] / first["fastest_s"]
     sustained = best["flops"] / best["seconds"]
     peak = _quantity(
-        top, "FLOP/s", f"{BY}: fastest repeat of any product, a {size(**first['shape'])}", date, min(sustained, top), top
+        top,
+        "FLOP/s",
+        f"{BY}: fastest repeat of any product, a {size(**first['shape'])}",
+        date,
+        min(sustained, top),
+        top,
     )
     low, high = best["flops"] / best["high_s"], best["flops"] / best["low_s"]
     return peak, _quantity(sustained, "FLOP/s", f"{BY}: {size(**best['shape'])}, median", date, low, high)
@@ -110,7 +125,9 @@ def _overlap(found: Findings) -> Quantity:
     if found.overlap is None or found.overlap.get("share") is None:
         source = "not measured; 0 where every core computes, since the computing core itself has to move the data"
         return Quantity(value=0.0, unit="1", source=source, tier="modelled", date=found.date)
-    source = f"{BY}: share of an all-reduce of 16 MiB that hides behind matrix products of the same length, both cores busy"
+    source = (
+        f"{BY}: share of an all-reduce of 16 MiB that hides behind matrix products of the same length, both cores busy"
+    )
     return _quantity(found.overlap["share"], "1", source, found.date, found.overlap["low"], found.overlap["high"])
 
 
@@ -136,7 +153,7 @@ def _link(name: str, found: Findings, communication: Sequence[Mapping[str, Any]]
         # The bus bandwidth of an all-reduce over n ranks is 2 (n - 1) / n of its bytes over its time.
         most = reductions[-1]
         share = 2 * (most["ranks"] - 1) / most["ranks"] * most["bytes"] / bandwidth
-        text = f"{BY}: all-reduce of {most['bytes']:,} bytes over {most['ranks']} ranks, bus bandwidth over that of messages"
+        text = f"{BY}: bus bandwidth of an all-reduce of {most['bytes']:,} bytes over that of messages"
         collective = _quantity(
             share / most["seconds"], "1", text, found.date, share / most["high_s"], share / most["low_s"]
         )
@@ -173,19 +190,19 @@ def _memory(found: Findings) -> Quantity:
     return _quantity(limit / found.cores, "B", f"{source}, over {found.cores} cores", found.date)
 
 
-def _caches(date: str) -> dict[str, Quantity]:
-    caches = {}
+def _cache(level: int, date: str) -> Quantity | None:
+    """The data cache of a level as the kernel describes it; None where it does not."""
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            level, kind = (index / "level").read_text().strip(), (index / "type").read_text().strip()
+            found, kind = int((index / "level").read_text()), (index / "type").read_text().strip()
             size = int((index / "size").read_text().strip().removesuffix("K")) * 1024
             shared = (index / "shared_cpu_list").read_text().strip()
         except (OSError, ValueError):
             continue
-        if kind in ("Data", "Unified") and level in ("1", "2", "3"):
+        if found == level and kind in ("Data", "Unified"):
             source = f"the kernel's description of CPU 0, shared by the CPUs {shared}"
-            caches[f"l{level}_cache_bytes"] = _quantity(float(size), "B", source, date)
-    return caches
+            return _quantity(float(size), "B", source, date)
+    return None
 
 
 def _cpu_name() -> str:
@@ -200,13 +217,14 @@ def _cpu_name() -> str:
 def _quantity(
     value: float, unit: str, source: str, date: str, low: float | None = None, high: float | None = None
 ) -> Quantity:
-    """A measured value; the bounds are widened to hold it, as a median of few repeats may lie outside their percentiles."""
+    """A measured value to six digits, more than it has; the bounds are widened to hold it."""
+    value = float(f"{value:.6g}")
     return Quantity(
         value=value,
         unit=unit,
         source=source,
         tier="measured",
-        low=None if low is None else min(low, value),
-        high=None if high is None else max(high, value),
+        low=None if low is None else min(float(f"{low:.6g}"), value),
+        high=None if high is None else max(float(f"{high:.6g}"), value),
         date=date,
     )

@@ -103,6 +103,8 @@ def _clip_each(most: float) -> optax.GradientTransformation:
 
     def clip(gradient: jax.Array) -> jax.Array:
         norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
-        return gradient * jnp.minimum(1.0, most / jnp.maximum(norm, jnp.finfo(gradient.dtype).tiny)).astype(gradient.dtype)
+        return gradient * jnp.minimum(1.0, most / jnp.maximum(norm, jnp.finfo(gradient.dtype).tiny)).astype(
+            gradient.dtype
+        )
 
     return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))

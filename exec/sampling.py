@@ -81,7 +81,9 @@ class Sampler:
         if epoch not in self._orders:
             while len(self._orders) > 1:
                 self._orders.pop(next(iter(self._orders)))
-            self._orders[epoch] = self.train[permutation(len(self.train), seed=self.seed, purpose="order", number=epoch)]
+            self._orders[epoch] = self.train[
+                permutation(len(self.train), seed=self.seed, purpose="order", number=epoch)
+            ]
         return self._orders[epoch]
 
     def global_batch(self, step: int) -> np.ndarray:
@@ -89,10 +91,16 @@ class Sampler:
         epoch, within = divmod(step, self.steps_per_epoch)
         return self.order(epoch)[within * self.batch : (within + 1) * self.batch]
 
-    def rank_indices(self, step: int, microbatch: int, data_rank: int, *, replicas: int, microbatches: int) -> np.ndarray:
+    def rank_indices(
+        self, step: int, microbatch: int, data_rank: int, *, replicas: int, microbatches: int
+    ) -> np.ndarray:
         """The sample indices of one microbatch of replica number `data_rank`, int64 [batch / (replicas * microbatches)]."""
         return part_of_batch(
-            self.global_batch(step), microbatch=microbatch, replica=data_rank, replicas=replicas, microbatches=microbatches
+            self.global_batch(step),
+            microbatch=microbatch,
+            replica=data_rank,
+            replicas=replicas,
+            microbatches=microbatches,
         )
 
 

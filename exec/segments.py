@@ -1,12 +1,12 @@
 """Segments: runs of operators compiled together, forward and backward.
 
-A segment is a pure function ``(parameters, state, inputs, context) -> (outputs, new_state)``. The worker calls one of its
-compiled forms: `forward` to evaluate, `forward_residual` then `backward` in a pipeline, `forward_backward` where both
-follow on each other.
+A segment is a pure function ``(parameters, state, inputs, context) -> (outputs, new_state)``. The worker calls one of
+its compiled forms: `forward` to evaluate, `forward_residual` then `backward` in a pipeline, `forward_backward` where
+both follow on each other.
 
-A residual holds what the backward pass needs. Much of it already lives elsewhere (weights, inputs, outputs); XLA would copy
-such values on their way out of the compiled function, so a :class:`Residual` borrows those from the caller instead: only what is
-new costs memory. Whoever keeps a residual must therefore not write into buffers that were given to the forward pass.
+A residual holds what the backward pass needs. Much of it already lives elsewhere (weights, inputs, outputs); XLA would
+copy such values on their way out of the compiled function, so a :class:`Residual` borrows them from the caller: only
+what is new costs memory. Whoever keeps a residual must therefore not write into buffers the forward pass was given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -32,13 +31,15 @@ __all__ = ["BAKED_BYTES", "Arrays", "Residual", "Segment", "build_segment"]
 
 Arrays = Mapping[str, Array]
 
+_KINDS = ("constant", "parameter", "state", "input", "output")
+
 BAKED_BYTES = 1024
 """Constants up to this size become part of the compiled code; larger ones are passed to it."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Recipe:
-    """How a residual's leaves go together again: each from a caller's value (by kind and name) or from the fresh ones."""
+    """How a residual's leaves go together again: each is a caller's value (by kind and name) or one of the fresh."""
 
     tree: Any
     sources: tuple[tuple[str, str] | int, ...]
@@ -93,7 +94,8 @@ class Segment:
         self, parameters: Arrays, state: Arrays, inputs: Arrays, context: Context
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """(outputs, new state)."""
-        computed, new_state = self._compiled["forward"](self.constants, *self._given(parameters, state, inputs), context)
+        given = self._given(parameters, state, inputs)
+        computed, new_state = self._compiled["forward"](self.constants, *given, context)
         return self._with_relayed(computed, inputs), new_state
 
     def forward_residual(
@@ -103,7 +105,7 @@ class Segment:
         given = self._given(parameters, state, inputs)
         computed, new_state, residual = self._compiled["forward_residual"](self.constants, *given, context)
         outputs = self._with_relayed(computed, inputs)
-        kinds = {"constant": self.constants, "parameter": given[0], "state": given[1], "input": given[2], "output": outputs}
+        kinds = dict(zip(_KINDS, (self.constants, *given, outputs), strict=True))
         borrowed = tuple(kinds[s[0]][s[1]] for s in residual.recipe.sources if isinstance(s, tuple))
         return outputs, new_state, replace(residual, borrowed=borrowed)
 
@@ -112,8 +114,8 @@ class Segment:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """(gradients by parameter, cotangents of the inputs `wrt`).
 
-        `cotangents` by output name; outputs it leaves out count as zero. `accumulated` is added to the gradients and given up:
-        its buffers are reused, do not touch them afterwards.
+        `cotangents` by output name; outputs it leaves out count as zero. `accumulated` is added to the gradients and
+        given up: its buffers are reused, do not touch them afterwards.
         """
         if accumulated is None:
             return self._compiled["backward"](residual, dict(cotangents))
@@ -160,13 +162,13 @@ def build_segment(
     inputs: Sequence[str],
     outputs: Sequence[str],
     static: Mapping[str, np.ndarray],
-    precision: str = "float32",
+    precision: str | None = "float32",
     wrt: Sequence[str] | None = None,
 ) -> Segment:
-    """Compiles the named operators (in graph order, whatever the order given) into a segment; compilation itself is lazy.
+    """Makes a segment of the named operators, computed in graph order; each form compiles when it is first called.
 
     static     values of graph.constants: integers and small floats become part of the code, large floats arguments
-    precision  all floats compute in it ("float64" needs jax_enable_x64)
+    precision  all floats compute in it ("float64" needs jax_enable_x64); None keeps the graph's types
     wrt        inputs that need a cotangent; default: all float ones that are not data of the graph
 
     Raises ModelError where an operator is unknown or a tensor comes from nowhere, all such problems together.
@@ -184,14 +186,14 @@ def build_segment(
     made = {name for node in nodes for name in node.outputs if name}
     known = made | set(inputs) | set(graph.parameters) | set(graph.state) | set(static)
     problems += [
-        f"tensor {name!r} is read by this segment, but is neither computed in it nor among its inputs, parameters, state or constants"
+        f"tensor {name!r} is neither computed in this segment nor among its inputs, parameters, state or constants"
         for name in sorted(read - known)
     ]
     problems += [_unknown("output", name, made | set(inputs)) for name in outputs if name not in made | set(inputs)]
     if problems:
         raise ModelError(f"graph {graph.name!r} cannot be cut like this:\n  " + "\n  ".join(problems))
 
-    dtype = jnp.dtype(precision)
+    dtype = None if precision is None else jnp.dtype(precision)
     baked, passed = _sorted_constants(static, read - made - set(inputs), dtype)
     state = tuple(s for s in graph.state if s in read and s not in inputs)
     new_state = {s: graph.state[s] for s in graph.state if graph.state[s] in made}
@@ -252,7 +254,7 @@ class _Plan:
 def _computed(
     node: Operator, function: Lowering, operands: Sequence[Value | None], context: Context
 ) -> tuple[Value, ...]:
-    """The operator's results: small results of static operands at once (they may be a shape), others as part of the program."""
+    """The operator's results. Small ones of static operands are computed at once: they may be a shape."""
     if not function.wants_context and all(isinstance(v, np.ndarray | None) for v in operands):
         with jax.ensure_compile_time_eval():
             results = tuple(np.asarray(v) for v in function(node, *operands, context=context))
@@ -286,7 +288,7 @@ def _compiled(
 
     def forward_residual(constants: Arrays, parameters: Arrays, state: Arrays, given: Arrays, context: Context) -> Any:
         outputs, new_state, pullback = differentiated(constants, parameters, state, given, context)
-        kinds = {"constant": constants, "parameter": parameters, "state": state, "input": given, "output": own(outputs)}
+        kinds = dict(zip(_KINDS, (constants, parameters, state, given, own(outputs)), strict=True))
         known = {id(v): (kind, name) for kind, group in reversed(kinds.items()) for name, v in group.items()}
         leaves, tree = jax.tree.flatten(pullback)
         fresh: list[Array] = []
@@ -329,13 +331,12 @@ def _compiled(
         shapes = tuple((n, outputs[n].shape, outputs[n].dtype) for n in seeds)
         return own(outputs), new_state, *pulled(pullback, shapes, cotangents, accumulated)
 
-    jit = partial(jax.jit)
     return {
-        "forward": jit(forward),
-        "forward_residual": jit(forward_residual),
-        "backward": jit(backward),
+        "forward": jax.jit(forward),
+        "forward_residual": jax.jit(forward_residual),
+        "backward": jax.jit(backward),
         "backward_accumulating": jax.jit(backward, donate_argnums=2),
-        "forward_backward": jit(forward_backward),
+        "forward_backward": jax.jit(forward_backward),
         "forward_backward_accumulating": jax.jit(forward_backward, donate_argnums=6),
     }
 
@@ -346,14 +347,18 @@ def _cotangent(value: Array | None, shape: tuple[int, ...], dtype: Any) -> Array
 
 def _cast(value: Any, dtype: Any) -> Any:
     """Floats in the working precision, everything else as it is."""
-    if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype == dtype:
+    if dtype is None or not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype == dtype:
         return value
     return value.astype(dtype)
 
 
-def _in_precision(node: Operator, precision: str) -> Operator:
-    """A Cast to floats of another width would lose what the working precision has: it becomes a cast to that precision."""
-    if node.op_type != "Cast" or "float" not in element_type(node, int(node.attributes["to"])).name:
+def _in_precision(node: Operator, precision: str | None) -> Operator:
+    """A Cast to floats of another width would lose what the working precision has: it casts to that precision."""
+    if (
+        precision is None
+        or node.op_type != "Cast"
+        or "float" not in element_type(node, int(node.attributes["to"])).name
+    ):
         return node
     code = {"float32": 1, "float64": 11, "float16": 10, "bfloat16": 16}[precision]
     return replace(node, attributes={**node.attributes, "to": code})

@@ -1,7 +1,7 @@
 """The fields that a profile file may have: their names, dimensions, ranges and meaning.
 
-A file writes ``memory_bandwidth = { value = 1555, unit = "GB/s", source = "...", tier = "datasheet" }``; the dataclass has
-``memory_bandwidth_bytes_per_s`` in SI units. Ranges are generous: they catch a wrong prefix, not an unusual machine.
+A file writes ``memory_bandwidth = { value = 1555, unit = "GB/s", source = "...", tier = "datasheet" }``; the dataclass
+has ``memory_bandwidth_bytes_per_s`` in SI units. Ranges are generous: they catch a wrong prefix, no unusual machine.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class ValueRow(NamedTuple):
 
 
 def list_profiles() -> list[ProfileRow]:
-    """Every cluster and device, the user's own before the shipped; one that cannot be read says why instead of raising."""
+    """Every cluster and device, the user's own first; one that cannot be read says why instead of raising."""
     rows = []
     for kind in ("cluster", "device"):
         for name, path in profile_files(kind):

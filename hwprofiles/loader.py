@@ -1,7 +1,8 @@
 """Finding profiles by name or path, and reading them.
 
-Profiles are searched in the user's folder (``$HPDLF_PROFILES``, else ``~/.config/hpdlf/profiles``) and then among those shipped.
-A name may end in the number of nodes, ``dgx-a100:16``, or of nodes and devices in each, ``generic-x86:1x4``.
+Profiles are searched in the user's folder (``$HPDLF_PROFILES``, else ``~/.config/hpdlf/profiles``) and then among
+those shipped. A name may end in the number of nodes, ``dgx-a100:16``, or of nodes and devices in each,
+``generic-x86:1x4``.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def cluster_from_toml(text: str, *, origin: str) -> Cluster:
 
 
 def profile_files(kind: str) -> Iterator[tuple[str, Path]]:
-    """(name, file) of every profile of a kind, the user's before the shipped; a name that is hidden by another is left out."""
+    """(name, file) of every profile of a kind, the user's first, which hide the shipped of the same name."""
     seen = set()
     for root in _roots():
         for path in sorted((root / FOLDERS[kind]).glob("*.toml")):
@@ -91,7 +92,9 @@ def _load(kind: str, text: str) -> Value:
     if _is_path(text):
         path = Path(text).expanduser()
         if not path.is_file():
-            raise ProfileError(f"{text}: there is no such profile file; `hpdlf profile list` shows the profiles there are")
+            raise ProfileError(
+                f"{text}: there is no such profile file; `hpdlf profile list` shows the profiles there are"
+            )
         near = path.resolve().parent
         roots = (near.parent, *_roots()) if near.name in FOLDERS.values() else (near, *_roots())
         value = _read_file(kind, path, roots, problems)
@@ -144,7 +147,9 @@ def _no_such(kind: str, name: str) -> str:
     known = [known_name for known_name, _ in profile_files(kind)]
     close = get_close_matches(name.lower(), [n.lower() for n in known], n=1, cutoff=0.5)
     hint = f"did you mean '{next(n for n in known if n.lower() == close[0])}'? " if close else ""
-    return f"there is no {kind} '{name}'; {hint}There are {', '.join(known)} (`hpdlf profile list`), or give a .toml file"
+    return (
+        f"there is no {kind} '{name}'; {hint}There are {', '.join(known)} (`hpdlf profile list`), or give a .toml file"
+    )
 
 
 def _or_raise(value: Value | None, problems: list[Problem]) -> Value:

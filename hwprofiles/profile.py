@@ -1,6 +1,7 @@
 """What a profile says once it is read: quantities with their sources, devices, links, nodes and clusters.
 
-Every value is a :class:`Quantity` in SI base units that carries where it comes from. A value that nobody knows is None, never 0.
+Every value is a :class:`Quantity` in SI base units that carries where it comes from. A value that nobody knows is
+None, never 0.
 """
 
 from __future__ import annotations
@@ -9,22 +10,21 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 
 from ..errors import PlanError, ProfileError
 
 __all__ = ["PRECISIONS", "TIERS", "Cluster", "Device", "Link", "Node", "Quantity"]
 
-# measured: timed or metered, here or by the source named. datasheet: published as a specification, read in the source named.
-# modelled: computed from other values by the formula in the source. recalled: from memory, not looked up.
+# measured: timed or metered, here or by the source named. datasheet: published as a specification, read in the source
+# named. modelled: computed from other values by the formula in the source. recalled: from memory, not looked up.
 TIERS = ("measured", "datasheet", "modelled", "recalled")
 PRECISIONS = ("float64", "float32", "tf32", "bfloat16", "float16", "float8")
-_NOTHING: Mapping[str, Quantity] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """A value in the SI unit named by `unit`, with its source and tier; `low` and `high` bound what was seen, where known.
+    """A value in the SI unit named by `unit`, with its source and tier; `low` and `high` bound what was seen, where
+    known.
 
     `date` is the ISO date for which the value holds (prices and carbon intensities change).
 
@@ -46,8 +46,12 @@ class Quantity:
 
     def per(self, factor: float, unit: str) -> Quantity:
         """The same quantity in another unit, of which one SI unit is `factor`."""
-        scaled = {name: None if bound is None else bound * factor for name, bound in (("low", self.low), ("high", self.high))}
-        return dataclasses.replace(self, value=self.value * factor, unit=unit, **scaled)
+
+        def scaled(number: float | None) -> float | None:
+            return None if number is None else number * factor
+
+        low, high = scaled(self.low), scaled(self.high)
+        return dataclasses.replace(self, value=self.value * factor, low=low, high=high, unit=unit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,8 @@ class Device:
     vector_flops_per_s    peak outside the matrix units, by precision
     memory_bytes, memory_bandwidth_bytes_per_s   the device's own memory
     launch_overhead_s     time that one call or kernel costs before any work is done
-    communication_overlap share of the communication time that the device hides behind its own computation when the program
-                          allows it: 1 where adapters move the data, 0 where the computing core has to
+    communication_overlap share of the communication time that the device hides behind its own computation when
+                          the program allows it: 1 where adapters move the data, 0 where the computing core has to
     idle_w, limit_w       power without work, and the most that the device draws
     """
 
@@ -68,8 +72,8 @@ class Device:
     kind: str
     description: str = ""
     peak_flops_per_s: Mapping[str, Quantity]
-    achieved_flops_per_s: Mapping[str, Quantity] = field(default_factory=lambda: _NOTHING)
-    vector_flops_per_s: Mapping[str, Quantity] = field(default_factory=lambda: _NOTHING)
+    achieved_flops_per_s: Mapping[str, Quantity] = field(default_factory=dict)
+    vector_flops_per_s: Mapping[str, Quantity] = field(default_factory=dict)
     memory_bytes: Quantity
     memory_bandwidth_bytes_per_s: Quantity
     launch_overhead_s: Quantity
@@ -85,12 +89,12 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A connection. `bandwidth_bytes_per_s` is nominal, in one direction: of one *device* for a link within a node, of one *node*
-    (all its adapters together) for a link between nodes.
+    """A connection. `bandwidth_bytes_per_s` is nominal, in one direction: of one *device* for a link within a node, of
+    one *node* (all its adapters together) for a link between nodes.
 
     latency_s             of a small message between two programs, one way
     efficiency            share of the nominal bandwidth that a large message between two programs sees
-    collective_efficiency share of the nominal bandwidth that a large all-reduce sees (its bus bandwidth), where measured
+    collective_efficiency share of the nominal bandwidth that a large all-reduce sees (its bus bandwidth)
     adapters              over how many equal adapters the bandwidth spreads; one message uses one adapter
     """
 
@@ -141,7 +145,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Equal nodes on one network. `link` is None where there is a single node; the bandwidth is per node (see :class:`Link`)."""
+    """Equal nodes on one network. `link`, None for a single node, has the bandwidth of a node (see :class:`Link`)."""
 
     name: str
     description: str = ""
@@ -186,7 +190,9 @@ class Cluster:
     def node_of(self, device: int) -> int:
         """The node that holds device `device`; devices are numbered node by node."""
         if not 0 <= device < self.n_devices:
-            raise PlanError(f"cluster '{self.name}' has the devices 0 to {self.n_devices - 1}, but device {device} is asked for")
+            raise PlanError(
+                f"cluster '{self.name}' has the devices 0 to {self.n_devices - 1}, but device {device} is asked for"
+            )
         return device // self.node.devices_per_node
 
     def link_between(self, a: int, b: int) -> Link:
@@ -204,7 +210,8 @@ class Cluster:
         return link
 
     def with_nodes(self, n_nodes: int, devices_per_node: int | None = None) -> Cluster:
-        """This cluster with another number of nodes, and of devices in each if given. The name says so: ``dgx-a100:16``.
+        """This cluster with another number of nodes, and of devices in each if given. The name says so:
+        ``dgx-a100:16``.
 
         Raises ProfileError where the profile has no link that the larger cluster needs.
         """
@@ -247,7 +254,7 @@ class Cluster:
         return sha256(text.encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """This cluster, its node, device and links as one self-contained profile file, which load_cluster reads back."""
+        """This cluster with its node, device and links as one self-contained file, which load_cluster reads back."""
         from .writing import cluster_to_toml
 
         return cluster_to_toml(self)

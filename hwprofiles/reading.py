@@ -1,6 +1,7 @@
 """From a TOML table to dataclasses: every check of a profile, and all problems of a file at once.
 
-The functions here append ``(file, field, problem)`` to a list and go on, so that one message can name everything that is wrong.
+The functions here append ``(file, field, problem)`` to a list and go on, so that one message can name everything that
+is wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from ..errors import ProfileError
 from .fields import FIELDS, PARTS, Field
 from .profile import PRECISIONS, TIERS, Cluster, Device, Link, Node, Quantity
-from .units import AMOUNT, EXAMPLE_UNIT, SI_UNIT, UnitError, describe_dimension, format_value, parse_unit
+from .units import AMOUNT, EXAMPLE_UNIT, SI_UNIT, UnitError, describe_dimension, format_value, parse_unit, to_si
 
 __all__ = ["FORMAT", "Problem", "Resolve", "Value", "parse_file", "read_profile"]
 
@@ -62,7 +63,9 @@ def parse_file(path: Path, problems: list[Problem]) -> Mapping[str, Any] | None:
     else:
         if table:
             return table
-        problems.append(Problem(file, "", "is empty; a profile begins with `format = 1` and `profile = \"cluster\"`, say"))
+        problems.append(
+            Problem(file, "", 'is empty; a profile begins with `format = 1` and `profile = "cluster"`, say')
+        )
     return None
 
 
@@ -84,7 +87,9 @@ def read_profile(
             values[key] = text
     name = values.get("name")
     if name is not None and not NAME.fullmatch(name):
-        problems.append(Problem(file, _path(where, "name"), f"{name!r}: letters, digits and ' ._+:()-' only, 80 at most"))
+        problems.append(
+            Problem(file, _path(where, "name"), f"{name!r}: letters, digits and ' ._+:()-' only, 80 at most")
+        )
     if kind == "device":
         chosen = _text(table, "kind", True, file, where, problems)
         if chosen is not None and chosen not in KINDS:
@@ -121,7 +126,11 @@ def _check_header(table: Mapping[str, Any], kind: str, file: str, problems: list
         problems.append(Problem(file, "format", text))
     said = table.get("profile")
     if said != kind:
-        text = f"is {said!r}, but a {kind} is wanted here" if "profile" in table else f'is missing; write `profile = "{kind}"`'
+        text = (
+            f"is {said!r}, but a {kind} is wanted here"
+            if "profile" in table
+            else f'is missing; write `profile = "{kind}"`'
+        )
         problems.append(Problem(file, "profile", text))
 
 
@@ -151,7 +160,9 @@ def _field(
         if field.required:
             example = f'{{ value = ..., unit = "{EXAMPLE_UNIT[field.dimension]}", source = "...", tier = "datasheet" }}'
             if field.by_precision:
-                problems.append(Problem(file, f"{path}.float32", f"is missing; write float32 = {example} under [{path}]"))
+                problems.append(
+                    Problem(file, f"{path}.float32", f"is missing; write float32 = {example} under [{path}]")
+                )
             else:
                 problems.append(Problem(file, path, f"is missing; write {field.key} = {example}"))
         return None
@@ -159,7 +170,9 @@ def _field(
     if not field.by_precision:
         return _quantity(raw, field, file, path, problems)
     if not isinstance(raw, Mapping) or "value" in raw:
-        problems.append(Problem(file, path, f"needs a value for each precision, such as {field.key}.float32 = {{ ... }}"))
+        problems.append(
+            Problem(file, path, f"needs a value for each precision, such as {field.key}.float32 = {{ ... }}")
+        )
         return None
     _unknown_keys(raw, list(PRECISIONS), f"{field.key}", file, path, problems)
     if field.required and "float32" not in raw:
@@ -189,7 +202,7 @@ def _quantity(raw: Any, field: Field, file: str, path: str, problems: list[Probl
     numbers = {key: _number(raw, key, complain, path) for key in ("value", "low", "high")}
     if factor is None or numbers["value"] is None:
         return None
-    si = {key: None if number is None else number * factor for key, number in numbers.items()}
+    si = {key: None if number is None else to_si(number, factor) for key, number in numbers.items()}
     value = si["value"]
     assert value is not None
     if value < 0 or (value == 0 and field.low > 0):
@@ -200,7 +213,9 @@ def _quantity(raw: Any, field: Field, file: str, path: str, problems: list[Probl
     elif field.integer and value != round(value):
         complain(f"{value:g} is no whole number")
     low, high = si["low"], si["high"]
-    if (low is not None and low > value) or (high is not None and high < value) or (low is not None and low < 0):
+    if value >= 0 and (
+        (low is not None and low > value) or (high is not None and high < value) or (low is not None and low < 0)
+    ):
         complain("must lie between its own low and high, which are not negative")
     date = _date(raw, field, complain, path)
     if len(problems) > start:

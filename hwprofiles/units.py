@@ -1,7 +1,7 @@
 """Units of measure: what a profile may write, and the SI value behind it.
 
-A unit is a quotient of named units with SI or binary prefixes: ``GB/s``, ``GiB``, ``TFLOP/s``, ``us``, ``kWh``, ``USD/h``,
-``gCO2/kWh``. A dimension is the exponents of bytes, seconds, FLOPs, joules, dollars and kilograms.
+A unit is a quotient of named units with SI or binary prefixes: ``GB/s``, ``GiB``, ``TFLOP/s``, ``us``, ``kWh``,
+``USD/h``, ``gCO2/kWh``. A dimension is the exponents of bytes, seconds, FLOPs, joules, dollars and kilograms.
 
 >>> parse_unit("GB/s").factor, describe_dimension(parse_unit("GB/s").dimension)
 (1000000000.0, 'bytes per second')
@@ -11,6 +11,7 @@ True
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ __all__ = [
     "describe_dimension",
     "format_value",
     "parse_unit",
+    "readable_units",
+    "to_si",
 ]
 
 
@@ -135,7 +138,8 @@ _UNITS: dict[str, tuple[float, Dimension, dict[str, float]]] = {
     "%": (0.01, AMOUNT, {}),
     "1": (1.0, AMOUNT, {}),
 }
-# What people write instead. They are refused with the right spelling: "Gb/s" is read as bits by some and bytes by others.
+# What people write instead. They are refused with the right spelling: "Gb/s" is read as bits by some and bytes by
+# others.
 _INSTEAD = {
     "TFLOPS": "TFLOP/s",
     "GFLOPS": "GFLOP/s",
@@ -170,6 +174,15 @@ def parse_unit(text: str) -> Unit:
         factor = factor * found.factor if place == 0 else factor / found.factor
         exponents = [total + sign * one for total, one in zip(exponents, found.dimension, strict=True)]
     return Unit(factor, Dimension(*exponents))
+
+
+def to_si(number: float, factor: float) -> float:
+    """`number` times a unit's factor, rounded as a decimal, so that a value written in any unit comes back exactly.
+
+    >>> to_si(2.3, 1e-6), 2.3 * 1e-6
+    (2.3e-06, 2.2999999999999996e-06)
+    """
+    return float(Decimal(repr(number)) * Decimal(repr(factor)))
 
 
 def describe_dimension(dimension: Dimension) -> str:
@@ -234,7 +247,14 @@ def _unknown(text: str) -> str:
     from difflib import get_close_matches
 
     common = sorted({unit for dimension in SI_UNIT for unit in (*readable_units(dimension), SI_UNIT[dimension])})
-    common += ["GiB", "MiB", "KiB", "GiB/s", "Gbit/s", "Mbit/s", "Wh", "%", "min", "h"]
-    close = get_close_matches(text, common, n=1, cutoff=0.4) or [u for u in common if u.lower() == text.lower()]
-    hint = f"; did you mean '{close[0]}'?" if close else "; known are, for example, GB, GiB, GB/s, Gbit/s, TFLOP/s, us, W, USD/h"
+    common += ["GiB", "MiB", "KiB", "GiB/s", "Gbit/s", "Mbit/s", "Wh", "kWh", "%", "min", "h"]
+    # Most misspelt units have their letters right and a capital wrong.
+    close = [unit for unit in common if unit.lower() == text.lower()] or get_close_matches(
+        text, common, n=1, cutoff=0.4
+    )
+    hint = (
+        f"; did you mean '{close[0]}'?"
+        if close
+        else "; known are, for example, GB, GiB, GB/s, Gbit/s, TFLOP/s, us, W, USD/h"
+    )
     return f"unit {text!r} is not known{hint}"

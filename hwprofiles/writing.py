@@ -1,4 +1,4 @@
-"""Writing profiles: one self-contained TOML file for a cluster, in units that people read and that come back exactly."""
+"""Writing profiles: one self-contained TOML file for a cluster, in readable units that come back exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ProfileError
 from .fields import FIELDS, PARTS
 from .profile import Cluster, Quantity
 from .reading import FORMAT
-from .units import AMOUNT, SI_UNIT, Dimension, parse_unit, readable_units
+from .units import AMOUNT, SI_UNIT, Dimension, parse_unit, readable_units, to_si
 
 __all__ = ["cluster_to_toml", "write_cluster"]
 
@@ -96,7 +96,7 @@ def _exact(numbers: Mapping[str, float], dimension: Dimension) -> tuple[str, Map
         if abs(numbers["value"]) < factor and unit != readable_units(dimension)[-1]:
             continue
         scaled = {key: _short(number / factor, factor, number) for key, number in numbers.items()}
-        if all(scaled[key] * factor == number for key, number in numbers.items()):
+        if all(to_si(scaled[key], factor) == number for key, number in numbers.items()):
             return unit, scaled
     return SI_UNIT[dimension], numbers
 
@@ -105,7 +105,7 @@ def _short(scaled: float, factor: float, number: float) -> float:
     """The scaled number with the fewest digits that still gives `number` back."""
     for digits in range(1, 17):
         candidate = float(f"{scaled:.{digits}g}")
-        if candidate * factor == number:
+        if to_si(candidate, factor) == number:
             return candidate
     return scaled
 

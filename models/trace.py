@@ -27,6 +27,7 @@ __all__ = ["COLUMNS", "Event", "Trace", "event_line", "header_line", "read_trace
 
 FORMAT = "hpdlf.trace"
 VERSION = 1
+_MEND = "Remove it, or run `hpdlf train PLAN --out RUN --resume` to measure again."
 
 
 class Event(NamedTuple):
@@ -101,11 +102,13 @@ def write_trace(trace: Trace, path: Path) -> None:
     part.replace(path)
 
 
-def read_trace(*paths: Path) -> Trace:
+def read_trace(*paths: Path, cut_short: bool = False) -> Trace:
     """Read the files of one run's ranks as one trace.
 
+    cut_short   the writers may have been killed: a last line that is not whole is left out, and so is a file without a whole line
+
     Raises:
-        DataError: a file is no trace, is of a newer version, or was cut short.
+        DataError: a file cannot be read, is no trace, is of a newer version, or was cut short and must not be.
     """
     events: list[Event] = []
     about: dict[str, Any] = {}
@@ -113,7 +116,10 @@ def read_trace(*paths: Path) -> Trace:
     if not paths:
         raise DataError("No trace files: the run wrote none. Was it stopped before its first step?")
     for path in paths:
-        header, rows = _read_lines(path)
+        lines = _whole_lines(path) if cut_short else _lines(path)
+        if cut_short and not lines:
+            continue
+        header, rows = _parse(path, lines)
         source = header["source"]
         about = dict(header["about"]) | about
         events += rows
@@ -121,16 +127,26 @@ def read_trace(*paths: Path) -> Trace:
     return Trace(source=source, events=tuple(events), about=about)
 
 
-def _read_lines(path: Path) -> tuple[dict[str, Any], Iterable[Event]]:
-    with path.open() as file:
-        lines = file.readlines()
-    mend = "Remove it, or run `hpdlf train PLAN --out RUN --resume` to measure again."
+def _lines(path: Path) -> list[str]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readlines()
+    except OSError as error:
+        raise DataError(f"{path}: the trace cannot be read: {error.strerror}. {_MEND}") from None
+
+
+def _whole_lines(path: Path) -> list[str]:
+    lines = _lines(path)
+    return lines[:-1] if lines and not lines[-1].endswith("\n") else lines
+
+
+def _parse(path: Path, lines: list[str]) -> tuple[dict[str, Any], Iterable[Event]]:
     try:
         header = json.loads(lines[0])
         if header["format"] != FORMAT:
             raise KeyError("format")
     except (IndexError, json.JSONDecodeError, KeyError, TypeError):
-        raise DataError(f"{path} is no hpdlf trace: its first line does not say so. {mend}") from None
+        raise DataError(f"{path} is no hpdlf trace: its first line does not say so. {_MEND}") from None
     if header["version"] > VERSION:
         raise DataError(f"{path} has trace format {header['version']}, this hpdlf reads up to {VERSION}: `pip install --upgrade hpdlf`.")
     events = []
@@ -140,5 +156,5 @@ def _read_lines(path: Path) -> tuple[dict[str, Any], Iterable[Event]]:
                 raise ValueError
             events.append(Event(*json.loads(line)))
         except (ValueError, TypeError):
-            raise DataError(f"{path}, line {number}: the trace was cut short. {mend}") from None
+            raise DataError(f"{path}, line {number}: the trace was cut short. {_MEND}") from None
     return header, events

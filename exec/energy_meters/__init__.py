@@ -12,7 +12,7 @@ __all__ = ["Meter", "Meters", "find_meters", "find_nvml_meters", "find_rapl_mete
 
 
 class Meter(NamedTuple):
-    """A counter: `read_j()` is the energy in joules since some moment, of the `scope` named ("cpu" packages or one "gpu")."""
+    """A counter: `read_j()` is the energy in joules since some moment, of a "cpu" package or a "gpu" (`scope`)."""
 
     name: str
     scope: str

@@ -1,4 +1,4 @@
-"""Energy of NVIDIA GPUs from NVML's total energy counter (Volta and newer), in millijoules since the driver was loaded."""
+"""Energy of NVIDIA GPUs from NVML's total energy counter (Volta and newer): millijoules since the driver was loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Reader = tuple[str, Callable[[], float]]
 def find_nvml_meters() -> tuple[list[Reader], str]:
     """(name, read in joules) of each GPU that has a counter, and why there is none."""
     try:
-        import pynvml
+        import pynvml  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         return [], "NVML: the package is not installed; `pip install 'hpdlf[nvml]'` where there are NVIDIA GPUs"
     try:

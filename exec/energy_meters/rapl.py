@@ -1,7 +1,7 @@
 """Energy of CPU packages from the kernel's powercap interface (Intel's and AMD's RAPL).
 
-The counter is in microjoules and starts again at ``max_energy_range_uj``; a reader adds the turns up as long as it is read at
-least once per turn (minutes at full load). See the kernel's Documentation/power/powercap/powercap.rst.
+The counter is in microjoules and starts again at ``max_energy_range_uj``; a reader adds the turns up as long as it is
+read at least once per turn (minutes at full load). See the kernel's Documentation/power/powercap/powercap.rst.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ONNX operators as JAX functions, by family. Importing this package registers them all; `registry` says how to add one."""
+"""ONNX operators as JAX functions, by family. Importing this registers them all; `registry` says how to add one."""
 
 from . import convolution, elementwise, loss, matmul, normalisation, pooling, reduction, shape
 from .registry import Context, Lowering, Value, lowering, lowers, registered, static, step_context

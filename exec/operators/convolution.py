@@ -1,4 +1,4 @@
-"""Convolutions. ONNX keeps channels first; XLA on a CPU is fastest with channels last, so every lowering computes there.
+"""Convolutions. ONNX keeps channels first; XLA on a CPU likes channels last, so every lowering computes there.
 
 Between two convolutions the pairs of transposes meet, and XLA's layout assignment turns them into no-ops.
 """
@@ -19,12 +19,14 @@ from .window import Window, padded, taps, window_of
 __all__ = ["conv", "conv_transpose", "convolution_lowering"]
 
 
-def convolution_lowering(window: Window, channels: int, groups: int, backend: str) -> Literal["matmul", "im2col", "xla"]:
+def convolution_lowering(
+    window: Window, channels: int, groups: int, backend: str
+) -> Literal["matmul", "im2col", "xla"]:
     """How to compute a convolution, from its shape alone; the thresholds are measured on one x86 core, float32.
 
     matmul   a window of one element is a matrix product over channels, which every backend does best
-    im2col   copies every window into a row, then one matrix product: wins on CPU where XLA's convolution has too little to do
-             per call, that is few input channels (rows of up to 64 elements) or small outputs (up to 7 x 7)
+    im2col   copies every window into a row, then one matrix product: wins on CPU where XLA's convolution has too little
+             to do per call, that is few input channels (rows of up to 64 elements) or small outputs (up to 7 x 7)
     xla      everything else, and every convolution on a GPU, where XLA calls the vendor's library
     """
     if prod(window.kernel) == 1 and groups == 1 and not any(map(sum, window.pads)):
@@ -111,7 +113,7 @@ def conv_transpose(node: Operator, x: Array, w: Array, b: Array | None = None) -
 def _transposed_pads(
     node: Operator, spatial: tuple[int, ...], reach: list[int], strides: tuple[int, ...], extra: tuple[int, ...]
 ) -> list[tuple[int, int]]:
-    """Pads of a ConvTranspose: given, or from `output_shape` or `auto_pad` by the formulas of the ONNX specification."""
+    """Pads of a ConvTranspose: given, or from `output_shape` or `auto_pad` by the ONNX specification's formulas."""
     get, rank = node.attributes.get, len(spatial)
     rule = text(node, "auto_pad", "NOTSET")
     full = [s * (n - 1) + e + r for s, n, e, r in zip(strides, spatial, extra, reach, strict=True)]
@@ -119,7 +121,8 @@ def _transposed_pads(
     if not wanted and rule in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [n * s for n, s in zip(spatial, strides, strict=True)]
     if wanted:
-        missing = [max(f - o, 0) for f, o in zip(full, wanted, strict=True)]
+        # Negative where the output reaches beyond the last window: zeros are added at the end.
+        missing = [f - o for f, o in zip(full, wanted, strict=True)]
         small_first = rule == "SAME_UPPER"
         return [(m // 2, m - m // 2) if small_first else (m - m // 2, m // 2) for m in missing]
     flat = list(get("pads") or (0,) * 2 * rank) if rule == "NOTSET" else [0] * 2 * rank

@@ -17,7 +17,7 @@ from .registry import Context, Value, lowers, static, text
 
 __all__ = ["cast", "clip", "dropout", "element_type"]
 
-# Operators that are one function of one tensor. Those with a kink take the same subgradient as other frameworks: relu'(0) = 0.
+# Operators that are one function of one tensor.
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "Abs": jnp.abs,
     "Acos": jnp.arccos,
@@ -100,7 +100,7 @@ _register_tables()
 
 @lowers("Pow")
 def power(node: Operator, x: Array, exponent: Value) -> Array:
-    """x ** exponent in the dtype of x; a known whole exponent needs no logarithm, so that negative bases have gradients."""
+    """x ** exponent in the dtype of x; a known whole exponent needs no logarithm: negative bases have gradients."""
     if isinstance(exponent, np.ndarray) and exponent.size == 1 and exponent.ndim <= jnp.ndim(x):
         known = float(exponent.reshape(()))
         if known.is_integer() and abs(known) <= 16 and jnp.issubdtype(x.dtype, jnp.floating):
@@ -202,9 +202,9 @@ def mod(node: Operator, a: Array, b: Array) -> Array:
 
 # onnx.TensorProto.DataType as NumPy and JAX name the types.
 _ELEMENT_TYPES = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64",
-    12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8_e4m3fn", 18: "float8_e4m3fnuz",
-    19: "float8_e5m2", 20: "float8_e5m2fnuz",
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8_e4m3fn",
+    18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz",
 }  # fmt: skip
 
 
@@ -216,8 +216,8 @@ def element_type(node: Operator, code: int) -> np.dtype[Any]:
     """
     if code not in _ELEMENT_TYPES:
         raise ModelError(
-            f"{node.op_type} node {node.name!r} asks for ONNX element type {code}, which the executor does not compute with. "
-            f"Known are {', '.join(_ELEMENT_TYPES.values())}."
+            f"{node.op_type} node {node.name!r} asks for ONNX element type {code}, which the executor does not compute "
+            f"with. Known are {', '.join(_ELEMENT_TYPES.values())}."
         )
     return jnp.dtype(_ELEMENT_TYPES[code])
 
@@ -245,7 +245,7 @@ def dropout_by_attribute(node: Operator, x: Array, *, context: Context) -> tuple
 def dropout(
     node: Operator, x: Array, ratio: Value | None = None, training_mode: Value | None = None, *, context: Context
 ) -> tuple[Array, Array]:
-    """(y, mask): zeroes a share `ratio` and scales the rest by 1 / (1 - ratio), where the graph and the run both train."""
+    """(y, mask): zeroes a share `ratio`, scales the rest by 1 / (1 - ratio), where graph and run both train."""
     asked = training_mode is not None and bool(static(node, "training_mode", training_mode))
     share = 0.5 if ratio is None else float(static(node, "ratio", ratio))
     return _dropped(x, share if asked and context.training else 0.0, context)

@@ -31,7 +31,7 @@ def negative_log_likelihood_loss(
 
 
 def _loss(node: Operator, log_probabilities: Array, labels: Array, weights: Array | None) -> Array:
-    """Minus the label's log probability times its class's weight, reduced; `mean` divides by the sum of the weights used."""
+    """Minus the label's log probability times its class's weight, reduced; `mean` divides by the sum of weights."""
     ignored = node.attributes.get("ignore_index")
     labels = jnp.asarray(labels)
     counted = jnp.ones(labels.shape, bool) if ignored is None else labels != ignored

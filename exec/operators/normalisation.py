@@ -17,12 +17,12 @@ __all__ = ["batch_normalization", "layer_normalization", "log_softmax", "softmax
 @lowers("BatchNormalization")
 def batch_normalization(
     node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, context: Context
-) -> Array | tuple[Array, Array, Array]:
+) -> Array | tuple[Array, ...]:
     """Normalises (N, C, ...) per channel; in training returns the running mean and variance too.
 
     Training uses the mean and (population) variance of this microbatch on this replica, and returns
-    ``momentum * running + (1 - momentum) * current``. A node trains where it says so itself (`training_mode`, before opset 14:
-    more than one output) and the run trains.
+    ``momentum * running + (1 - momentum) * current``. A node trains where it says so itself (`training_mode`; before
+    opset 14 by more than one output) and the run trains.
     """
     get = node.attributes.get
     wanted = len([o for o in node.outputs if o])
@@ -76,7 +76,8 @@ def instance_normalization(node: Operator, x: Array, scale: Array, bias: Array) 
     axes, shape = tuple(range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))
     mean = jnp.mean(x, axis=axes, keepdims=True)
     spread = jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
-    return _normalised(x, mean, spread, node.attributes.get("epsilon", 1e-5)) * scale.reshape(shape) + bias.reshape(shape)
+    y = _normalised(x, mean, spread, node.attributes.get("epsilon", 1e-5))
+    return y * scale.reshape(shape) + bias.reshape(shape)
 
 
 @lowers("GroupNormalization", since=21)
@@ -95,7 +96,7 @@ def group_normalization(node: Operator, x: Array, scale: Array, bias: Array) -> 
 def local_response_normalization(node: Operator, x: Array) -> Array:
     """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ** beta."""
     get = node.attributes.get
-    size = int(get("size"))
+    size = int(node.attributes["size"])
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
     squares = jnp.pad(jnp.square(x), [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2))
     total = sum(squares[:, i : i + x.shape[1]] for i in range(size))

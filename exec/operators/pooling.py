@@ -33,7 +33,7 @@ def max_pool(node: Operator, x: Array) -> Array | tuple[Array, Array]:
     within = jnp.take_along_axis(where[:, None, ..., None], tap[None].astype(jnp.int32), axis=0)[0]
     plane = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[0], *(1,) * (x.ndim - 2), x.shape[1])
     index = within + plane * int(np.prod(x.shape[2:]))
-    return jnp.moveaxis(best, -1, 1), jnp.moveaxis(index, -1, 1).astype(jnp.int64 if jax.config.jax_enable_x64 else jnp.int32)
+    return jnp.moveaxis(best, -1, 1), jnp.moveaxis(index, -1, 1).astype(jax.dtypes.canonicalize_dtype(np.int64))
 
 
 def _lowest(dtype: np.dtype) -> float | int:
@@ -104,7 +104,7 @@ _maximum.defvjp(_maximum_forward, _maximum_backward)
 
 
 def _input_index(window: Window, spatial: tuple[int, ...], column_major: bool) -> np.ndarray:
-    """For every tap and output position the input's flat spatial index: (taps, *output). The pads are never a maximum."""
+    """For every tap and output position the input's flat spatial index: (taps, *output). Pads are never a maximum."""
     weights = np.cumprod((1, *spatial[:-1])) if column_major else np.cumprod((1, *spatial[:0:-1]))[::-1]
     rows = []
     for position in product(*map(range, window.kernel)):

@@ -46,7 +46,7 @@ def _bound(x: Array, low: bool) -> Any:
 
 
 def reduced(reduction: Reduction, node: Operator, x: Value, axes: Any) -> Array:
-    """A reduction over `axes`; over none means all, unless `noop_with_empty_axes`, where each element is reduced alone."""
+    """A reduction over `axes`; none means all, unless `noop_with_empty_axes`: then each element is reduced alone."""
     keep = bool(node.attributes.get("keepdims", 1))
     data = jnp.asarray(x)
     along = tuple(int(a) for a in np.ravel(axes)) if axes is not None else ()
@@ -83,7 +83,7 @@ def _extreme(find: Callable[..., Array], node: Operator, x: Array) -> Array:
         found = x.shape[axis] - 1 - find(jnp.flip(x, axis), axis=axis, keepdims=keep)
     else:
         found = find(x, axis=axis, keepdims=keep)
-    return found.astype(jnp.int64 if jax.config.jax_enable_x64 else jnp.int32)
+    return found.astype(jax.dtypes.canonicalize_dtype(np.int64))
 
 
 @lowers("ArgMax")

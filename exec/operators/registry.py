@@ -7,8 +7,8 @@ A lowering is a plain function of the node and its inputs, written down with :fu
         return jnp.maximum(x, 0)
 
 * Absent optional inputs arrive as None. A node with several outputs returns a tuple of them.
-* An operator whose meaning changed is registered once per meaning: ``@lowers("Squeeze", since=13)``. A graph of opset 17 gets
-  the registration with the largest `since` that is not above 17.
+* An operator whose meaning changed is registered once per meaning: ``@lowers("Squeeze", since=13)``. A graph of opset
+  17 gets the registration with the largest `since` that is not above 17.
 * Values known before the run (shapes, axes, sizes) arrive as `numpy.ndarray`, data as `jax.Array`. What must be known
   (the axes of a reduction, say) is read with :func:`static`, which explains itself where it is not.
 * An operator that behaves differently in training, or draws random numbers, has a keyword argument `context`.
@@ -45,7 +45,7 @@ class Context:
     samples     global indices of the samples of this microbatch, int32 (microbatch,)
     training    False while evaluating: dropout is the identity, batch normalisation uses its running statistics
     salt        tells the operators of a graph apart (set by the segment)
-    batch_axis  the axis of the operator's first input along which samples lie, None if there is none (set by the segment)
+    batch_axis  the axis of the operator's first input along which samples lie, None if none (set by the segment)
     """
 
     key: Array
@@ -59,9 +59,9 @@ class Context:
         return replace(self, salt=zlib.crc32(node.name.encode()) & 0x7FFFFFFF, batch_axis=batch_axis)
 
     def uniform(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Uniform numbers in [0, 1) of `shape`: those of a sample depend on seed, step, operator and its global index alone.
+        """Uniform numbers in [0, 1): those of a sample depend on seed, step, operator and its global index alone.
 
-        Where the batch axis holds several rows per sample (a batch merged with a sequence), a sample's rows lie together.
+        Where the batch axis holds several rows per sample (batch times sequence), a sample's rows lie together.
         """
         key = jax.random.fold_in(self.key, self.salt)
         if self.batch_axis is None:
@@ -69,8 +69,8 @@ class Context:
         count, axis = self.samples.shape[0], self.batch_axis
         if not count or shape[axis] % count:
             raise ModelError(
-                f"{shape[axis]} rows along axis {axis} cannot be split among {count} samples: random numbers are drawn per sample. "
-                "Check that the graph's batch dimension is the one the samples lie along (hpdlf import --batch-dim)."
+                f"{shape[axis]} rows along axis {axis} cannot be split among {count} samples, but random numbers are "
+                "drawn per sample. Check that samples lie along the graph's batch dim (hpdlf import --batch-dim)."
             )
         rows = shape[axis] // count
         rest = (rows, *shape[:axis], *shape[axis + 1 :])
@@ -122,7 +122,9 @@ def lowers(*op_types: str, since: int = 1, domain: str = "") -> Callable[[Functi
         for op_type in op_types:
             versions = _LOWERINGS.setdefault((domain, op_type), {})
             if since in versions:
-                raise ValueError(f"{op_type} since opset {since} is registered twice: {versions[since].function} and {function}")
+                raise ValueError(
+                    f"{op_type} is registered twice for opset {since}: {versions[since].function}, {function}"
+                )
             versions[since] = Lowering(
                 op_type=op_type, domain=domain, since=since, function=function, wants_context=wants_context
             )
@@ -166,8 +168,8 @@ def static(node: Operator, name: str, value: Value | None) -> np.ndarray:
     if value is not None and not isinstance(value, jax.core.Tracer):
         return np.asarray(value)
     raise ModelError(
-        f"input '{name}' of {node.op_type} node {node.name!r} is computed from data, but the executor compiles for fixed shapes "
-        "and needs its value before the run. Bind the graph's symbolic dims when importing (hpdlf import --bind NAME=VALUE)."
+        f"input '{name}' of {node.op_type} node {node.name!r} is computed from data, but the executor compiles for "
+        "fixed shapes and needs its value before the run. Bind symbolic dims on import (hpdlf import --bind NAME=VALUE)."
     )
 
 

@@ -95,7 +95,7 @@ def split(node: Operator, x: Value, sizes: Value | None = None) -> tuple[Value, 
     else:
         ends = np.cumsum(static(node, "split", sizes)).tolist()
     if ends[-1] != x.shape[axis]:
-        raise ModelError(f"Split node {node.name!r}: parts end at {ends}, but axis {axis} has {x.shape[axis]} elements.")
+        raise ModelError(f"Split node {node.name!r}: parts end at {ends}, axis {axis} has {x.shape[axis]} elements.")
     before = (slice(None),) * axis
     return tuple(x[(*before, slice(a, z))] for a, z in zip([0, *ends[:-1]], ends, strict=True))
 
@@ -129,8 +129,9 @@ def slice_(
 @lowers("Slice")
 def slice_by_attribute(node: Operator, x: Value) -> Value:
     """Before opset 10 bounds and axes are attributes."""
-    get, axes = node.attributes.get, node.attributes.get("axes")
-    return slice_(node, x, np.asarray(get("starts")), np.asarray(get("ends")), None if axes is None else np.asarray(axes))
+    starts, ends = np.asarray(node.attributes["starts"]), np.asarray(node.attributes["ends"])
+    axes = node.attributes.get("axes")
+    return slice_(node, x, starts, ends, None if axes is None else np.asarray(axes))
 
 
 @lowers("Gather")
@@ -256,5 +257,7 @@ def depth_to_space(node: Operator, x: Array) -> Array:
 def space_to_depth(node: Operator, x: Array) -> Array:
     """(N, C, H, W) -> (N, C b², H/b, W/b)."""
     block, (n, c, h, w) = int(node.attributes["blocksize"]), x.shape
-    y = x.reshape(n, c, h // block, block, w // block, block).transpose(0, 3, 5, 1, 2, 4)
+    # The mode is an attribute since opset 27.
+    order = (0, 3, 5, 1, 2, 4) if text(node, "mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    y = x.reshape(n, c, h // block, block, w // block, block).transpose(order)
     return y.reshape(n, c * block**2, h // block, w // block)

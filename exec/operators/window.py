@@ -59,7 +59,7 @@ def window_of(node: Operator, spatial: Sequence[int], kernel: Sequence[int]) -> 
     flat = list(get("pads") or (0,) * 2 * rank)
     if not (len(kernel) == len(strides) == len(dilations) == rank and len(flat) == 2 * rank):
         raise ModelError(
-            f"{node.op_type} node {node.name!r}: kernel {kernel}, strides {strides}, dilations {dilations} and pads {flat} "
+            f"{node.op_type} node {node.name!r}: kernel {kernel}, strides {strides}, dilations {dilations}, pads {flat} "
             f"do not fit an input with {rank} spatial dims. Correct the node's attributes."
         )
     pads = [(flat[i], flat[i + rank]) for i in range(rank)]
@@ -83,8 +83,8 @@ def window_of(node: Operator, spatial: Sequence[int], kernel: Sequence[int]) -> 
                 count -= 1
         if count < 1:
             raise ModelError(
-                f"{node.op_type} node {node.name!r}: a window of {reach} does not fit into {size} + pads {pads[i]} along "
-                f"spatial dim {i}. The input is too small for this model: import it with larger data dims."
+                f"{node.op_type} node {node.name!r}: a window of {reach} does not fit into {size} + pads {pads[i]} "
+                f"along spatial dim {i}. The input is too small for this model: import it with larger data dims."
             )
         output.append(count)
         extra.append((count - 1) * s + reach - size - sum(pads[i]))
@@ -99,7 +99,7 @@ def window_of(node: Operator, spatial: Sequence[int], kernel: Sequence[int]) -> 
 
 
 def padded(x: Array, window: Window, fill: float | int | bool, *, first_spatial: int = 1) -> Array:
-    """`x` with the window's pads around its spatial dims, which start at axis `first_spatial` (1 for NHWC, 2 for NCHW)."""
+    """`x` with the window's pads around its spatial dims, from axis `first_spatial` on (1 for NHWC, 2 for NCHW)."""
     config = [(0, 0, 0)] * x.ndim
     for i, ((low, high), more) in enumerate(zip(window.pads, window.ceil_extra, strict=True)):
         config[first_spatial + i] = (low, high + more, 0)
@@ -107,7 +107,7 @@ def padded(x: Array, window: Window, fill: float | int | bool, *, first_spatial:
 
 
 def taps(x: Array, window: Window, *, first_spatial: int = 1) -> Iterator[Array]:
-    """For each position in the window, what it sees: strided slices of a padded `x`, in row-major order of the kernel."""
+    """For each position in the window, what it sees: strided slices of a padded `x`, in row-major kernel order."""
     for position in product(*map(range, window.kernel)):
         begin, end, stride = [0] * x.ndim, list(x.shape), [1] * x.ndim
         for i, (k, s, d, count) in enumerate(
@@ -117,4 +117,3 @@ def taps(x: Array, window: Window, *, first_spatial: int = 1) -> Iterator[Array]
             end[first_spatial + i] = k * d + (count - 1) * s + 1
             stride[first_spatial + i] = s
         yield lax.slice(x, begin, end, stride)
-

@@ -1,8 +1,9 @@
 """Collective operations by the alpha-beta model: how many messages follow each other, and how many bytes pass a rank.
 
-A message of n bytes takes ``alpha + n * beta`` (latency, seconds per byte). The formulas are those of Thakur, Rabenseifner, Gropp,
-"Optimization of collective communication operations in MPICH", IJHPCA 19(1), 2005, sections 4.1 to 4.5, without the time of the
-reduction's arithmetic (it overlaps or vanishes in the factor that measurements give). For p ranks and a buffer of n bytes:
+A message of n bytes takes ``alpha + n * beta`` (latency, seconds per byte). The formulas are those of Thakur,
+Rabenseifner, Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 19(1), 2005, sections 4.1
+to 4.5, without the time of the reduction's arithmetic (it overlaps or vanishes in the factor that measurements give).
+For p ranks and a buffer of n bytes:
 
 | kind | algorithm | latency | bytes per rank |
 |---|---|---|---|
@@ -19,8 +20,9 @@ reduction's arithmetic (it overlaps or vanishes in the factor that measurements 
 | all_to_all | pairwise | p-1 | n (p-1)/p |
 | | Bruck | ceil lg p | n/2 ceil lg p |
 
-n is the whole buffer that every rank holds: the result of an all-gather, the operand of a reduce-scatter. Libraries choose by size
-and number of ranks what is fastest, so the smallest time is taken; where p is no power of two, recursive doubling pays two steps more.
+n is the whole buffer that every rank holds: the result of an all-gather, the operand of a reduce-scatter. Libraries
+choose by size and number of ranks what is fastest, so the smallest time is taken; where p is no power of two,
+recursive doubling pays two steps more than for the power below.
 
 >>> steps, nbytes = flat("all_reduce", 1_000_000, 4, latency_s=1e-6, bandwidth_bytes_per_s=1e9)
 >>> steps, nbytes
@@ -97,14 +99,16 @@ def _algorithms(kind: str, n: float, p: int) -> tuple[_Steps, ...]:
 def collective_legs(kind: str, nbytes: float, ranks: tuple[int, ...], cluster: Cluster) -> tuple[Leg, ...]:
     """The legs of a collective among the devices `ranks` of `cluster`, one after the other; none for a single rank.
 
-    Ranks of one node use the node's link, ranks with one per node the cluster's. Several ranks on each of several nodes use the
-    faster of
+    Ranks of one node use the node's link, ranks with one per node the cluster's. Several ranks on each of several
+    nodes use the faster of
 
-    * hierarchical: within the nodes, then between them, then within again where the kind needs it, every rank carrying its part
-      between the nodes, all of a node's ranks over the node's share of its adapters;
-    * one ring through all ranks that enters and leaves each node once, which is pipelined, so that its slowest link counts (NCCL).
+    * hierarchical: within the nodes, then between them, then within again where the kind needs it, every rank
+      carrying its part between the nodes, all of a node's ranks over the node's share of its adapters;
+    * one ring through all ranks that enters and leaves each node once, which is pipelined, so that its slowest link
+      counts (NCCL).
 
-    A group with fewer ranks in a node than the node has devices gets its part of the adapters: other groups use the rest.
+    A group with fewer ranks in a node than the node has devices gets its part of the adapters: other groups use the
+    rest.
 
     Raises:
         PlanError: no such collective, a rank outside the cluster or named twice.
@@ -156,14 +160,18 @@ def _hierarchical(
     inside = inner.collective_bandwidth_bytes_per_s
     match kind:
         case "all_reduce":
-            # Each of a node's ranks reduces its part n/local across nodes; together they move n over the node's adapters.
+            # Each of a node's ranks reduces its part n/local across nodes; together they move n over the node's
+            # adapters.
             return (
                 _leg("reduce_scatter", n, local, inner, inside),
                 _leg("all_reduce", n, nodes, outer, outer_bandwidth),
                 _leg("all_gather", n, local, inner, inside),
             )
         case "reduce_scatter":
-            return (_leg("reduce_scatter", n, local, inner, inside), _leg("reduce_scatter", n, nodes, outer, outer_bandwidth))
+            return (
+                _leg("reduce_scatter", n, local, inner, inside),
+                _leg("reduce_scatter", n, nodes, outer, outer_bandwidth),
+            )
         case "all_gather":
             return (_leg("all_gather", n, nodes, outer, outer_bandwidth), _leg("all_gather", n, local, inner, inside))
         case "broadcast":
@@ -176,9 +184,7 @@ def _hierarchical(
             return (_leg("all_to_all", n * local / p, local, inner, inside), between)
 
 
-def _ring(
-    kind: str, n: float, p: int, nodes: int, inner: Link, outer: Link, outer_bandwidth: float
-) -> tuple[Leg, ...]:
+def _ring(kind: str, n: float, p: int, nodes: int, inner: Link, outer: Link, outer_bandwidth: float) -> tuple[Leg, ...]:
     rounds: Mapping[str, int] = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
     if kind not in rounds:
         return ()

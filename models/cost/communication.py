@@ -22,7 +22,8 @@ __all__ = [
     "update_workload",
 ]
 
-# Words that one parameter's update reads and writes: the parameter and its gradient, and each state tensor read and written.
+# Words that one parameter's update reads and writes: the parameter and its gradient, and each state tensor read and
+# written.
 OPTIMIZER_TRAFFIC: Mapping[str, int] = {
     "sgd": 3,
     "momentum": 5,
@@ -36,14 +37,14 @@ OPTIMIZER_TRAFFIC: Mapping[str, int] = {
     "lamb": 9,  # the trust ratio reads the parameter and the update again
     "lars": 7,
 }
-# No profile says how fast a host's storage is. This is an NVMe disk or a good parallel file system seen from one node, and the
-# prior's interval around it is wide.
+# No profile says how fast a host's storage is. This is an NVMe disk or a good parallel file system seen from one
+# node, and the prior's interval around it is wide.
 HOST_BYTES_PER_S: Mapping[str, float] = {"load": 2e9, "checkpoint": 5e8}
 HOST_LATENCY_S: Mapping[str, float] = {"load": 20e-6, "checkpoint": 5e-3}
 
 
 def transfer_workload(nbytes: int, link: Link) -> Workload:
-    """One message of `nbytes` over `link`, sender to receiver: ``latency + nbytes / bandwidth``, through one adapter."""
+    """One message of `nbytes` over `link`, sender to receiver: ``latency + nbytes / bandwidth`` through one adapter."""
     return Workload(
         subject=link.name,
         subject_kind="link",
@@ -62,8 +63,8 @@ def transfer_workload(nbytes: int, link: Link) -> Workload:
 def collective_workload(kind: str, nbytes: int, *, ranks: Sequence[int], cluster: Cluster) -> Workload | None:
     """A collective on a buffer of `nbytes` among the devices `ranks`; None for a single rank: nothing moves.
 
-    Its subject is the link between nodes where ranks span nodes, and the link within the node stands before its components then
-    ("nvlink3:all_gather.latency"). See :mod:`.collectives` for the algorithms.
+    Its subject is the link between nodes where ranks span nodes, and the link within the node stands before its
+    components then ("nvlink3:all_gather.latency"). See :mod:`.collectives` for the algorithms.
     """
     ranks = tuple(ranks)
     legs = collective_legs(kind, nbytes, ranks, cluster)
@@ -91,10 +92,11 @@ def collective_workload(kind: str, nbytes: int, *, ranks: Sequence[int], cluster
 
 
 def one_sided_workload(kind: str, nbytes: int, ranks: Sequence[int], cluster: Cluster) -> Workload | None:
-    """A put, get or notify of one rank on a buffer of `nbytes` whose equal parts lie with `ranks` (the calling rank first).
+    """A put, get or notify of one rank on a buffer of `nbytes` whose equal parts lie with `ranks` (the calling rank
+    first).
 
-    Each of the p-1 other owners gets one message with its part, over the slowest link among them: ``(p-1) alpha + n (p-1)/p beta``.
-    A notify carries no data. None for a single rank.
+    Each of the p-1 other owners gets one message with its part, over the slowest link among them: ``(p-1) alpha + n
+    (p-1)/p beta``. A notify carries no data. None for a single rank.
 
     Raises:
         PlanError: `kind` is not "put", "get" or "notify".

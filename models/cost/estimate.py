@@ -1,4 +1,5 @@
-"""What a prediction looks like: a time with its interval, the energy that goes with it, where it comes from and what bounds it.
+"""What a prediction looks like: a time with its interval, the energy that goes with it, where it comes from and what
+bounds it.
 
 >>> a = Estimate(seconds=2.0, low_s=1.5, high_s=3.0, joules=10.0, provenance="learned", bound="compute")
 >>> b = Estimate(seconds=1.0, low_s=0.5, high_s=1.5, provenance="modelled", bound="memory")
@@ -26,10 +27,11 @@ _TRUST = {"modelled": 0, "learned": 1, "measured": 2}
 class Estimate:
     """A predicted duration in seconds, between `low_s` and `high_s` in nine cases of ten.
 
-    joules      energy of the device that is busy, its idle power included, with `low_j` and `high_j`; None where the profile
-                does not say what the device draws, never 0
-    provenance  "measured": the median of the user's own measurements of this very thing; "learned": a roofline with factors
-                fitted on measurements of this device; "modelled": a roofline with the factors that ship with the package
+    joules      energy of the device that is busy, its idle power included, with `low_j` and `high_j`; None where the
+                profile does not say what the device draws, never 0
+    provenance  "measured": the median of the user's own measurements of this very thing; "learned": a roofline with
+                factors fitted on measurements of this device; "modelled": a roofline with the factors that ship with
+                the package
     bound       what most of the time goes to
     """
 
@@ -49,8 +51,9 @@ class Estimate:
     def __add__(self, other: Estimate) -> Estimate:
         """One after the other.
 
-        Intervals add linearly: their parts err together (the same factor of a family stands in all of its operators), so the
-        root of the sum of squares would promise too much. Energy is unknown as soon as one part's is.
+        Intervals add linearly: their parts err together (the same factor of a family stands in all of its
+        operators), so the root of the sum of squares would promise too much. Energy is unknown as soon as one part's
+        is.
         """
         if not isinstance(other, Estimate):
             return NotImplemented

@@ -1,7 +1,7 @@
 """Factors: how many times longer than the roofline things take, by subject (device, link, host) and component.
 
-The package ships *prior* factors per kind of subject, derived from public measurements by :mod:`.fit_prior`; measurements of the
-user's own replace them for what was measured (:mod:`.fit`).
+The package ships *prior* factors per kind of subject, derived from public measurements by :mod:`.fit_prior`;
+measurements of the user's own replace them for what was measured (:mod:`.fit`).
 
 >>> prior = load_prior()
 >>> prior.factor("any GPU", "gpu", "conv").value > 1
@@ -60,8 +60,9 @@ class Factors:
     learned: Mapping[tuple[str, str], Factor] = field(default_factory=dict)
 
     def factor(self, subject: str, kind: str, component: str) -> Factor:
-        """The learned factor, else the prior's for the nearest component: "conv.backward.half" falls back on "conv.half",
-        "conv.backward", "conv" and "other". A component "<name>:<component>" belongs to the subject of that name.
+        """The learned factor, else the prior's for the nearest component: "conv.backward.half" falls back on
+        "conv.half", "conv.backward", "conv" and "other". A component "<name>:<component>" belongs to the subject of
+        that name.
         """
         found = self.learned.get((subject, component))
         if found is None and ":" in component:

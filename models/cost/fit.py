@@ -1,13 +1,16 @@
 r"""Fitting factors to observations: least squares in relative error, held near the prior where little was measured.
 
-For one subject (device, link, host), observation i takes :math:`t_i` seconds and has :math:`a_{ij}` seconds of component j at the
-roofline. With prior factors :math:`p_j` of log-spread :math:`s_j`, and factors :math:`f_j = p_j x_j`, the fit minimises
+For one subject (device, link, host), observation i takes :math:`t_i` seconds and has :math:`a_{ij}` seconds of
+component j at the roofline. With prior factors :math:`p_j` of log-spread :math:`s_j`, and factors
+:math:`f_j = p_j x_j`, the fit minimises
 
-.. math:: \sum_i \Big(\frac{\sum_j a_{ij} p_j x_j - t_i}{\sigma_i t_i}\Big)^2 + \sum_j \Big(\frac{x_j - 1}{s_j}\Big)^2, \quad x_j \ge 0
+.. math:: \sum_i \Big(\frac{\sum_j a_{ij} p_j x_j - t_i}{\sigma_i t_i}\Big)^2
+          + \sum_j \Big(\frac{x_j - 1}{s_j}\Big)^2, \quad x_j \ge 0
 
-the maximum of the posterior for normal errors (ridge regression toward the prior; Hoerl, Kennard, Technometrics 12(1), 1970), by
-non-negative least squares (Lawson, Hanson, "Solving least squares problems", 1974). :math:`\sigma_i` joins the scatter of workloads
-around one factor per family with the observation's own noise. A component that nothing observed stays at the prior.
+the maximum of the posterior for normal errors (ridge regression toward the prior; Hoerl, Kennard, Technometrics 12(1),
+1970), by non-negative least squares (Lawson, Hanson, "Solving least squares problems", 1974). :math:`\sigma_i` joins
+the scatter of workloads around one factor per family with the observation's own noise. A component that nothing
+observed stays at the prior.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ LEAST_SCATTER = 0.02
 class FitReport:
     """How well a subject's observations are predicted: median relative errors (fractions).
 
-    before    by the prior; after   by the fitted factors; left_out   each by factors fitted on all others (None for a single one)
+    before    by the prior; after   by the fitted factors; left_out   each by factors fitted on all others (None for
+              a single one)
     noise     the median half width of the observations' own intervals: what no model can beat
     """
 

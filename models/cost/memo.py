@@ -1,4 +1,6 @@
-"""What was once computed about a graph, kept as long as the graph lives. A graph never changes, so nothing here goes stale."""
+"""What was once computed about a graph, kept as long as the graph lives. A graph never changes, so nothing here goes
+stale.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The cost model: seconds, joules, dollars and kilograms of CO2 of anything that a program does, each with where it comes from.
+"""The cost model: seconds, joules, dollars and kilograms of CO2 of anything that a program does, each with where it
+comes from.
 
-``seconds = sum over components (roofline seconds * factor)``: a :class:`~.workload.Workload` has the roofline seconds, the factors
-ship with the package or are learned (:mod:`.factors`, :mod:`.fit`). What the user's database holds of exactly the same work is
-returned as measured.
+``seconds = sum over components (roofline seconds * factor)``: a :class:`~.workload.Workload` has the roofline
+seconds, the factors ship with the package or are learned (:mod:`.factors`, :mod:`.fit`). What the user's database
+holds of exactly the same work is returned as measured.
 
 >>> from hpdlf.hwprofiles import load_cluster
 >>> cluster = load_cluster("dgx-a100:2")
@@ -58,7 +59,9 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """`factors` for what was never measured, `observations` of what was, `reports` on how well the factors explain them."""
+    """`factors` for what was never measured, `observations` of what was, `reports` on how well the factors explain
+    them.
+    """
 
     factors: Factors
     observations: tuple[Observation, ...] = ()
@@ -104,11 +107,13 @@ class CostModel:
         )
 
     def transfer(self, nbytes: int, link: Link, *, device: Device | None = None) -> Estimate:
-        """One message of `nbytes` over `link`; its energy is that of the `device` that waits for it, if one is given."""
+        """One message of `nbytes` over `link`; its energy is that of the `device` that waits for it, if given."""
         return self.price(transfer_workload(nbytes, link), device)
 
     def collective(self, kind: str, nbytes: int, *, ranks: Sequence[int], cluster: Cluster) -> Estimate:
-        """A collective on `nbytes` held by each of the devices `ranks`; the energy is that of one device. Free for one rank."""
+        """A collective on `nbytes` held by each of the devices `ranks`; the energy is that of one device. Free for
+        one rank.
+        """
         workload = collective_workload(kind, nbytes, ranks=ranks, cluster=cluster)
         return _NOTHING if workload is None else self.price(workload, cluster.device)
 
@@ -118,7 +123,9 @@ class CostModel:
         return _NOTHING if workload is None else self.price(workload, cluster.device)
 
     def host_io(self, kind: str, nbytes: int, *, node: Node) -> Estimate:
-        """Reading a batch ("load") or writing a checkpoint ("checkpoint") of `nbytes`; no profile knows the host's energy for it."""
+        """Reading a batch ("load") or writing a checkpoint ("checkpoint") of `nbytes`; no profile knows the host's
+        energy for it.
+        """
         return self.price(host_workload(kind, nbytes, node))
 
     # What it costs
@@ -129,13 +136,17 @@ class CostModel:
         return None if price is None else price.value * cluster.n_nodes * seconds
 
     def energy_usd(self, joules: float | None, cluster: Cluster) -> float | None:
-        """The price of `joules` at the devices and hosts, with the building's overhead (PUE); None where anything is unknown."""
+        """The price of `joules` at the devices and hosts, with the building's overhead (PUE); None where anything is
+        unknown.
+        """
         if joules is None or cluster.energy_price_usd_per_j is None or cluster.pue is None:
             return None
         return joules * cluster.pue.value * cluster.energy_price_usd_per_j.value
 
     def carbon_kg(self, joules: float | None, cluster: Cluster) -> float | None:
-        """CO2 emitted for `joules` at the devices and hosts, with the building's overhead (PUE); None where anything is unknown."""
+        """CO2 emitted for `joules` at the devices and hosts, with the building's overhead (PUE); None where anything
+        is unknown.
+        """
         if joules is None or cluster.carbon_kg_per_j is None or cluster.pue is None:
             return None
         return joules * cluster.pue.value * cluster.carbon_kg_per_j.value

@@ -1,6 +1,7 @@
 """What was measured, in a DuckDB database of the user's: one row per workload and run.
 
-The file is opened only while it is used. DuckDB lets one process write; ranks write trace files, the refining process reads them.
+The file is opened only while it is used. DuckDB lets one process write; ranks write trace files, the refining
+process reads them.
 """
 
 from __future__ import annotations
@@ -24,17 +25,25 @@ if TYPE_CHECKING:
 __all__ = ["DATABASE_VERSION", "Observation", "ObservationDatabase", "default_database"]
 
 DATABASE_VERSION = 1
-_TABLE = """
-CREATE TABLE IF NOT EXISTS observation (
-    run VARCHAR NOT NULL, subject VARCHAR NOT NULL, subject_kind VARCHAR NOT NULL, kind VARCHAR NOT NULL, key VARCHAR NOT NULL,
-    components VARCHAR NOT NULL, n_launches BIGINT NOT NULL, payload_bytes BIGINT NOT NULL, seconds DOUBLE NOT NULL,
-    low_s DOUBLE NOT NULL, high_s DOUBLE NOT NULL, repeats BIGINT NOT NULL, machine VARCHAR NOT NULL, versions VARCHAR NOT NULL,
-    time VARCHAR NOT NULL)
-"""
-_COLUMNS = (
-    "run, subject, subject_kind, kind, key, components, n_launches, payload_bytes, seconds, low_s, high_s, repeats, machine, "
-    "versions, time"
-)
+# The table's columns, in order, which are the fields of an observation.
+_TYPES = {
+    "run": "VARCHAR",
+    "subject": "VARCHAR",
+    "subject_kind": "VARCHAR",
+    "kind": "VARCHAR",
+    "key": "VARCHAR",
+    "components": "VARCHAR",
+    "n_launches": "BIGINT",
+    "payload_bytes": "BIGINT",
+    "seconds": "DOUBLE",
+    "low_s": "DOUBLE",
+    "high_s": "DOUBLE",
+    "repeats": "BIGINT",
+    "machine": "VARCHAR",
+    "versions": "VARCHAR",
+    "time": "VARCHAR",
+}
+_COLUMNS = ", ".join(_TYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +109,9 @@ class Observation:
             DataError: no samples, or times that cannot be.
         """
         if not samples_s:
-            raise DataError(f"observation '{workload.key}' of '{workload.subject}' in run '{run}': no repeats were measured.")
+            raise DataError(
+                f"observation '{workload.key}' of '{workload.subject}' in run '{run}': no repeats were measured."
+            )
         ordered = sorted(samples_s)
         # With few repeats the extremes stand for the 5th and 95th percentile.
         edge = int(0.05 * (len(ordered) - 1))
@@ -142,7 +153,9 @@ class ObservationDatabase:
     path: Path = field(default_factory=default_database)
 
     def add(self, observations: Iterable[Observation]) -> int:
-        """Add observations, in place of what the database holds of the same runs; all of them or none. Returns their number."""
+        """Add observations, in place of what the database holds of the same runs; all of them or none. Returns their
+        number.
+        """
         rows = [_row(o) for o in observations]
         if not rows:
             return 0
@@ -157,8 +170,11 @@ class ObservationDatabase:
             connection.execute("CREATE TABLE IF NOT EXISTS hpdlf_format (version BIGINT NOT NULL)")
             if not connection.execute("SELECT version FROM hpdlf_format").fetchall():
                 connection.execute("INSERT INTO hpdlf_format VALUES (?)", [DATABASE_VERSION])
-            connection.execute(_TABLE)
-            connection.executemany("DELETE FROM observation WHERE run = ?", [[run] for run in dict.fromkeys(r[0] for r in rows)])
+            declared = ", ".join(f"{name} {kind} NOT NULL" for name, kind in _TYPES.items())
+            connection.execute(f"CREATE TABLE IF NOT EXISTS observation ({declared})")
+            connection.executemany(
+                "DELETE FROM observation WHERE run = ?", [[run] for run in dict.fromkeys(r[0] for r in rows)]
+            )
             marks = ", ".join("?" * len(rows[0]))
             connection.executemany(f"INSERT INTO observation ({_COLUMNS}) VALUES ({marks})", rows)
             connection.execute("COMMIT")
@@ -185,7 +201,7 @@ class ObservationDatabase:
         return tuple(self._observation(row) for row in rows)
 
     def _observation(self, row: tuple[Any, ...]) -> Observation:
-        values = dict(zip((name.strip() for name in _COLUMNS.split(",")), row, strict=True))
+        values = dict(zip(_TYPES, row, strict=True))
         try:
             values["components"] = json.loads(values["components"])
             values["versions"] = json.loads(values["versions"])
@@ -215,12 +231,14 @@ class ObservationDatabase:
         if not tables:
             return
         if "hpdlf_format" not in tables:
-            raise DataError(f"{self.path}: is a database, but not one of hpdlf's. Choose another file by $HPDLF_DATABASE.")
+            raise DataError(
+                f"{self.path}: is a database, but not one of hpdlf's. Choose another file by $HPDLF_DATABASE."
+            )
         row = connection.execute("SELECT max(version) FROM hpdlf_format").fetchone()
         if row is not None and row[0] is not None and row[0] > DATABASE_VERSION:
             raise DataError(
-                f"{self.path}: was written by a newer hpdlf (format {row[0]}, this one reads up to {DATABASE_VERSION}). "
-                "Update hpdlf, or choose another file by $HPDLF_DATABASE."
+                f"{self.path}: was written by a newer hpdlf (format {row[0]}, this one reads up to "
+                f"{DATABASE_VERSION}). Update hpdlf, or choose another file by $HPDLF_DATABASE."
             )
 
     def _explain(self, message: str) -> str:
@@ -231,7 +249,8 @@ class ObservationDatabase:
                 f"Wait for it to end, or choose another file by $HPDLF_DATABASE. ({first})"
             )
         if "newer version" in message or "version number" in message:
-            return f"{self.path}: was written by another version of DuckDB ({first}). Update duckdb: `pip install -U duckdb`."
+            mend = "Update it: `pip install -U duckdb`."
+            return f"{self.path}: was written by another version of DuckDB ({first}). {mend}"
         return f"{self.path}: the database of observations cannot be used ({first}). {_MEND}"
 
 
@@ -242,4 +261,4 @@ def _row(observation: Observation) -> list[Any]:
     values = {f.name: getattr(observation, f.name) for f in fields(observation)}
     for name in ("components", "versions"):
         values[name] = json.dumps(dict(sorted(values[name].items())))
-    return [values[name.strip()] for name in _COLUMNS.split(",")]
+    return [values[name] for name in _TYPES]

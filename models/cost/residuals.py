@@ -31,7 +31,23 @@ __all__ = ["residual_bytes", "residual_tensors", "wants_gradient"]
 _PRODUCTS = frozenset({"matmul", "conv", "rnn", "attention"})
 _TWO_FACTORS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 _LINEAR = frozenset(
-    {"Add", "Sub", "Neg", "Identity", "Cast", "CastLike", "Sum", "Mean", "Not", "And", "Or", "Xor", "Equal", "Less", "Greater"}
+    {
+        "Add",
+        "Sub",
+        "Neg",
+        "Identity",
+        "Cast",
+        "CastLike",
+        "Sum",
+        "Mean",
+        "Not",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "Greater",
+    }
     | {"LessOrEqual", "GreaterOrEqual", "Sign", "Floor", "Ceil", "Round", "IsNaN", "IsInf", "ConstantOfShape", "Shape"}
 )
 _BY_RESULT = frozenset(
@@ -58,8 +74,9 @@ def wants_gradient(graph: Graph) -> frozenset[str]:
 def residual_tensors(graph: Graph, operators: Sequence[str]) -> tuple[str, ...]:
     """The activations that the forward pass of `operators` keeps, each once, in the order in which they are met.
 
-    Tensors that come into the segment from outside are among them where an operator inside keeps them. A view stands for the
-    tensor that it shows. Masks of Dropout and statistics of normalisation have no name, so only :func:`residual_bytes` counts them.
+    Tensors that come into the segment from outside are among them where an operator inside keeps them. A view stands
+    for the tensor that it shows. Masks of Dropout and statistics of normalisation have no name, so only
+    :func:`residual_bytes` counts them.
     """
     wanted = wants_gradient(graph)
     lasting = _lasting(graph)

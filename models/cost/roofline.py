@@ -1,4 +1,5 @@
-"""The roofline: no operator runs faster than its arithmetic at the device's peak or its traffic at the memory's bandwidth.
+"""The roofline: no operator runs faster than its arithmetic at the device's peak or its traffic at the memory's
+bandwidth.
 
 Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009:
 ``seconds >= max(flops / peak, bytes / bandwidth)``. To that comes the time that a launch costs before any work is done.
@@ -19,8 +20,8 @@ __all__ = ["Roof", "operator_roofline", "roof_of", "storage"]
 
 # Families that matrix units serve; the others run at the vector peak.
 MATRIX_FAMILIES = frozenset({"matmul", "conv", "rnn", "attention"})
-# Where a device has no peak of its own for a precision, the arithmetic runs at one of these: the 16-bit types share their units,
-# and a type that no unit knows is widened first.
+# Where a device has no peak of its own for a precision, the arithmetic runs at one of these: the 16-bit types share
+# their units, and a type that no unit knows is widened first.
 _RUNS_AS = {
     "float8": ("bfloat16", "float16", "float32"),
     "bfloat16": ("float16", "float32"),
@@ -52,9 +53,10 @@ class Roof:
 def roof_of(device: Device, precision: str) -> Roof:
     """The peaks that computing in `precision` meets on `device`.
 
-    A 16-bit precision without a peak of its own takes that of the other 16-bit type, and what no unit computes natively is widened
-    to float32. Vector work takes the vector peak where the profile has it, else the peak for float32 (float64 for float64):
-    matrix units do no element-wise work.
+    A 16-bit precision without a peak of its own takes that of the other 16-bit type, and what no unit computes
+    natively is widened
+    to float32. Vector work takes the vector peak where the profile has it, else the peak for float32 (float64 for
+    float64): matrix units do no element-wise work.
 
     Raises:
         ProfileError: the precision does not exist, or the profile has no peak for it.
@@ -83,7 +85,9 @@ def roof_of(device: Device, precision: str) -> Roof:
 def operator_roofline(
     operator: Operator, graph: Graph, *, batch: int, phase: Phase, device: Device, precision: str = "float32"
 ) -> Estimate:
-    """The least time that `operator` can take alone, launch included: a bound, no prediction, so its interval has no width."""
+    """The least time that `operator` can take alone, launch included: a bound, no prediction, so its interval has no
+    width.
+    """
     roof = roof_of(device, precision)
     done = work(operator, graph, batch=batch, phase=phase, precision=storage(precision))
     compute_s, memory_s = roof.times(operator.family, done.flops, done.read_bytes + done.write_bytes)

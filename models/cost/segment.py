@@ -1,21 +1,22 @@
 """The cost of operators compiled together: rooflines less the traffic that fusion saves, one launch, and a fingerprint.
 
-**What fusion saves.** A compiler computes an element-wise operator, a normalisation or a softmax in one pass with the element-wise
-operators, reductions, normalisations, softmaxes and losses that consume its result, so the tensor between them
+**What fusion saves.** A compiler computes an element-wise operator, a normalisation or a softmax in one pass with
+the element-wise operators, reductions, normalisations, softmaxes and losses that consume its result, so the tensor
+between them
 
 * is not read by a consumer that stands in the same segment, and
-* is not written either, if every consumer of the graph is such a one, the tensor is no output of the graph, and the backward pass
-  does not want it kept (see :mod:`.residuals`).
+* is not written either, if every consumer of the graph is such a one, the tensor is no output of the graph, and the
+  backward pass does not want it kept (see :mod:`.residuals`).
 
-The backward pass saves the gradient of the same tensor likewise: the consumer need not write it, nor the producer read it. An
-operator never saves more than it moves. Products (matrix products, convolutions) are taken as unfused: their libraries write
-their result. A consumer that is fused into its producer is no kernel of its own.
+The backward pass saves the gradient of the same tensor likewise: the consumer need not write it, nor the producer
+read it. An operator never saves more than it moves. Products (matrix products, convolutions) are taken as unfused:
+their libraries write their result. A consumer that is fused into its producer is no kernel of its own.
 
 >>> from hpdlf.models.onnxpp.graph import Dim, Tensor
 >>> batch = (Dim(per_sample=1), Dim(4))
 >>> tensors = {t: Tensor(name=t, dtype="float32", shape=batch) for t in "xyz"}
->>> graph = Graph(name="two", opset=20, tensors=tensors, inputs=("x",), targets=(), outputs=("z",), loss=None, parameters=(),
-...     state={}, constants=(), operators=(
+>>> graph = Graph(name="two", opset=20, tensors=tensors, inputs=("x",), targets=(), outputs=("z",), loss=None,
+...     parameters=(), state={}, constants=(), operators=(
 ...     Operator(name="a", op_type="Exp", family="elementwise", inputs=("x",), outputs=("y",)),
 ...     Operator(name="b", op_type="Neg", family="elementwise", inputs=("y",), outputs=("z",))))
 >>> fusion(graph, ("a", "b"), batch=2, phase="forward")
@@ -68,7 +69,11 @@ def fusion(graph: Graph, operators: Sequence[str], *, batch: int, phase: str, pr
     consumers = _consumers(graph)
     lasting = {*graph.outputs, *graph.state.values(), graph.loss}
     stored = storage(precision)
-    kept = frozenset(residual_tensors(graph, operators)) if graph.loss and not phase.startswith("backward") else frozenset()
+    kept = (
+        frozenset(residual_tensors(graph, operators))
+        if graph.loss and not phase.startswith("backward")
+        else frozenset()
+    )
     saved: dict[str, int] = {}
     fused: set[str] = set()
     for name in operators:
@@ -129,7 +134,8 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
 
 
 def fingerprint(graph: Graph, parts: Parts, *, batch: int, precision: str = "float32") -> str:
-    """A hash of what `parts` compute: operators' types, attributes and wiring, their shapes at `batch`, phases and precision.
+    """A hash of what `parts` compute: operators' types, attributes and wiring, their shapes at `batch`, phases and
+    precision, and whether residuals are kept (a graph with a loss is being trained).
 
     Names of operators and tensors do not enter, so equal layers share their measurements.
     """
@@ -137,11 +143,11 @@ def fingerprint(graph: Graph, parts: Parts, *, batch: int, precision: str = "flo
     memo_key = ("fingerprint", _plain_parts(parts), batch, precision)
     if memo_key not in memo:
         numbers: dict[str, int] = {}  # tensors by first appearance: wiring without names
-        text = [[precision, _training(graph)]]
+        lines = [f"{precision} {'training' if graph.loss else 'inference'}"]
         for names, phase in parts:
-            text.append([_work_phase(phase)])
-            text += [_describe(graph, graph.operator[name], batch, numbers) for name in names]
-        packed = json.dumps(text, separators=(",", ":")).encode()
+            lines.append(_work_phase(phase))
+            lines += [_describe(graph, graph.operator[name], batch, numbers) for name in names]
+        packed = "\n".join(lines).encode()
         memo[memo_key] = hashlib.sha256(packed).hexdigest()[:32]
     found: str = memo[memo_key]
     return found
@@ -182,7 +188,9 @@ def _work_phase(phase: str) -> str:
 
 
 def _wanted_phase(graph: Graph, operator: Operator, phase: str) -> Phase | None:
-    """The part of a backward pass that somebody wants: the first layer's input has no gradient, a frozen layer no pass at all."""
+    """The part of a backward pass that somebody wants: the first layer's input has no gradient, a frozen layer no
+    pass at all.
+    """
     if phase == "forward":
         return "forward"
     if phase not in PHASES:
@@ -200,20 +208,22 @@ def _wanted_phase(graph: Graph, operator: Operator, phase: str) -> Phase | None:
     return "backward_weight" if weights else None
 
 
-def _training(graph: Graph) -> str:
-    # A training graph's forward pass writes residuals, an inference graph's does not: other code, other time.
-    return "training" if graph.loss else "inference"
-
-
-def _describe(graph: Graph, operator: Operator, batch: int, numbers: dict[str, int]) -> list[Any]:
-    tensors = []
+def _describe(graph: Graph, operator: Operator, batch: int, numbers: dict[str, int]) -> str:
+    """One operator as text: what it is, and its operands and results with their number, dtype and shape."""
+    memo = memo_of(graph)
+    kinds: dict[str, str] = memo.setdefault("kinds", {})
+    shapes: dict[str, str] = memo.setdefault(("shapes", batch), {})
+    if operator.name not in kinds:
+        about = [operator.domain, operator.op_type, _plain(operator.attributes)]
+        kinds[operator.name] = json.dumps(about, separators=(",", ":"))
+    words = [kinds[operator.name]]
     for name in (*operator.inputs, "->", *operator.outputs):
-        tensor = graph.tensors.get(name)
-        if tensor is None:
-            tensors.append([name if name == "->" else ""])
-        else:
-            tensors.append([numbers.setdefault(name, len(numbers)), tensor.dtype, *tensor.dims(batch)])
-    return [operator.domain, operator.op_type, _plain(operator.attributes), tensors]
+        if name not in shapes:
+            tensor = graph.tensors.get(name)
+            # An absent optional operand leaves a mark where it would stand.
+            shapes[name] = "" if tensor is None else f"{tensor.dtype}{tensor.dims(batch)}"
+        words.append(f"{numbers.setdefault(name, len(numbers))}{shapes[name]}" if shapes[name] else name)
+    return " ".join(words)
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,10 @@
-"""A piece of work on one device or link, as seconds at the roofline per component: what factors multiply and fits explain.
+"""A piece of work on one device or link, as seconds at the roofline per component: what factors multiply and fits
+explain.
 
-The time of a workload is linear in the factors, ``sum(components[c] * factor[subject, c])``, which makes the fit a linear one.
-Components of devices are operator families ("conv"; ".backward" and ".half" appended where they apply), "update", "kernels"
-(what every kernel costs at least) and "dispatch" (what a call costs); those of links are "<kind>.latency" and "<kind>.bandwidth".
+The time of a workload is linear in the factors, ``sum(components[c] * factor[subject, c])``, which makes the fit a
+linear one. Components of devices are operator families ("conv"; ".backward" and ".half" appended where they apply),
+"update", "kernels" (what every kernel costs at least) and "dispatch" (what a call costs); those of links are
+"<kind>.latency" and "<kind>.bandwidth".
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ HALF_PRECISIONS = frozenset({"tf32", "bfloat16", "float16", "float8"})
 class Workload:
     """What is done, and what it would cost at the roofline of `subject` (the name of a device, link or node).
 
-    key          names exactly this work, so that a measurement can be found again: a fingerprint, or kind, size and placement
+    key          names exactly this work, so that a measurement can be found again: a fingerprint, or kind, size and
+                 placement
     components   seconds at the roofline
     n_launches   calls that the framework makes
     payload_bytes  bytes moved by communication, 0 for computation
-    compute_s, memory_s  time that arithmetic and memory traffic alone would take at the device's peaks: the utilisation that
-                 power depends on
+    compute_s, memory_s  time that arithmetic and memory traffic alone would take at the device's peaks: the
+                 utilisation that power depends on
     """
 
     subject: str

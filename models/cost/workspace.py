@@ -1,12 +1,14 @@
 """What a compiled segment needs in memory beyond its arguments and results.
 
-XLA reports arguments, outputs and temporaries; the peak of a call was measured as arguments + outputs - aliased + temporaries plus
-5 to 20 % (on XLA:CPU). Temporaries are modelled as
+XLA reports arguments, outputs and temporaries; the peak of a call was measured as arguments + outputs - aliased +
+temporaries plus 5 to 20 % (on XLA:CPU). Temporaries are modelled as
 
-* the intermediates that live at once between the segment's borders, walking its operators in order (in reverse for a backward
-  pass, where they are gradients of the same sizes), without those that fusion never writes and those kept as residuals; and
-* the largest convolution's unfolded operand (``im2col``: a column of channels x kernel for every output position), which the
-  libraries and the CPU lowering build for small pictures; bounded by :data:`MOST_UNFOLDED_BYTES` as larger ones are convolved directly.
+* the intermediates that live at once between the segment's borders, walking its operators in order (in reverse for a
+  backward pass, where they are gradients of the same sizes), without those that fusion never writes and those kept
+  as residuals; and
+* the largest convolution's unfolded operand (``im2col``: a column of channels x kernel for every output position),
+  which the libraries and the CPU lowering build for small pictures; bounded by :data:`MOST_UNFOLDED_BYTES` as larger
+  ones are convolved directly.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ MOST_UNFOLDED_BYTES = 1 << 28
 _UNFOLDED_SIDE = 7
 
 
-def workspace_bytes(graph: Graph, operators: Sequence[str], *, batch: int, phase: str, precision: str = "float32") -> int:
+def workspace_bytes(
+    graph: Graph, operators: Sequence[str], *, batch: int, phase: str, precision: str = "float32"
+) -> int:
     """Temporary bytes of `operators` compiled as one in `phase` for `batch` samples, :data:`SLACK` included."""
     stored = storage(precision)
     backward = phase.startswith("backward")
@@ -39,7 +43,9 @@ def workspace_bytes(graph: Graph, operators: Sequence[str], *, batch: int, phase
     saved = fusion(graph, operators, batch=batch, phase=phase, precision=precision).saved_bytes
 
     def size(producer: Operator, tensor: str) -> int:
-        """Bytes that `tensor` (backward: its gradient) takes between the operators; 0 where it does not exist in memory."""
+        """Bytes that `tensor` (backward: its gradient) takes between the operators; 0 where it does not exist in
+        memory.
+        """
         if not tensor or tensor in lasting or producer.family == "view":
             return 0
         if not backward and tensor in kept:
@@ -57,7 +63,8 @@ def workspace_bytes(graph: Graph, operators: Sequence[str], *, batch: int, phase
         for tensor in operator.inputs:
             if tensor in born:
                 last[tensor] = position
-    # Liveness is the same walked backwards: a gradient appears where its tensor was last read and goes where it was made.
+    # Liveness is the same walked backwards: a gradient appears where its tensor was last read and goes where it was
+    # made.
     change = [0] * (len(operators) + 1)
     for tensor, (position, nbytes) in born.items():
         change[position] += nbytes

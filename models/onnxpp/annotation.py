@@ -81,7 +81,7 @@ def annotate(
 
 
 def annotation(model: Onnxpp, configuration: str) -> Mapping[str, Placement]:
-    """Each operator's stage and segment in `configuration`, in the graph's order. Raises ModelError if there is none."""
+    """Each operator's stage and segment in `configuration`, in the graph's order; ModelError if there is none."""
     known = [c.name for c in model.proto.configuration]
     if configuration not in known:
         listed = f"; it has {', '.join(known)}" if known else "; it has none"
@@ -117,7 +117,8 @@ def check_annotations(proto: ModelProto, tensors: Mapping[str, Tensor], problems
         if name not in inputs:
             problems.add(f"metadata {PREFIX}targets: the graph has no input {name!r}{did_you_mean(name, inputs)}")
     constant = constant_tensors(proto)
-    for name in _names(said, "parameters", problems):
+    parameters = _names(said, "parameters", problems)
+    for name in parameters:
         if name not in constant:
             problems.add(f"metadata {PREFIX}parameters: no constant tensor {name!r}{did_you_mean(name, constant)}")
         elif name in tensors and not tensors[name].is_float:
@@ -127,7 +128,7 @@ def check_annotations(proto: ModelProto, tensors: Mapping[str, Tensor], problems
             problems.add(f"metadata {PREFIX}loss: the graph has no output {loss!r}{did_you_mean(loss, outputs)}")
         elif loss in tensors and tensors[loss].shape:
             problems.add(f"metadata {PREFIX}loss: {loss!r} is no scalar")
-    kinds = families(proto, constant)
+    kinds = families(proto, constant_tensors(proto, parameters))
     for node in proto.graph.node:
         for prop in node.metadata_props:
             key = prop.key.removeprefix(PREFIX)
@@ -198,7 +199,7 @@ def _check_configurations(proto: ModelProto, operators: set[str], problems: Prob
             for operand in node.input:
                 if at.get(operand, 0) > stage:
                     problems.add(
-                        f"{where}: node {node.name!r} is in stage {stage}, but reads {operand!r} of stage {at[operand]}; "
-                        "stages must not go back"
+                        f"{where}: node {node.name!r} is in stage {stage}, but reads {operand!r} of stage "
+                        f"{at[operand]}; stages must not go back"
                     )
             at.update(dict.fromkeys(node.output, stage))

@@ -2,7 +2,7 @@
 
 The batch is axis 0 of the inputs where that is symbolic; another input's dimension of the same name is the batch too.
 Where no input has a symbolic axis 0, the file was exported for one fixed batch: axis 0 of every input that has the
-first input's size there becomes the batch, and so does the leading number of every Reshape that froze it.
+first input's size there becomes the batch, and shape operands that froze it are released.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 from .normalise import unique_name
 from .problems import Problems, did_you_mean
 
-__all__ = ["BATCH", "bind_dims", "release_reshapes"]
+__all__ = ["BATCH", "bind_dims", "release_targets"]
 
 BATCH = "batch"
+TARGET_SLOTS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 
 
 def _labels(model: ModelProto) -> dict[str, list[tuple[str, int | None]]]:
@@ -92,28 +93,43 @@ def _fixed_batch(labels: Mapping[str, Sequence[tuple[str, int | None]]], batch_d
     return next((row[0][1] for row in labels.values() if row), None)
 
 
-def release_reshapes(
+def release_targets(
     model: ModelProto, shapes: Mapping[str, tuple[int, ...]], batch: int, dependent: set[str]
 ) -> list[str]:
-    """Rewrite the targets of Reshape nodes that froze the `batch` the file was exported for; returns the nodes' names.
+    """Rewrite the shape operands that froze the `batch` the file was exported for; returns the changed nodes' names.
 
-    `shapes` are the tensors' shapes at that batch, `dependent` the tensors that depend on data. A target that leads
-    with a multiple of the batch leads with -1 afterwards, the rest is written out in full.
+    `shapes` are the tensors' shapes at that batch, `dependent` the tensors that depend on data. A Reshape whose
+    target leads with a multiple of the batch leads with -1 afterwards, the rest written out in full; an Expand leads
+    with 1, which keeps what is there; the sizes of a Resize name every axis but the first.
     """
     graph = model.graph
     weights = {t.name: t for t in graph.initializer}
     taken = set(weights) | {name for node in graph.node for name in node.output} | {v.name for v in graph.input}
     changed: list[str] = []
     for node in graph.node:
-        if node.op_type != "Reshape" or node.domain or node.input[0] not in dependent or node.input[1] not in weights:
+        slot = TARGET_SLOTS.get(node.op_type)
+        if slot is None or node.domain or len(node.input) <= slot:
             continue
-        target = numpy_helper.to_array(weights[node.input[1]])
-        result = shapes.get(node.output[0])
-        if target.ndim != 1 or not target.size or target[0] in (0, -1) or not result or result[0] % batch:
+        operand, result = node.input[slot], shapes.get(node.output[0])
+        if node.input[0] not in dependent or operand not in weights or not result or result[0] % batch:
             continue
-        name = unique_name(f"{node.input[1]}_{BATCH}", taken)
-        value: TensorProto = numpy_helper.from_array(np.asarray([-1, *result[1:]], np.int64), name)
-        graph.initializer.append(value)
-        node.input[1] = name
+        before = shapes[node.input[0]]
+        target = numpy_helper.to_array(weights[operand])
+        if node.op_type == "Reshape":
+            if target.ndim != 1 or not target.size or target[0] in (0, -1):
+                continue
+            target = np.asarray([-1, *result[1:]])
+        elif result[0] != batch or before[0] != batch or len(before) != len(result) or target.size != len(result):
+            continue
+        elif node.op_type == "Expand":
+            target = np.asarray([1, *result[1:]])
+        else:
+            if any(a.name == "axes" for a in node.attribute):
+                continue
+            target = target[1:]
+            node.attribute.append(helper.make_attribute("axes", list(range(1, len(result)))))
+        name = unique_name(f"{operand}_{BATCH}", taken)
+        graph.initializer.append(numpy_helper.from_array(np.asarray(target, np.int64), name))
+        node.input[slot] = name
         changed.append(node.name)
     return changed

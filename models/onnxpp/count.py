@@ -41,12 +41,12 @@ PHASES: tuple[Phase, ...] = ("forward", "backward", "backward_input", "backward_
 FAMILY_OPERATORS = {
     "matmul": "MatMul Gemm Einsum MatMulInteger QLinearMatMul Attention LinearAttention",
     "conv": "Conv ConvTranspose ConvInteger QLinearConv DeformConv",
-    "normalisation": "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization LRN LpNormalization "
-    "MeanVarianceNormalization RMSNormalization Normalizer",
+    "normalisation": "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization LRN "
+    "LpNormalization MeanVarianceNormalization RMSNormalization Normalizer",
     "softmax": "Softmax LogSoftmax Hardmax",
     "pooling": "MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool MaxRoiPool RoiAlign MaxUnpool",
-    "gather": "Gather GatherElements GatherND Scatter ScatterElements ScatterND TensorScatter OneHot Compress NonZero Unique "
-    "ArrayFeatureExtractor",
+    "gather": "Gather GatherElements GatherND Scatter ScatterElements ScatterND TensorScatter OneHot Compress "
+    "NonZero Unique ArrayFeatureExtractor",
     "reduction": "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
     "ReduceSumSquare ArgMax ArgMin CumSum CumProd TopK",
     "movement": "Transpose Concat Split Slice Pad Expand Tile Cast CastLike Resize Upsample DepthToSpace SpaceToDepth "

@@ -106,10 +106,7 @@ def _replace(original: ModelProto, model: Onnxpp, values: Mapping[str, np.ndarra
     graph = original.graph
     imported = {t.name: t for t in model.proto.graph.initializer}
     trained = {name: _initializer(model.graph.tensors[name], value) for name, value in values.items()}
-    kept: list[NodeProto] = []
-    for node in graph.node:
-        if not all(name in trained for name in node.output if name):
-            kept.append(node)
+    kept = [node for node in graph.node if not all(name in trained for name in node.output if name)]
     weights: list[TensorProto] = []
     for tensor in graph.initializer:
         if tensor.name in trained:

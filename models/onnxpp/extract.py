@@ -91,7 +91,8 @@ def extract_graph(
     targets: Iterable[str],
 ) -> Graph:
     """The graph of an ONNX++ proto. Tensors that no operator on data reads or computes are left out."""
-    constant = constant_tensors(model)
+    parameters, targets = tuple(parameters), tuple(targets)
+    constant = constant_tensors(model, parameters)
     kinds = families(model, constant)
     operators = tuple(
         Operator(
@@ -106,7 +107,6 @@ def extract_graph(
         for node in model.graph.node
         if node.name in kinds
     )
-    parameters, targets = tuple(parameters), tuple(targets)
     state = state_of(model)
     trained = {*parameters, *state}
     border = frontier(model, constant)

@@ -1,4 +1,4 @@
-"""The graph that everything after the import works on: operators in order, tensors whose shapes are affine in the batch size.
+"""The graph that everything after the import works on: operators in order, tensors of shapes affine in the batch size.
 
 A :class:`Graph` is what an ONNX++ file says, without its weights. Operators that depend on constants alone are not
 part of it: their results are parameters or constants, whose values :func:`hpdlf.models.onnxpp.load_values` computes
@@ -56,7 +56,7 @@ class Tensor:
         return prod(self.dims(batch))
 
     def nbytes(self, batch: int, precision: str | None = None) -> int:
-        """Bytes for `batch` samples; `precision` replaces the dtype of floating-point tensors (a plan's working precision)."""
+        """Bytes for `batch` samples; `precision`, a plan's working one, replaces the dtype of float tensors."""
         dtype = precision if precision and self.is_float else self.dtype
         return self.elements(batch) * item_bytes(dtype)
 
@@ -131,7 +131,7 @@ class Graph:
 
     @cached_property
     def fixed(self) -> frozenset[str]:
-        """Tensors to which no gradient flows on: parameters, state and constants (a parameter's own gradient ends there)."""
+        """Tensors that pass no gradient on: parameters (theirs ends there), state and constants."""
         return frozenset((*self.parameters, *self.state, *self.constants))
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from .batch import BATCH, bind_dims, release_reshapes
+from .batch import BATCH, bind_dims, release_targets
 from .count import work
 from .export import pack_original
 from .extract import extract_graph
@@ -37,8 +37,7 @@ def import_model(
     allow_external: Iterable[str | Path] = (),
     without_weights: bool = False,
 ) -> Onnxpp:
-    """Import an ONNX file: check, normalise, convert to operator set 18 or newer, make the batch symbolic, infer shapes, find the
-    parameters, find or append the loss, and count.
+    """Import an ONNX file: check and convert it, make its batch symbolic, find its parameters and its loss, and count.
 
     loss            "softmax_xent" or "mse", appended if the graph has no scalar loss of its own
     train, freeze   regular expressions over tensor names: what is trained, what is not (see :func:`.parameters.select`)
@@ -88,7 +87,7 @@ def _converted(path: Path, allowed: tuple[Path, ...], without_weights: bool, pro
 def _shaped(
     model: ModelProto, *, batch_dim: str | None, bind: Mapping[str, int] | None, problems: Problems
 ) -> dict[str, Tensor]:
-    """Every tensor's shape, after the batch has become symbolic in `model` itself. Stops at the first step with problems."""
+    """Every tensor's shape, after the batch became symbolic in `model`; stops at the first step with problems."""
     fixed = bind_dims(model, batch_dim=batch_dim, bind=bind, problems=problems)
     problems.stop()
     constant = constant_tensors(model)
@@ -97,7 +96,7 @@ def _shaped(
         problems.stop()
         shapes = {name: shape for name, (_, shape) in at_fixed.items()}
         dependent = {name for node in model.graph.node for name in node.output if name not in constant}
-        release_reshapes(model, shapes, fixed, dependent | {v.name for v in model.graph.input})
+        release_targets(model, shapes, fixed, dependent | {v.name for v in model.graph.input})
     tensors = infer(light_copy(model), problems)
     if fixed is not None and problems.found:
         problems.found[-1] += (
@@ -116,7 +115,7 @@ def _shaped(
     scalar = any(not tensors[v.name].shape for v in model.graph.output)
     if model.graph.input and not batched and not scalar:
         problems.add(
-            f"no output grows with the {BATCH}: name the batch dimension with --batch-dim NAME or --batch-dim INPUT:AXIS"
+            f"no output grows with the {BATCH}: name its dimension with --batch-dim NAME or --batch-dim INPUT:AXIS"
         )
     problems.stop()
     return tensors

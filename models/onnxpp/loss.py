@@ -32,7 +32,7 @@ class Loss(NamedTuple):
 
 
 def find_loss(model: ModelProto, tensors: Mapping[str, Tensor]) -> Loss | None:
-    """The graph's own loss: its first output that is one floating-point number whatever the batch; None if there is none.
+    """The graph's own loss: its first output that is one floating-point number whatever the batch; None without one.
 
     Its targets are the inputs that reach the loss but no other output. Where the loss is the only output they are
     those that reach the label operand of its loss operator, but not the scores.
@@ -67,7 +67,7 @@ def _sources(names: list[str], producer: Mapping[str, NodeProto]) -> set[str]:
 
 
 def append_loss(model: ModelProto, kind: str, tensors: dict[str, Tensor], problems: Problems) -> Loss | None:
-    """Append the loss `kind` to the graph in place and its tensors to `tensors`; None (and a problem) where that cannot be."""
+    """Append the loss `kind` to the graph and its tensors to `tensors`; None (and a problem) where that cannot be."""
     if kind not in LOSSES:
         problems.add(f"--loss {kind}: expected one of {', '.join(LOSSES)}{did_you_mean(kind, LOSSES)}")
         return None
@@ -82,7 +82,7 @@ def append_loss(model: ModelProto, kind: str, tensors: dict[str, Tensor], proble
 
 
 def _logits(model: ModelProto, output: str, tensors: Mapping[str, Tensor]) -> str:
-    """What a final Softmax reads, seen through reshapes; `output` itself if there is no such Softmax over the classes."""
+    """What a final Softmax over the classes reads, seen through reshapes; `output` itself without such a Softmax."""
     producer = {name: node for node in model.graph.node for name in node.output if name}
     name = output
     while name in producer and producer[name].op_type in VIEWS:
@@ -96,7 +96,7 @@ def _logits(model: ModelProto, output: str, tensors: Mapping[str, Tensor]) -> st
 
 
 def _class_axis(logits: Tensor) -> int:
-    """Classes stand last in [batch, classes] and [batch, tokens, classes], at 1 in pictures [batch, classes, height, width]."""
+    """Classes stand last in [batch, classes] and [batch, tokens, classes], at 1 in [batch, classes, height, width]."""
     rank = len(logits.shape)
     return rank - 1 if rank <= 3 else 1
 

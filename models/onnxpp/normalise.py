@@ -14,17 +14,12 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .problems import Problems
-from .weights import is_heavy, light_copy
+from .weights import dtype_name, is_heavy, light_copy
 
 __all__ = ["convert_opset", "normalise", "unique_name"]
 
 TARGET_OPSET = 18
 IR_VERSION = 11
-CONSTANT_LISTS = {
-    "value_float": (TensorProto.FLOAT, ()),
-    "value_int": (TensorProto.INT64, ()),
-    "value_string": (TensorProto.STRING, ()),
-}
 
 
 def unique_name(wanted: str, taken: set[str]) -> str:
@@ -101,10 +96,20 @@ def name_nodes(model: ModelProto) -> None:
 
 
 def _untie(model: ModelProto) -> None:
+    """Give every use of a shared vector as a weight, and every Identity of a vector, an initializer of its own."""
     graph = model.graph
-    vectors = {t.name: t for t in graph.initializer if len(t.dims) == 1 and "float" in _float_name(t)}
+    vectors = {t.name: t for t in graph.initializer if len(t.dims) == 1 and "float" in dtype_name(t.data_type)}
     taken = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     taken |= {name for node in graph.node for name in node.output}
+    kept = [node for node in graph.node if not (node.op_type == "Identity" and node.input[0] in vectors)]
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in vectors:
+            copy = graph.initializer.add()
+            copy.CopyFrom(vectors[node.input[0]])
+            copy.name = node.output[0]
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
     used: set[str] = set()
     for node in graph.node:
         if node.op_type not in ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "Conv", "Gemm"):
@@ -117,12 +122,6 @@ def _untie(model: ModelProto) -> None:
                 copy.CopyFrom(vectors[name])
                 copy.name = node.input[slot] = unique_name(name, taken)
             used.add(name)
-
-
-def _float_name(tensor: TensorProto) -> str:
-    from .weights import dtype_name
-
-    return dtype_name(tensor.data_type)
 
 
 def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:

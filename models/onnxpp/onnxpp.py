@@ -125,8 +125,8 @@ def _copy_external(model: Onnxpp, folder: Path) -> None:
         target = folder / location
         if not target.resolve().is_relative_to(folder.resolve()):
             raise ModelError(
-                f"external data {location!r} would lie outside {folder}; save into {model.folder}, or put the weights beside "
-                "the model first"
+                f"external data {location!r} would lie outside {folder}; save into {model.folder}, or put the weights "
+                "beside the model first"
             )
         if target.exists():
             if not cmp(source, target, shallow=False):

@@ -8,6 +8,7 @@ reads are the *frontier*, and a parameter is a floating-point tensor of the fron
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from onnx import ModelProto, NodeProto
@@ -36,14 +37,20 @@ WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
 }
+REARRANGEMENTS = ("Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten")
 STATE_SLOTS = {"BatchNormalization": (3, 4)}
 
 
-def constant_tensors(model: ModelProto) -> set[str]:
-    """Initializers and everything computed from them alone."""
+def constant_tensors(model: ModelProto, parameters: Iterable[str] = ()) -> set[str]:
+    """Initializers and everything computed from them alone.
+
+    What is computed from one of `parameters` changes as that is trained, so it is not constant.
+    """
     constant = {t.name for t in model.graph.initializer}
+    trained = set(parameters)
     for node in model.graph.node:
-        if node.op_type not in RANDOM and all(name in constant for name in node.input if name):
+        operands = [name for name in node.input if name]
+        if node.op_type not in RANDOM and constant.issuperset(operands) and trained.isdisjoint(operands):
             constant.update(filter(None, node.output))
     return constant
 
@@ -106,7 +113,29 @@ def select(
     if freeze is not None:
         frozen = set(_matching("--freeze", freeze, chosen, problems))
         chosen = [name for name in chosen if name not in frozen]
-    return chosen
+    return _tied(model, chosen, tensors)
+
+
+def _tied(model: ModelProto, chosen: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Parameters, with those that are rearrangements of one shared initializer replaced by it.
+
+    A language model's embedding and its transposed copy in the last layer are one parameter. Vectors are another
+    matter: exporters merge them because they happen to be equal (all zeros, all ones).
+    """
+    initializers = {t.name for t in model.graph.initializer}
+    producer = {name: node for node in model.graph.node for name in node.output if name}
+    roots: dict[str, str] = {}
+    for name in chosen:
+        root = name
+        while root in producer and producer[root].op_type in REARRANGEMENTS:
+            root = producer[root].input[0]
+        shared = root in initializers and len(tensors[root].shape) > 1 and tensors[root].is_float
+        roots[name] = root if shared else name
+    count = Counter(roots.values())
+    tied = list(dict.fromkeys(roots[name] if count[roots[name]] > 1 else name for name in chosen))
+    # What is computed from a parameter follows it, and is none itself.
+    constant = constant_tensors(model, tied)
+    return [name for name in tied if name in constant]
 
 
 def _matching(option: str, expression: str, names: list[str], problems: Problems) -> list[str]:
@@ -130,7 +159,7 @@ def is_training_norm(node: NodeProto) -> bool:
 
 
 def training_mode(model: ModelProto, parameters: Iterable[str], tensors: dict[str, Tensor], taken: set[str]) -> None:
-    """Put every BatchNormalization whose scale or bias is trained into training mode, in place: it then normalises by its
+    """Put every BatchNormalization whose scale or bias is trained into training mode: it then normalises by its
     batch's own statistics and puts out updated running ones. One whose scale and bias are frozen stays as it was,
     that is
     normalises by the running statistics for good."""

@@ -79,7 +79,7 @@ def read_tensor(value: ValueInfoProto) -> Tensor:
 
 
 def infer(light: ModelProto, problems: Problems) -> dict[str, Tensor]:
-    """Every tensor of a light model whose inputs' dimensions are bound, by name; problems say what could not be inferred."""
+    """Every tensor of a light model with its dimensions bound, by name; problems say what could not be inferred."""
     runs: list[Inferred] = []
     for size in SIZES:
         before = len(problems.found)
@@ -104,7 +104,10 @@ def infer(light: ModelProto, problems: Problems) -> dict[str, Tensor]:
                     f"a dimension is {one}, {two}, {three} for batches of {SIZES[0]}, {SIZES[1]}, {SIZES[2]}"
                 )
             shape.append(dim)
-        tensors[name] = Tensor(name=name, dtype=dtype_name(element_type), shape=tuple(shape))
+        try:
+            tensors[name] = Tensor(name=name, dtype=dtype_name(element_type), shape=tuple(shape))
+        except ValueError as error:
+            problems.add(f"tensor {name!r}: {error}; export the model again")
     for name, why in list(crooked.items())[:3]:
         node = producer.get(name)
         where = f"node {node.name!r} ({node.op_type}): " if node else ""
@@ -115,7 +118,7 @@ def infer(light: ModelProto, problems: Problems) -> dict[str, Tensor]:
 
 
 def infer_at(light: ModelProto, batch: int, problems: Problems) -> Inferred:
-    """Element type and shape of every tensor for `batch` samples, by repeated inference and folding of shape arithmetic."""
+    """Type and shape of every tensor for `batch` samples, by repeated inference and folding of shape arithmetic."""
     model = ModelProto()
     model.CopyFrom(light)
     graph = model.graph
@@ -146,8 +149,9 @@ def infer_at(light: ModelProto, batch: int, problems: Problems) -> Inferred:
             node = missing[0]
             more = f" (and {len(missing) - 1} nodes after it)" if len(missing) > 1 else ""
             problems.add(
-                f"the shape of {node.output[0]!r}, computed by node {node.name!r} ({node.op_type}){more}, cannot be inferred "
-                "from the inputs' shapes: it depends on data; export with static shapes"
+                f"the shape of {node.output[0]!r}, computed by node {node.name!r} ({node.op_type}){more}, cannot be "
+                "inferred from the inputs' shapes: it depends on data, or onnx has no inference for this operator; "
+                "export with static shapes and standard operators"
             )
             return {}
     return known
@@ -166,7 +170,7 @@ def _concrete(value: ValueInfoProto) -> tuple[int, ...] | None:
 
 
 def _fold(model: ModelProto, known: Inferred, values: dict[str, np.ndarray]) -> bool:
-    """Evaluate shape arithmetic whose operands are known and turn its results into initializers; False if nothing was new."""
+    """Evaluate shape arithmetic whose operands are known and turn its results into initializers; False if none was."""
     graph = model.graph
     kept: list[NodeProto] = []
     for node in graph.node:
@@ -219,7 +223,7 @@ def _small_result(node: NodeProto, values: Mapping[str, np.ndarray]) -> bool:
 def evaluate_nodes(
     nodes: list[NodeProto], feeds: dict[str, np.ndarray], outputs: list[str], model: ModelProto
 ) -> list[np.ndarray]:
-    """Run nodes of `model` in onnx's reference evaluator on known operands; an absent output ('') gives an empty array."""
+    """Run nodes of `model` in onnx's reference evaluator on known operands; an absent output gives an empty array."""
     from onnx.reference import ReferenceEvaluator
 
     wanted = [name for name in outputs if name]

@@ -18,7 +18,7 @@ __all__ = ["load_values"]
 
 
 def load_values(model: Onnxpp, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The values of constant tensors by name: initializers (external ones from their files) and results of constant subgraphs.
+    """Values of constant tensors by name: initializers (external ones from their files), results of constant subgraphs.
 
     Raises ModelError for a tensor that depends on data or does not exist, and for external data that is missing or
     unsafe.
@@ -32,7 +32,7 @@ def load_values(model: Onnxpp, names: Iterable[str]) -> dict[str, np.ndarray]:
     computed = [name for name in names if name not in weights]
     if not computed:
         return result
-    constant = constant_tensors(model.proto)
+    constant = constant_tensors(model.proto, model.graph.parameters)
     for name in computed:
         if name not in constant:
             why = "depends on data" if name in model.graph.tensors else f"does not exist{did_you_mean(name, constant)}"

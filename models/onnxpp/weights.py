@@ -24,18 +24,20 @@ PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
 
 
 def dtype_name(element_type: int) -> str:
-    """NumPy's name of an ONNX element type.
+    """NumPy's name of an ONNX element type; ValueError if there is no such type.
 
     >>> dtype_name(TensorProto.FLOAT), dtype_name(TensorProto.BFLOAT16)
     ('float32', 'bfloat16')
     """
     if element_type == TensorProto.STRING:
         return "string"
+    if not element_type or element_type not in TensorProto.DataType.DESCRIPTOR.values_by_number:
+        raise ValueError(f"element type {element_type} is unknown")
     return str(helper.tensor_dtype_to_np_dtype(element_type).name)
 
 
 def payload_bytes(tensor: TensorProto) -> int:
-    """Bytes that a tensor's declared shape and type ask for. Types of less than a byte are packed (two or four to one)."""
+    """Bytes that a tensor's declared shape and type ask for; types of less than a byte are packed."""
     count = prod(tensor.dims)
     name = dtype_name(tensor.data_type)
     if name == "string":
@@ -56,7 +58,7 @@ def is_heavy(tensor: TensorProto) -> bool:
 
 
 def light_copy(model: ModelProto) -> ModelProto:
-    """The model with every heavy initializer turned into a graph input; what remains is a few kilobytes per hundred nodes."""
+    """The model with every heavy initializer turned into a graph input: some kilobytes per hundred nodes remain."""
     light = ModelProto(
         ir_version=model.ir_version,
         producer_name=model.producer_name,
@@ -111,7 +113,8 @@ def external_path(tensor: TensorProto, folder: Path, allow_external: Iterable[Pa
         )
     if offset < 0 or offset + length > path.stat().st_size:
         raise ModelError(
-            f"{what} ends at byte {path.stat().st_size}, bytes {offset} to {offset + length} are needed; copy the file again"
+            f"{what} ends at byte {path.stat().st_size}, bytes {offset} to {offset + length} are needed; "
+            "copy the file again"
         )
     return path, offset, length
 

@@ -78,7 +78,9 @@ def state_copies(optimizer: str) -> int:
         PlanError: there is no such optimiser.
     """
     if optimizer not in OPTIMIZERS:
-        raise PlanError(f"There is no optimiser {optimizer!r}{_did_you_mean(optimizer, OPTIMIZERS)}. Known: {', '.join(OPTIMIZERS)}.")
+        raise PlanError(
+            f"There is no optimiser {optimizer!r}{_did_you_mean(optimizer, OPTIMIZERS)}. Known: {', '.join(OPTIMIZERS)}."
+        )
     return OPTIMIZERS[optimizer].state_copies
 
 
@@ -161,7 +163,10 @@ class OptimizerChoice(_Part):
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """Every hyper-parameter of this optimiser, defaults filled in; clipping is not among them."""
-        return {k: default if (given := getattr(self, k)) is None else given for k, default in OPTIMIZERS[self.name].defaults.items()}
+        return {
+            k: default if (given := getattr(self, k)) is None else given
+            for k, default in OPTIMIZERS[self.name].defaults.items()
+        }
 
 
 class Schedule(_Part):
@@ -290,7 +295,9 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             raise PlanError(f"{file} is too long for a recipe, which has less than {MOST_BYTES:,} bytes.")
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PlanError(f"{file}: the recipe cannot be read: {error.strerror}. Give another with `hpdlf plan --recipe FILE`.") from None
+        raise PlanError(
+            f"{file}: the recipe cannot be read: {error.strerror}. Give another with `hpdlf plan --recipe FILE`."
+        ) from None
     except UnicodeDecodeError:
         raise PlanError(f"{file} is no recipe: no text in UTF-8, so no TOML.") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -298,7 +305,10 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, problem['loc'])) or 'the recipe'}: {_in_words(problem)}" for problem in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, problem['loc'])) or 'the recipe'}: {_in_words(problem)}"
+            for problem in error.errors()
+        ]
         count = "one problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise PlanError("\n".join([f"{file}: {count}. Correct the file and plan again:", *lines])) from None
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..cost.residuals import residual_bytes
-from ..cost.workspace import workspace_bytes
+from ..cost import residual_bytes, workspace_bytes
 from .draft import SCALAR_BYTES, Chain, Draft
 from .instruction import Content, Earlier, Instruction, Kind, Part, Phase, Scope, Segment
 from .mesh import Peer

@@ -1,0 +1,164 @@
+"""What every instruction of a program costs on a cluster: the bridge from programs to the cost model.
+
+Each instruction of each rank becomes a workload, which the cost model prices and which a measurement of the same task can be held
+against. Ranks are placed on devices in order (rank = device), so the last axis of the mesh lies closest together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ..errors import PlanError
+from ..hwprofiles import Cluster
+from ..models.cost import (
+    CostModel,
+    Estimate,
+    Workload,
+    collective_workload,
+    compute_workload,
+    host_workload,
+    one_sided_workload,
+    transfer_workload,
+    update_workload,
+)
+from ..models.onnxpp import Graph
+from ..models.program import Instruction, Kind, Phase, Program, Role
+
+__all__ = ["Pricing"]
+
+_FREE = Estimate(seconds=0.0, low_s=0.0, high_s=0.0, joules=0.0, low_j=0.0, high_j=0.0, provenance="modelled", bound="host")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pricing:
+    """Prices of one program on one cluster.
+
+    Raises:
+        PlanError: the program has more ranks than the cluster has devices.
+    """
+
+    program: Program
+    graph: Graph
+    cluster: Cluster
+    model: CostModel
+    precision: str = "float32"
+    optimizer: str = "adam"
+
+    def __post_init__(self) -> None:
+        ranks, devices = self.program.mesh.size, self.cluster.n_devices
+        if ranks > devices:
+            raise PlanError(
+                f"The plan needs {ranks} devices, cluster {self.cluster.name} has {devices} "
+                f"({self.cluster.n_nodes} nodes of {self.cluster.devices_per_node}): use fewer ranks, or a larger cluster "
+                f"(`--on {self.cluster.name.partition(':')[0]}:{-(-ranks // self.cluster.devices_per_node)}`)."
+            )
+
+    @cached_property
+    def _compute(self) -> Mapping[tuple[str, str], Workload]:
+        return {(r.name, i.id): self._computed(r, i) for r in self.program.roles for i in r.instructions if i.parts}
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[str, str, str], Estimate]:
+        return {}
+
+    @cached_property
+    def _communication(self) -> dict[tuple[object, ...], Workload | None]:
+        return {}
+
+    def workload(self, rank: int, instruction: Instruction) -> Workload | None:
+        """What `instruction` does on `rank`; None for what costs nothing by itself (a receive, a report)."""
+        mesh, cluster = self.program.mesh, self.cluster
+        at = mesh.coordinates(rank)
+        role = self._role_at(at)
+        if instruction.kind is Kind.COMPUTE:
+            return self._compute[role.name, instruction.id]
+        if instruction.kind is Kind.SEND:
+            assert instruction.peer is not None
+            link = cluster.link_between(rank, mesh.peer(rank, instruction.peer))
+            return self._once((role.name, instruction.id, link.name), lambda: transfer_workload(role.payload_bytes(instruction), link))
+        if instruction.group is not None:
+            group = instruction.group
+            # All members of a group see the same collective; one-sided accesses differ by who calls.
+            outside = tuple(index for axis, index in at.items() if axis not in group.axes)
+            caller = rank if instruction.kind.is_one_sided else None
+            return self._once(
+                (role.name, instruction.id, outside, caller), lambda: self._grouped(rank, role, instruction, mesh.group(rank, group))
+            )
+        if instruction.kind is Kind.LOAD:
+            loaded = sum(role.buffer[b].nbytes for b in instruction.writes)
+            return self._once((role.name, instruction.id), lambda: host_workload("load", loaded, cluster.node))
+        if instruction.kind is Kind.CHECKPOINT:
+            kept = sum(role.buffer[b].nbytes for b in instruction.reads)
+            return self._once((role.name, instruction.id), lambda: host_workload("checkpoint", kept, cluster.node))
+        return None
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], Workload | None]) -> Workload | None:
+        if key not in self._communication:
+            self._communication[key] = make()
+        return self._communication[key]
+
+    def _role_at(self, at: Mapping[str, int]) -> Role:
+        return self.program.roles[at["pipeline"]]
+
+    def _grouped(self, rank: int, role: Role, instruction: Instruction, members: tuple[int, ...]) -> Workload | None:
+        payload_bytes = role.payload_bytes(instruction)
+        if instruction.kind.is_one_sided:
+            ordered = (rank, *(m for m in members if m != rank))
+            return one_sided_workload(instruction.kind.value, payload_bytes, ordered, self.cluster)
+        return collective_workload(instruction.kind.value, payload_bytes, ranks=members, cluster=self.cluster)
+
+    def estimate(self, rank: int, instruction: Instruction) -> Estimate:
+        """Time and energy of `instruction` on `rank`."""
+        workload = self.workload(rank, instruction)
+        if workload is None:
+            return _FREE
+        key = (workload.subject, workload.kind, workload.key)
+        if key not in self._estimates:
+            device = None if workload.kind == "host" else self.cluster.device
+            self._estimates[key] = self.model.price(workload, device)
+        return self._estimates[key]
+
+    def estimates(self, rank: int) -> Mapping[str, Estimate]:
+        """Of every instruction of `rank`, by id."""
+        return {i.id: self.estimate(rank, i) for i in self._role_at(self.program.mesh.coordinates(rank)).instructions}
+
+    def _computed(self, role: Role, instruction: Instruction) -> Workload:
+        samples, device = self.program.microbatch_samples, self.cluster.device
+        segments = [
+            (self.program.segments[p.segment].operators, p.phase.value) for p in instruction.parts if p.phase is not Phase.UPDATE
+        ]
+        workloads = []
+        if segments:
+            workloads.append(compute_workload(self.graph, segments, batch=samples, device=device, precision=self.precision))
+        if any(p.phase is Phase.UPDATE for p in instruction.parts):
+            elements = sum(
+                self.graph.tensors[p].elements(1)
+                for s in self.program.segments.values()
+                if s.stage == role.coordinates["pipeline"] and s.backward
+                for p in s.parameters
+            )
+            workloads.append(update_workload(elements, optimizer=self.optimizer, device=device, precision=self.precision))
+        return _compiled_together(workloads)
+
+
+def _compiled_together(workloads: list[Workload]) -> Workload:
+    """Several workloads behind one call: components add, but the call is dispatched once."""
+    first, *others = workloads
+    components = dict(first.components)
+    for other in others:
+        for component, seconds in other.components.items():
+            if component != "dispatch":
+                components[component] = components.get(component, 0.0) + seconds
+    if not others:
+        return first
+    return replace(
+        first,
+        key="+".join(w.key for w in workloads),
+        components=components,
+        compute_s=sum(w.compute_s for w in workloads),
+        memory_s=sum(w.memory_s for w in workloads),
+        flops=sum(w.flops for w in workloads),
+        traffic_bytes=sum(w.traffic_bytes for w in workloads),
+    )

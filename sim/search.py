@@ -1,0 +1,281 @@
+"""The search for a plan: enumerate what is admissible, simulate it, rank it, and say why the winner wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import PlanError
+from ..hwprofiles import Cluster
+from ..models.cost import CostModel
+from ..models.onnxpp import Graph
+from ..models.plan import Partition, Strategy, partition
+from ..models.program import Program
+from ..models.program.lower import lower
+from .result import Interval, Simulation
+from .simulate import simulate_program
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Candidate", "Search", "build", "search", "simulate", "strategies"]
+
+Objective = Literal["time", "energy", "cost"]
+MOST_STAGES = 16
+
+
+def build(
+    graph: Graph,
+    cluster: Cluster,
+    strategy: Strategy,
+    *,
+    model: CostModel | None = None,
+    optimizer: str = "adam",
+    checkpoint_every: int | None = None,
+) -> tuple[Partition, Program]:
+    """Partition `graph` for `strategy` on `cluster` by predicted operator times, and lower it.
+
+    Raises:
+        PlanError: the graph has too few operators for the stages, no loss, or nothing to train.
+    """
+    model = model or CostModel.default()
+    samples = strategy.microbatch_samples
+    if strategy.pipeline > 1:
+        operator_s = [
+            model.compute(
+                graph, [((o.name,), "forward"), ((o.name,), "backward")], batch=samples, device=cluster.device, precision=strategy.precision
+            ).seconds
+            for o in graph.operators
+        ]
+    else:
+        operator_s = [1.0] * len(graph.operators)
+    link = cluster.link or cluster.node.link
+    cut = partition(
+        graph,
+        operator_s=operator_s,
+        stages=strategy.pipeline,
+        bucket_bytes=strategy.bucket_bytes if strategy.data > 1 and strategy.solver == "synchronous" else None,
+        samples=samples,
+        seconds_per_byte=1.0 / link.message_bandwidth_bytes_per_s if link else 0.0,
+    )
+    return cut, lower(graph, cut, strategy, optimizer=optimizer, checkpoint_every=checkpoint_every)
+
+
+def simulate(
+    graph: Graph,
+    cluster: Cluster,
+    strategy: Strategy,
+    *,
+    model: CostModel | None = None,
+    optimizer: str = "adam",
+    samples_per_epoch: int | None = None,
+    fold: bool = True,
+    jitter: float = 0.0,
+    slowdown: Mapping[int, float] | None = None,
+    seed: int = 0,
+) -> Simulation:
+    """Predict training `graph` on `cluster` as `strategy` says: see :func:`hpdlf.sim.simulate.simulate_program`."""
+    model = model or CostModel.default()
+    _, program = build(graph, cluster, strategy, model=model, optimizer=optimizer)
+    return simulate_program(
+        program,
+        graph,
+        cluster,
+        model=model,
+        precision=strategy.precision,
+        optimizer=optimizer,
+        strategy=str(strategy),
+        samples_per_epoch=samples_per_epoch,
+        fold=fold,
+        jitter=jitter,
+        slowdown=slowdown,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A strategy and what became of it: a simulation, or the reason why it was refused."""
+
+    strategy: Strategy
+    simulation: Simulation | None
+    refused: str = ""
+
+    def objective(self, objective: Objective) -> float | None:
+        """Seconds, joules or dollars of one step; None where unknown."""
+        if self.simulation is None:
+            return None
+        f = self.simulation.figures
+        interval = {"time": f.step_s, "energy": f.energy_j, "cost": f.cost_usd}[objective]
+        return interval.value if interval else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """All candidates: `ranked` by the objective, best first, and those that were `refused` with the reason."""
+
+    objective: Objective
+    ranked: tuple[Candidate, ...]
+    refused: tuple[Candidate, ...]
+
+    @property
+    def best(self) -> Candidate:
+        """The winner."""
+        return self.ranked[0]
+
+    @property
+    def reason(self) -> str:
+        """Why the winner wins, in words."""
+        return _reason(self)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a candidate, the ranked first."""
+        import pandas as pd
+
+        frames = [c.simulation.to_frame().assign(refused="") for c in self.ranked if c.simulation]
+        refused = [{"strategy": str(c.strategy), "ranks": c.strategy.ranks, "refused": c.refused} for c in self.refused]
+        return pd.concat([*frames, pd.DataFrame(refused)], ignore_index=True) if refused else pd.concat(frames, ignore_index=True)
+
+
+def strategies(
+    batch: int,
+    devices: int,
+    *,
+    precision: str = "float32",
+    solver: str = "synchronous",
+    ranks: int | None = None,
+    operators: int = MOST_STAGES,
+) -> Iterator[Strategy]:
+    """The combinations worth a simulation: powers of two (and all devices) for replicas and stages, as far as the batch divides.
+
+    ranks       only those with exactly so many ranks
+    operators   the graph's operators: no more stages than that
+    """
+    sizes = sorted({2**i for i in range(devices.bit_length()) if 2**i <= devices} | {devices} | ({ranks} if ranks else set()))
+    for data in sizes:
+        if batch % data:
+            continue
+        for pipeline in sizes:
+            if data * pipeline > devices or pipeline > min(MOST_STAGES, operators) or (ranks and data * pipeline != ranks):
+                continue
+            if solver == "asynchronous" and (pipeline > 1 or data == 1):
+                continue
+            counts = [1, 2, 4, 8] if pipeline == 1 else [pipeline * k for k in (1, 2, 4)]
+            for microbatches in counts:
+                if (batch // data) % microbatches:
+                    continue
+                for schedule in ("1f1b",) if pipeline == 1 else ("1f1b", "gpipe"):
+                    yield Strategy(
+                        batch=batch,
+                        data=data,
+                        pipeline=pipeline,
+                        microbatches=microbatches,
+                        schedule=schedule,  # type: ignore[arg-type]
+                        solver=solver,  # type: ignore[arg-type]
+                        precision=precision,  # type: ignore[arg-type]
+                    )
+
+
+def search(
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    batch: int,
+    objective: Objective = "time",
+    model: CostModel | None = None,
+    optimizer: str = "adam",
+    precision: str = "float32",
+    solver: str = "synchronous",
+    ranks: int | None = None,
+    samples_per_epoch: int | None = None,
+) -> Search:
+    """Simulate every admissible strategy and rank them.
+
+    Raises:
+        PlanError: none fits, or the objective cannot be computed for any; the message says why.
+    """
+    model = model or CostModel.default()
+    if ranks and ranks > cluster.n_devices:
+        raise PlanError(
+            f"{ranks} ranks were asked for, cluster {cluster.name} has {cluster.n_devices} devices "
+            f"({cluster.n_nodes} nodes of {cluster.devices_per_node}): use `--ranks {cluster.n_devices}` or a larger cluster."
+        )
+    candidates = []
+    computing = sum(1 for o in graph.operators if o.family != "view")
+    for strategy in strategies(batch, cluster.n_devices, precision=precision, solver=solver, ranks=ranks, operators=computing):
+        candidates.append(_try(graph, cluster, strategy, model, optimizer, samples_per_epoch))
+    refused = tuple(c for c in candidates if c.simulation is None)
+    valued = [c for c in candidates if c.objective(objective) is not None]
+    if not candidates:
+        raise PlanError(
+            f"No combination is possible: batch {batch} does not divide over "
+            f"{ranks or cluster.n_devices} ranks of {cluster.name}. Choose a batch with more divisors, a power of two say."
+        )
+    if len(refused) == len(candidates):
+        reasons = "\n  ".join(f"{c.strategy}: {c.refused}" for c in refused[:8])
+        raise PlanError(f"{graph.name} does not fit on {cluster.name} in any combination tried:\n  {reasons}\nUse a smaller batch or larger devices.")
+    if not valued:
+        raise PlanError(
+            f"The {objective} of {graph.name} on {cluster.name} is unavailable: the cluster's profile lacks the power or price that it "
+            f"needs. See `hpdlf profile show {cluster.name}`, or use `--objective time`."
+        )
+    # Ties: fewer devices, then the simpler strategy.
+    valued.sort(key=lambda c: (c.objective(objective), c.strategy.ranks, c.strategy.pipeline, c.strategy.microbatches))
+    return Search(objective=objective, ranked=tuple(valued), refused=refused)
+
+
+def _try(
+    graph: Graph, cluster: Cluster, strategy: Strategy, model: CostModel, optimizer: str, samples_per_epoch: int | None
+) -> Candidate:
+    try:
+        simulation = simulate(graph, cluster, strategy, model=model, optimizer=optimizer, samples_per_epoch=samples_per_epoch)
+    except PlanError as error:
+        return Candidate(strategy=strategy, simulation=None, refused=str(error))
+    for memory in simulation.memory:
+        if not memory.fits:
+            contents = ", ".join(f"{name} {nbytes / 1e9:.2f}" for name, nbytes in memory.by_content.items() if nbytes >= 5e6)
+            why = (
+                f"{memory.role} needs {memory.peak_bytes / 1e9:.2f} GB ({contents}) at {memory.at}, "
+                f"the device has {memory.capacity_bytes / 1e9:.2f} GB"
+            )
+            return Candidate(strategy=strategy, simulation=None, refused=why)
+    return Candidate(strategy=strategy, simulation=simulation)
+
+
+_WORDS = {"time": ("fastest", "slower"), "energy": ("most frugal in energy", "more energy"), "cost": ("cheapest", "dearer")}
+
+
+def _reason(found: Search) -> str:
+    best = found.best
+    assert best.simulation is not None
+    f = best.simulation.figures
+    superlative, worse = _WORDS[found.objective]
+    sentences = [
+        f"{best.strategy} is the {superlative} of {len(found.ranked)} combinations that fit"
+        + (f" ({len(found.refused)} do not)" if found.refused else "")
+        + f": its {best.strategy.ranks} device{'s' if best.strategy.ranks > 1 else ''} compute {f.utilisation:.0%} of the time, "
+        f"wait for communication {f.exposed_communication:.0%} and for each other {f.bubble:.0%}."
+    ]
+    if len(found.ranked) > 1:
+        second = found.ranked[1]
+        assert second.simulation is not None
+        ours, theirs = best.objective(found.objective), second.objective(found.objective)
+        assert ours is not None and theirs is not None
+        s = second.simulation.figures
+        causes = {
+            "computes less of the time": f.utilisation - s.utilisation,
+            "waits more for communication": s.exposed_communication - f.exposed_communication,
+            "waits more for other stages": s.bubble - f.bubble,
+        }
+        cause, size = max(causes.items(), key=lambda item: item[1])
+        more = f" because it {cause} ({size:+.0%} of the step)" if size > 0.005 and second.strategy.ranks == best.strategy.ranks else ""
+        gap = theirs / ours - 1
+        sentences.append(f"The next, {second.strategy}, is {gap:.1%} {worse}{more}.")
+        if _overlap(best.simulation.figures.step_s, s.step_s) and gap > 0:
+            sentences.append("Their intervals overlap: `hpdlf profile measure` and a refined model would tell them apart.")
+    return " ".join(sentences)
+
+
+def _overlap(a: Interval, b: Interval) -> bool:
+    return a.low <= b.high and b.low <= a.high

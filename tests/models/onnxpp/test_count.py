@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hpdlf.models.onnxpp import FAMILIES, PHASES, Graph, Onnxpp, Work, family, import_model, work
+from hpdlf.models.zoo import digits_cnn, mlp
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+
+def imported(model: onnx.ModelProto, tmp_path: Path, **options: str) -> Graph:
+    onnx.save(model, tmp_path / "m.onnx")
+    return import_model(tmp_path / "m.onnx", **options).graph
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+def test_dense_layer_closed_form(tmp_path: Path, precision: str) -> None:
+    """y[b, n] = x[b, k] wᵀ + c: 2bkn + bn FLOPs; every gradient of a factor costs 2bkn, the bias's bn."""
+    graph = imported(mlp((6, 5, 4)), tmp_path)
+    b, k, n, item = 7, 6, 5, {"float32": 4, "float64": 8, "bfloat16": 2}[precision]
+    dense = graph.operator["dense1"]
+    forward = work(dense, graph, batch=b, phase="forward", precision=precision)
+    assert forward == Work(2 * b * k * n + b * n, item * (b * k + n * k + n), item * b * n)
+    data = work(dense, graph, batch=b, phase="backward_input", precision=precision)
+    assert data == Work(2 * b * k * n, item * (b * n + n * k), item * b * k)
+    weight = work(dense, graph, batch=b, phase="backward_weight", precision=precision)
+    assert weight == Work(2 * b * k * n + b * n, item * (b * n + b * k + b * n), item * (n * k + n))
+    assert work(dense, graph, batch=b, phase="backward", precision=precision) == data.plus(weight)
+
+
+def test_convolution_closed_form(tmp_path: Path) -> None:
+    graph = imported(digits_cnn(channels=(4, 6)), tmp_path)
+    conv2 = graph.operator["conv2"]
+    b, places = 3, 4 * 4
+    flops = 2 * b * 6 * places * 4 * 9
+    assert work(conv2, graph, batch=b, phase="forward").flops == flops + b * 6 * places
+    assert work(conv2, graph, batch=b, phase="backward_input").flops == flops
+    assert work(conv2, graph, batch=b, phase="backward_weight").flops == flops + b * 6 * places
+    assert work(graph.operator["flatten"], graph, batch=b, phase="forward") == Work(0, 0, 0)
+    assert work(graph.operator["relu1"], graph, batch=b, phase="forward") == Work(b * 256, 4 * b * 256, 4 * b * 256)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "shape", "weight", "attributes", "macs"),
+    [
+        ("Conv", [8, 6, 6], [8, 1, 3, 3], {"group": 8, "pads": [1] * 4}, 8 * 36 * 9),
+        ("Conv", [4, 10], [6, 2, 3], {"group": 2, "strides": [2]}, 6 * 4 * 2 * 3),
+        ("ConvTranspose", [4, 5, 5], [4, 3, 2, 2], {"strides": [2, 2]}, 4 * 25 * 3 * 4),
+        ("MatMul", [2, 5, 7], [7, 3], {}, 2 * 5 * 7 * 3),
+        ("Einsum", [5, 7], [7, 3], {"equation": "bij,jk->bik"}, 5 * 7 * 3),
+    ],
+)
+def test_products_closed_form(
+    tmp_path: Path, op_type: str, shape: list[int], weight: list[int], attributes: dict, macs: int
+) -> None:
+    node = helper.make_node(op_type, ["x", "w"], ["y"], name="op", **attributes)
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    w = numpy_helper.from_array(np.ones(weight, np.float32), "w")
+    model = helper.make_model(
+        helper.make_graph([node], "g", ends, outputs, [w]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 10
+    graph = imported(model, tmp_path)
+    assert graph.parameters == ("w",)
+    for phase in ("forward", "backward_input", "backward_weight"):
+        assert work(graph.operators[0], graph, batch=2, phase=phase).flops == 2 * 2 * macs
+
+
+def test_work_is_affine_in_the_batch(small: Onnxpp) -> None:
+    graph = small.graph
+    for operator in graph.operators:
+        for phase in PHASES:
+            one, two, nine = (np.array(work(operator, graph, batch=b, phase=phase)) for b in (1, 2, 9))
+            np.testing.assert_array_equal(nine, one + 8 * (two - one), err_msg=f"{operator.name} {phase}")
+
+
+@given(st.integers(1, 512))
+def test_frozen_weights_need_no_gradient(small: Onnxpp, batch: int) -> None:
+    graph = small.graph
+    assert all(
+        work(o, graph, batch=batch, phase="backward_weight") == Work(0, 0, 0)
+        for o in graph.operators
+        if not graph.trainable.intersection(o.inputs)
+    )
+
+
+def test_every_standard_operator_has_a_family() -> None:
+    assert {family(schema.name) for schema in onnx.defs.get_all_schemas()} <= set(FAMILIES)
+
+
+def test_unknown_phase(small: Onnxpp) -> None:
+    with pytest.raises(ValueError, match="expected one of forward"):
+        work(small.graph.operators[0], small.graph, batch=1, phase="sideways")  # type: ignore[arg-type]
