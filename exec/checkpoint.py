@@ -3,10 +3,10 @@
     FOLDER/step-00000200/stage0.1f0a….safetensors    one shard per pipeline stage, named by its content
     FOLDER/step-00000200/manifest.json               written last: without it the checkpoint does not exist
 
-Names are ``parameter/NAME``, ``state/NAME`` and ``opt/…`` (see :func:`pack`). Who writes: in every stage the rank with data
-coordinate 0 calls :func:`write_shard`; when all have, one rank calls :func:`write_manifest` with what they returned. Every
-file appears by renaming a finished and synced one, and a manifest only ever names files that are already there, so a crash or a full disk at
-any moment leaves the checkpoint before intact.
+Names are ``parameter/NAME``, ``state/NAME`` and ``opt/…`` (see :func:`pack`). Who writes: in every stage the rank with
+data coordinate 0 calls :func:`write_shard`; when all have, one rank calls :func:`write_manifest` with what they
+returned. Every file appears by renaming a finished and synced one, and a manifest only ever names files that are
+already there, so a crash or a full disk at any moment leaves the checkpoint before intact.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 
 from ..errors import RunError
 from .hashing import sha256_of_file
+from .optimizer_state import pack, packed_names, unpack
 from .tensor_files import write_tensors
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "checkpoints",
     "latest",
     "pack",
+    "packed_names",
     "remove_incomplete",
     "unpack",
     "write_manifest",
@@ -44,7 +46,6 @@ FORMAT = "hpdlf.checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
-OPTIMIZER = "opt"
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -96,7 +97,8 @@ class Checkpoint:
         missing = [name for name in wanted if name not in self._where]
         if missing:
             raise RunError(
-                f"{self.path} has no {', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}: it is a "
+                f"{self.path} has no "
+                f"{', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}: it is a "
                 "checkpoint of another model or optimiser. Train into a new folder (`--out`), without `--resume`."
             )
         values: dict[str, np.ndarray] = {}
@@ -109,7 +111,8 @@ class Checkpoint:
                     values.update((name, file.get_tensor(name)) for name in here)
             except (SafetensorError, OSError) as error:
                 raise RunError(
-                    f"{self.path / shard.file} is damaged ({error}). Remove {self.path} and `--resume` from the checkpoint before."
+                    f"{self.path / shard.file} is damaged ({error}). Remove {self.path} and `--resume` from the "
+                    "checkpoint before."
                 ) from None
         return {name: values[name] for name in wanted}
 
@@ -127,7 +130,7 @@ class Checkpoint:
                 )
 
 
-# --- writing -----------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def _folder(folder: Path, step: int) -> Path:
@@ -135,7 +138,8 @@ def _folder(folder: Path, step: int) -> Path:
 
 
 def write_shard(folder: Path, *, step: int, name: str, tensors: Mapping[str, np.ndarray]) -> Shard:
-    """Write one stage's tensors for the checkpoint after `step` updates. Nothing refers to them until the manifest does.
+    """Write one stage's tensors for the checkpoint after `step` updates. Nothing refers to them until the manifest
+    does.
 
     Raises:
         RunError: the disk is full, or cannot be written to; nothing of this shard is left behind.
@@ -250,7 +254,7 @@ def _remove(folder: Path) -> None:
 
 
 def remove_incomplete(folder: Path) -> list[Path]:
-    """Remove what an interrupted run left half-written; call it while no rank runs. Returns the folders and files removed."""
+    """Remove what an interrupted run left half-written, and say what that was. Call it while no rank runs."""
     removed = []
     for path in _numbered(folder):
         if not (path / MANIFEST).is_file():
@@ -264,7 +268,7 @@ def remove_incomplete(folder: Path) -> list[Path]:
     return removed
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -302,7 +306,8 @@ def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint | str:
         if content["format"] != FORMAT:
             return f"{path} is no hpdlf checkpoint"
         if content["version"] > VERSION:
-            return f"{path} has checkpoint format {content['version']}, this hpdlf reads up to {VERSION}: `pip install --upgrade hpdlf`"
+            version = content["version"]
+            return f"{path} has format {version}, this hpdlf reads up to {VERSION}: `pip install --upgrade hpdlf`"
         shards = tuple(Shard(**{**s, "tensors": tuple(s["tensors"])}) for s in content["shards"])
         loaded = Checkpoint(
             path=path,
@@ -320,59 +325,3 @@ def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint | str:
         if size != shard.nbytes:
             return f"{file} has {size} bytes of {shard.nbytes}"
     return loaded
-
-
-# --- optimiser state ---------------------------------------------------------------------------------------------------
-
-
-def _leaf_names(state: Any, parameters: Collection[str]) -> tuple[list[str], list[Any], Any]:
-    """``opt/<place in the state>/<parameter>`` for leaves that belong to a parameter, ``opt/<place>`` for the others."""
-    import jax
-
-    leaves, tree = jax.tree_util.tree_flatten_with_path(state)
-    names = []
-    for path, _ in leaves:
-        keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-        if isinstance(path[-1], jax.tree_util.DictKey) and keys[-1] not in parameters:
-            raise AssertionError(f"the optimiser's state names {keys[-1]!r}, which is no parameter here")
-        names.append("/".join((OPTIMIZER, *keys)))
-    return names, [leaf for _, leaf in leaves], tree
-
-
-def pack(state: Any, parameters: Collection[str]) -> dict[str, np.ndarray]:
-    """An optax state over a dict of `parameters`, as named arrays.
-
-    The places in the state depend on the recipe alone, so the shards of several stages add up to the whole state. Scalars (the
-    number of updates) are the same on every stage and stand in every shard.
-    """
-    names, leaves, _ = _leaf_names(state, parameters)
-    return {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
-
-
-def packed_names(template: Any, parameters: Collection[str]) -> tuple[str, ...]:
-    """The names that :func:`unpack` wants for a state like `template`: what to read from a checkpoint."""
-    return tuple(_leaf_names(template, parameters)[0])
-
-
-def unpack(template: Any, tensors: Mapping[str, np.ndarray], parameters: Collection[str]) -> Any:
-    """A state like `template` (of ``optimizer.init(parameters)``, or its shapes by ``jax.eval_shape``) with the values of `tensors`.
-
-    Raises:
-        RunError: a value is missing, or has another shape or type.
-    """
-    names, leaves, tree = _leaf_names(template, parameters)
-    problems = []
-    for name, leaf in zip(names, leaves, strict=True):
-        if name not in tensors:
-            problems.append(f"{name} is missing")
-        elif tensors[name].shape != leaf.shape or tensors[name].dtype != leaf.dtype:
-            problems.append(
-                f"{name} is {tensors[name].dtype}{list(tensors[name].shape)} instead of {leaf.dtype}{list(leaf.shape)}"
-            )
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise RunError(
-            f"The checkpoint's optimiser state does not fit this plan: {'; '.join(problems[:5])}{more}. Resume with a plan of the same "
-            "recipe, or train into a new folder (`--out`)."
-        )
-    return tree.unflatten([tensors[name] for name in names])

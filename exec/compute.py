@@ -145,7 +145,7 @@ class ComputeActions:
         local["predictions"] = crossing
         if segment.state:
             local[f"state.{segment.name}"] = {**local[f"state.{segment.name}"], **new_state}
-        if segment.has_loss and self.loss:
+        if segment.has_loss and self.loss and self.training:
             weighted = outputs[self.loss].reshape(()) * self.program.loss_weight
             local["loss"] = weighted if "loss" not in local else local["loss"] + weighted
 

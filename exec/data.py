@@ -1,10 +1,10 @@
 """Training data: where it lies, whether it fits the model, and samples of it by index.
 
-Arrays of `.npy` files and of uncompressed `.npz` members are memory-mapped: a rank reads what it asks for, and ranks of one node
-share the pages. Compressed members and what Python yields are held in memory. Nothing is ever unpickled.
+Arrays of `.npy` files and of uncompressed `.npz` members are memory-mapped: a rank reads what it asks for, and ranks of
+one node share the pages. Compressed members and what Python yields are held in memory. Nothing is ever unpickled.
 
-What is converted on reading: floats to the model's float type (or the run's precision), integers to the model's integer type (checked
-to fit). Integers for an input of floats need a `scale` in the recipe; floats are never cut to integers.
+What is converted on reading: floats to the model's float type (or the run's precision), integers to the model's integer
+type (checked to fit). Integers for an input of floats need a `scale` in the recipe; floats are never cut to integers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Dataset:
         """Arrays [len(indices), ...] by name; only `names` if given. They are the caller's own and contiguous.
 
         Raises:
-            DataError: a value does not fit the type that the model wants, or a Python dataset returns something else than before.
+            DataError: a value does not fit the type that the model wants, or a Python dataset returns something else
+            than before.
         """
         found = {}
         for name in self.columns if names is None else names:
@@ -59,7 +60,8 @@ def open_dataset(data: Data, *, base_folder: Path, source: str | None = None) ->
     source = source or data.source
     if source is None:
         raise DataError(
-            'The recipe names no data. Give it `[data]` with `source = "FILE.npz"` (or a folder of .npy files, or module:attribute) '
+            'The recipe names no data. Give it `[data]` with `source = "FILE.npz"` (or a folder of .npy files, or '
+            "module:attribute) "
             "and plan again with `hpdlf plan --recipe RECIPE`."
         )
     if is_module_source(source):
@@ -71,7 +73,8 @@ def open_dataset(data: Data, *, base_folder: Path, source: str | None = None) ->
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise DataError(
-            f"{source}: the arrays differ in their number of samples (the first axis): {listed}. Write them again, equally long."
+            f"{source}: the arrays differ in their number of samples (the first axis): {listed}. Write them again, "
+            "equally long."
         )
     samples = next(iter(counts.values()), 0)
     if samples == 0:
@@ -80,7 +83,8 @@ def open_dataset(data: Data, *, base_folder: Path, source: str | None = None) ->
         )
     if data.samples is not None and data.samples > samples:
         raise DataError(
-            f"{source} has {samples} samples, the recipe's [data] asks for {data.samples}: lower `samples`, or leave it out."
+            f"{source} has {samples} samples, the recipe's [data] asks for {data.samples}: lower `samples`, or leave "
+            "it out."
         )
     return Dataset(source=source, samples=data.samples or samples, columns=columns)
 
@@ -90,7 +94,8 @@ def _renamed(columns: Mapping[str, Column], data: Data, source: str) -> dict[str
     if missing:
         listed = ", ".join(f"{array} (for {tensor})" for tensor, array in missing.items())
         raise DataError(
-            f"{source} has no array {listed}; it has {', '.join(sorted(columns))}. Correct [data.arrays] in the recipe and plan again."
+            f"{source} has no array {listed}; it has {', '.join(sorted(columns))}. Correct [data.arrays] in the recipe "
+            "and plan again."
         )
     taken = set(data.arrays.values())
     named = {tensor: columns[array] for tensor, array in data.arrays.items()}
@@ -101,7 +106,8 @@ def check_dataset(dataset: Dataset, graph: Graph, *, scale: Mapping[str, float],
     """The dataset with just the model's inputs and labels, converted to its types; `scale` is the recipe's.
 
     Raises:
-        DataError: names, shapes or types do not fit, or labels lie outside the model's classes: everything in one message.
+        DataError: names, shapes or types do not fit, or labels lie outside the model's classes: everything in one
+        message.
     """
     wanted = [graph.tensors[name] for name in (*graph.inputs, *graph.targets)]
     problems = [
@@ -132,7 +138,8 @@ def check_dataset(dataset: Dataset, graph: Graph, *, scale: Mapping[str, float],
         columns = "; ".join(f"{name} {_shape(column)} {column.dtype}" for name, column in dataset.columns.items())
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise DataError(
-            f"{dataset.source} does not fit {graph.name}:\n{lines}\nThe data has: {columns}. Correct the data, or [data] in the recipe, "
+            f"{dataset.source} does not fit {graph.name}:\n{lines}\nThe data has: {columns}. Correct the data, or "
+            "[data] in the recipe, "
             "and plan again with `hpdlf plan --recipe RECIPE`."
         )
     return replace(dataset, columns={t.name: dataset.columns[t.name] for t in wanted}, convert=convert)
@@ -155,7 +162,9 @@ def _suggestion(dataset: Dataset, tensor: Tensor, wanted: list[Tensor]) -> str:
 def _shape_problem(tensor: Tensor, column: Column) -> str:
     """Why a column does not fit; '' if it does."""
     if not tensor.shape or tensor.shape[0] != (0, 1) or any(d.per_sample for d in tensor.shape[1:]):
-        return "the first dimension of an input must be the batch, and only that; import the model again with `hpdlf import --batch-dim`"
+        return (
+            "the first dimension of an input must be the batch; import the model again with `hpdlf import --batch-dim`"
+        )
     expected = tuple(d.fixed for d in tensor.shape[1:])
     if expected == column.shape:
         return ""
@@ -175,7 +184,7 @@ def _conversion(
                 if given == np.uint8
                 else "1.0 to take the numbers as they are"
             )
-            return f"integers for an input of floats need a factor; write `{tensor.name} = FACTOR` under [data.scale], {hint}"
+            return f"integers for floats need a factor; write `{tensor.name} = FACTOR` under [data.scale], {hint}"
         if scale is None or scale == 1.0:
             return lambda values: values.astype(wanted, copy=False)
         return lambda values: values.astype(wanted) * wanted.type(scale)
@@ -192,13 +201,14 @@ def _to_integer(values: np.ndarray, wanted: np.dtype[Any], name: str) -> np.ndar
     limits = np.iinfo(wanted)
     if values.size and (int(values.min()) < limits.min or int(values.max()) > limits.max):
         raise DataError(
-            f"Values of {name} lie between {values.min()} and {values.max()}, which {wanted} cannot hold. Write the array again."
+            f"Values of {name} lie between {values.min()} and {values.max()}, which {wanted} cannot hold. Write the "
+            "array again."
         )
     return values.astype(wanted)
 
 
 def _label_problems(graph: Graph, label: Tensor, column: Column, samples: int) -> list[str]:
-    """Labels that no class has, where a loss over classes reads them. Only for arrays that can be looked through quickly."""
+    """Labels that no class has, where a loss over classes reads them; only in arrays quickly looked through."""
     readers = [
         o
         for o in graph.operators
@@ -221,15 +231,17 @@ def _label_problems(graph: Graph, label: Tensor, column: Column, samples: int) -
         return []
     first = np.unravel_index(int(np.argmax(strange)), strange.shape)
     return [
-        f"{label.name} must lie in 0..{classes - 1}, but sample {int(first[0])} has {values[first]} ({int(strange.sum())} such values)"
+        f"{label.name} must lie in 0..{classes - 1}, but sample {int(first[0])} has {values[first]} "
+        f"({int(strange.sum())} such values)"
     ]
 
 
 def data_sha256(source: str, *, base_folder: Path) -> str:
-    """The hash that a plan and its approval carry: over the bytes of the file, or over names and bytes of the `.npy` files of a folder.
+    """The hash that a plan and its approval carry: over the bytes of the file, or over names and bytes of the `.npy`
+    files of a folder.
 
-    For `module:attribute` it is that of the module's source file: code that it imports and data that it reads are not covered.
-    Nothing is run to find it.
+    For `module:attribute` it is that of the module's source file: code that it imports and data that it reads are not
+    covered. Nothing is run to find it.
 
     Raises:
         DataError: there is no such data.

@@ -27,7 +27,7 @@ MOST_STREAM_BYTES = 8 * 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One named value per sample: `shape` without the sample's axis. `array` is everything [samples, ...], where it is known."""
+    """One value per sample; `shape` leaves the sample's axis out. `array` is everything [samples, ...], where known."""
 
     samples: int
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ def _array_column(array: np.ndarray) -> Column:
     return Column(samples=len(array), shape=array.shape[1:], dtype=native, array=plain, fetch=fetch)
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def open_files(path: Path) -> dict[str, Column]:
@@ -64,13 +64,15 @@ def open_files(path: Path) -> dict[str, Column]:
         return {file.stem: _checked(_open_npy(file), file) for file in files}
     if not path.is_file():
         raise DataError(
-            f"{path}: there is no such data. Give the .npz file, or a folder of .npy files, as `source` in [data] of the recipe."
+            f"{path}: there is no such data. Give the .npz file, or a folder of .npy files, as `source` in [data] of "
+            "the recipe."
         )
     if path.suffix == ".npy":
         return {path.stem: _checked(_open_npy(path), path)}
     if path.suffix != ".npz":
         raise DataError(
-            f"{path} is neither .npz nor .npy nor a folder of .npy files. Write it with `numpy.savez(FILE, x=..., y=...)`."
+            f"{path} is neither .npz nor .npy nor a folder of .npy files. Write it with `numpy.savez(FILE, x=..., "
+            "y=...)`."
         )
     return _open_npz(path)
 
@@ -156,12 +158,13 @@ def _reason(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-# --- Python ------------------------------------------------------------------------------------------------------------
+# --- Python -----------------------------------------------------------------------------------------------------------
 
 
 def open_module(source: str, *, base_folder: Path, most_samples: int | None) -> dict[str, Column]:
-    """The columns of `module:attribute`: a dataset with `__len__` and `__getitem__` whose samples are dicts (or tuples, whose columns
-    are then named "0", "1", ...), or an iterable of dict batches, or a callable without arguments that returns one of them.
+    """The columns of `module:attribute`: a dataset with `__len__` and `__getitem__` whose samples are dicts (or tuples,
+    whose columns are then named "0", "1", ...), or an iterable of dict batches, or a callable without arguments that
+    returns one of them.
 
     Raises:
         DataError: there is no such module or attribute, or what it gives is nothing of the kind.
@@ -194,7 +197,8 @@ def open_module(source: str, *, base_folder: Path, most_samples: int | None) -> 
             f"{source} failed with {type(error).__name__}: {_reason(error)}. `--debug` shows where."
         ) from error
     raise DataError(
-        f"{source} is a {type(value).__name__}: neither a dataset with __len__ and __getitem__ nor an iterable of dict batches."
+        f"{source} is a {type(value).__name__}: neither a dataset with __len__ and __getitem__ nor an iterable of dict "
+        "batches."
     )
 
 
@@ -267,7 +271,8 @@ def _stream_columns(batches: Iterable[Any], source: str, most_samples: int | Non
         if len(lengths) != 1 or None in lengths or (parts and set(parts) != set(arrays)):
             listed = ", ".join(f"{k} {v.shape}" for k, v in arrays.items())
             raise DataError(
-                f"{source}: batch {number} has {listed}; every batch must have the same arrays, all as long as each other."
+                f"{source}: batch {number} has {listed}; every batch must have the same arrays, all as long as each "
+                "other."
             )
         for name, array in arrays.items():
             parts.setdefault(name, []).append(array)
@@ -277,8 +282,10 @@ def _stream_columns(batches: Iterable[Any], source: str, most_samples: int | Non
             break
         if held_bytes > MOST_STREAM_BYTES:
             raise DataError(
-                f"{source} has yielded {samples} samples, {held_bytes / 2**30:.0f} GiB, and goes on; an iterable is held in memory. Write "
-                "`samples = N` under [data] in the recipe to take the first N, or offer a dataset with __len__ and __getitem__."
+                f"{source} has yielded {samples} samples, {held_bytes / 2**30:.0f} GiB, and goes on; an iterable is "
+                "held in memory. Write "
+                "`samples = N` under [data] in the recipe to take the first N, or offer a dataset with __len__ and "
+                "__getitem__."
             )
     if not parts:
         raise DataError(f"{source} yields nothing.")
@@ -315,7 +322,8 @@ def _module_file(name: str, base_folder: Path) -> Path:
         places = list(spec.submodule_search_locations or [])
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise DataError(
-            f"There is no Python module {name} in {base_folder} or among what is installed. Correct `source` in [data] of the recipe, "
+            f"There is no Python module {name} in {base_folder} or among what is installed. Correct `source` in [data] "
+            "of the recipe, "
             "or install the module."
         )
     return Path(spec.origin)
@@ -335,6 +343,7 @@ def source_files(source: str, *, base_folder: Path) -> dict[str, Path]:
         return {file.name: file for file in _npy_files(path)}
     if not path.is_file():
         raise DataError(
-            f"{path}: there is no such data. Give the .npz file, or a folder of .npy files, as `source` in [data] of the recipe."
+            f"{path}: there is no such data. Give the .npz file, or a folder of .npy files, as `source` in [data] of "
+            "the recipe."
         )
     return {path.name: path}

@@ -47,11 +47,11 @@ _EXIT = (
     re.compile(r"srun: error: \S+: task (?P<rank>\d+): Exited with exit code (?P<code>\d+)"),
 )
 _HYDRA = re.compile(r"BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES.{0,200}?EXIT CODE: (?P<code>\d+)")
-_LOST = re.compile(r"lost communication with a remote daemon.{0,400}?to: \S*?(?P<node>[A-Za-z0-9.-]+)")
+_LOST = re.compile(r"lost communication with a remote daemon.{0,400}?Remote daemon *: \S+ on node (?P<node>[\w.-]+)")
 _WORDS = {"Killed": 9, "Terminated": 15, "Segmentation fault": 11, "Aborted": 6, "Bus error": 7}
 _NOISE = re.compile(
-    r"noticed that process rank|exited with non-zero status|MPI_ABORT was invoked|calling \"abort\"|lost communication with a"
-    r"|has exited due to process|BAD TERMINATION"
+    r"noticed that process rank|exited with non-zero status|MPI_ABORT was invoked|calling \"abort\""
+    r"|lost communication with a|has exited due to process|BAD TERMINATION"
 )
 
 
@@ -84,7 +84,7 @@ def is_launcher_noise(block: str) -> bool:
 
 
 def oom_kills(path: Path = Path("/sys/fs/cgroup/memory.events")) -> int | None:
-    """How many processes of this control group the kernel has killed for want of memory; None where it does not tell."""
+    """Processes of this control group that the kernel has killed for want of memory; None where it does not tell."""
     try:
         counts = dict(line.split() for line in path.read_text().splitlines())
         return int(counts["oom_kill"])
@@ -150,7 +150,10 @@ def _who(rank: int | None, report: RankReport | None) -> str:
 def _at(report: RankReport | None) -> str:
     if report is None:
         return ""
-    return f" at step {report.step}" if report.step is not None else " before its first step"
+    if report.step is None:
+        return " before its first step"
+    # A rank that died had no chance to say how far it came since its last beat.
+    return f" at step {report.step}" if report.state == "failed" else f" at about step {report.step}"
 
 
 def _signal_in_words(number: int, out_of_memory: bool) -> str:

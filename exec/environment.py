@@ -20,7 +20,7 @@ _OUTER_RUN = ("PMIX_", "PRTE_", "PMI_", "OMPI_COMM", "OMPI_UNIVERSE", "OMPI_MCA_
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a trace says of the host that it was measured on. `cpus` are logical, `allowed_cpus` those that this process may use."""
+    """What a trace says of its host. `cpus` are logical, `allowed_cpus` those that this process may use."""
 
     name: str
     system: str
@@ -83,19 +83,21 @@ def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def compilation_cache() -> Path:
-    """Where compiled segments stay between runs: $HPDLF_CACHE, else hpdlf in the user's cache folder; one folder per kind of machine,
-    since compiled code depends on the CPU."""
+    """Where compiled segments stay between runs: $HPDLF_CACHE, else hpdlf in the user's cache folder; one folder per
+    kind of machine, since compiled code depends on the CPU."""
     chosen, base = os.environ.get("HPDLF_CACHE"), os.environ.get("XDG_CACHE_HOME")
     folder = Path(chosen).expanduser() if chosen else (Path(base) if base else Path("~/.cache").expanduser()) / "hpdlf"
     return folder / "compiled" / examine_machine().fingerprint
 
 
 def rank_environment(outer: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables that a rank wants, on top of `outer` (default: this process's), without what an outer MPI run left in it.
+    """The variables that a rank wants, on top of `outer` (default: this process's), without what an outer MPI run left
+    in it.
 
-    Allocator: glibc keeps large blocks instead of giving them back to the kernel (fresh pages cost up to half of the time); one
-    arena, since the others hold no blocks above 64 MB. One thread per rank in the numeric libraries; XLA:CPU takes its number of
-    threads from the cores that the process is bound to, which is mpiexec's part. What the user has set is left alone.
+    Allocator: glibc keeps large blocks instead of giving them back to the kernel (fresh pages cost up to half of the
+    time); one arena, since the others hold no blocks above 64 MB. One thread per rank in the numeric libraries; XLA:CPU
+    takes its number of threads from the cores that the process is bound to, which is mpiexec's part. What the user has
+    set is left alone.
     """
     environment = {k: v for k, v in (os.environ if outer is None else outer).items() if not k.startswith(_OUTER_RUN)}
     for name, value in {

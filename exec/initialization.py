@@ -1,4 +1,5 @@
-"""Initial values of parameters and state: from the model file, or drawn by seed and name, the same however the model is cut.
+"""Initial values of parameters and state: from the model file, or drawn by seed and name, the same however the model is
+cut.
 
 Rules for drawn weights (all uniform on +-limit, variance limit^2 / 3):
 
@@ -64,7 +65,8 @@ def _refuse_placeholders(graph: Graph, values: Mapping[str, np.ndarray]) -> None
     if weights and all((v == v.flat[0]).all() for v in weights.values()):
         name, value = next(iter(weights.items()))
         raise DataError(
-            f"The weights in {graph.name} are placeholders: {name} {list(value.shape)}, say, is {value.flat[0]:g} throughout. Write "
+            f"The weights in {graph.name} are placeholders: {name} {list(value.shape)}, say, is {value.flat[0]:g} "
+            "throughout. Write "
             '`initialization = "he"` (or glorot, lecun) in the recipe and plan again with `hpdlf plan --recipe RECIPE`.'
         )
 
@@ -79,7 +81,7 @@ def _readers(graph: Graph) -> dict[str, tuple[Operator, int]]:
 
 
 def fans(operator: Operator | None, place: int, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(fan_in, fan_out) of a weight: how many values go into one output of it, and how many outputs one value goes into."""
+    """(fan_in, fan_out) of a weight: how many values one output sums up, and how many outputs one value goes into."""
     kind = operator.op_type if operator else ""
     attributes = operator.attributes if operator else {}
     if kind == "Conv":
@@ -111,10 +113,10 @@ def _drawn(graph: Graph, name: str, reader: tuple[Operator, int] | None, rule: s
         return np.full(shape, 1.0 if place == 1 else 0.0)
     if kind == "PRelu":
         return np.full(shape, 0.25)
-    if (
-        (sum(d > 1 for d in shape) < 2
-        and kind not in ("Conv", "ConvTranspose", "MatMul", "Gemm"))
-        or kind in ("Add", "Sub", "Sum")
+    if (sum(d > 1 for d in shape) < 2 and kind not in ("Conv", "ConvTranspose", "MatMul", "Gemm")) or kind in (
+        "Add",
+        "Sub",
+        "Sum",
     ):
         return np.full(shape, 1.0 if kind in ("Mul", "Div") else 0.0)
     if len(shape) < 2:

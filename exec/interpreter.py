@@ -32,6 +32,7 @@ class Interpreter:
     actions   by instruction id, else by kind
     clock     seconds since the run's common zero
     record    receives every task's event; None: nothing is kept
+    moved     where communicating actions note the bytes that they moved, by (instruction, microbatch, step)
     """
 
     def __init__(
@@ -43,13 +44,13 @@ class Interpreter:
         clock: Callable[[], float] = time.perf_counter,
         record: Callable[[Event], None] | None = None,
         attempt: int = 0,
+        moved: dict[tuple[str, int | None, int], int] | None = None,
     ) -> None:
         self.role, self.rank, self.clock, self.record, self.attempt = role, rank, clock, record, attempt
         self.needs = dependencies(role)
         self.actions = {i.id: actions.get(i.id) or actions[i.kind.value] for i in role.instructions}
         self.values: dict[tuple[str, int | None, int | None], Any] = {}
-        self.moved: dict[tuple[str, int | None, int], int] = {}
-        """Where communicating actions note the bytes that they moved: (instruction, microbatch, step)."""
+        self.moved = {} if moved is None else moved
         self._done: set[tuple[int, int]] = set()
         self._changed = threading.Condition()
         self._failure: BaseException | None = None

@@ -1,8 +1,8 @@
 """Starting ranks, watching them, and starting them again where that can help.
 
-:func:`launch` runs ``mpiexec`` with the flags and the environment that this machine wants, forwards what the ranks print, and finds out
-which rank ended and why if the run does not end well. Interrupted (Ctrl-C, or a termination signal) it ends every rank, removes
-half-written checkpoints and says how to go on.
+:func:`launch` runs ``mpiexec`` with the flags and the environment that this machine wants, forwards what the ranks
+print, and finds out which rank ended and why if the run does not end well. Interrupted (Ctrl-C, or a termination
+signal) it ends every rank, removes half-written checkpoints and says how to go on.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def launch(
     tell                sentences of our own about restarts; default: this process's error output
 
     Raises:
-        RunError: a rank died and attempts are used up, or it failed in a way that another attempt would repeat; or there is no
+        RunError: a rank died and attempts are used up, or it failed in a way that another attempt would repeat; or
+        there is no
             mpiexec; or somebody interrupted the run. An error that a rank reports as the user's keeps its class.
     """
     mpiexec = mpiexec or find_mpiexec()
@@ -98,7 +99,8 @@ def launch(
         if len(failures) > max_restarts:
             again = f"; that was attempt {len(failures)}" if max_restarts else ""
             raise RunError(
-                f"The run failed: {failure.reason}{again}. Go on with `hpdlf train PLAN --out {run_folder} --resume`.{_log_hint(running.log)}"
+                f"The run failed: {failure.reason}{again}. Go on with `hpdlf train PLAN --out {run_folder} "
+                f"--resume`.{_log_hint(running.log)}"
             )
         found = latest(folder)
         origin = (
@@ -107,7 +109,8 @@ def launch(
             else "from the beginning, as there is no checkpoint yet"
         )
         say(
-            f"{failure.reason[0].upper()}{failure.reason[1:]}. Starting again {origin} (restart {len(failures)} of {max_restarts})."
+            f"{failure.reason[0].upper()}{failure.reason[1:]}. Starting again {origin} (restart {len(failures)} of "
+            f"{max_restarts})."
         )
         if resume is not None:
             current = list(resume(len(failures)))
@@ -117,7 +120,7 @@ def launch(
 
 def _reached(failure: Failure, folder: Path) -> str:
     found = latest(folder)
-    step = "" if failure.step is None else f" at step {failure.step}"
+    step = "" if failure.step is None else f" at about step {failure.step}"
     return f"{step}; the checkpoint after step {found.step} is kept" if found else f"{step}; there is no checkpoint yet"
 
 
@@ -239,11 +242,10 @@ class _Attempt:
     def _errors(self, stream: IO[bytes], write: Callable[[str], None]) -> None:
         """Forward error output but for mpiexec's own account of a dead rank, and keep all of it."""
         block: list[str] | None = None
-        with self.log.open("w", encoding="utf-8") as log:
+        with _Log(self.log) as log:
             for raw in stream:
                 line = raw.decode("utf-8", errors="replace")
                 log.write(line)
-                log.flush()
                 self._tail.append(line)
                 while sum(map(len, self._tail)) > TAIL_CHARACTERS and len(self._tail) > 1:
                     self._tail.pop(0)
@@ -261,6 +263,33 @@ class _Attempt:
             if block is not None and not is_launcher_noise("".join(block)):
                 write("".join(block))
         stream.close()
+
+
+class _Log:
+    """A file of lines that stops growing where the disk is full: a reader that stopped would halt the ranks."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] | None
+        try:
+            self._file = path.open("wb", buffering=0)
+        except OSError:
+            self._file = None
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, line: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(line.encode())
+        except OSError:
+            self._file.close()
+            self._file = None
 
 
 def _kill(pid: int) -> None:

@@ -21,14 +21,16 @@ __all__ = ["METRICS", "accuracy", "mse", "value"]
 def accuracy(scores: np.ndarray, labels: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
     """[right, counted]: how often the highest of `scores` [n, classes, ...] along axis 1 is the label [n, ...].
 
-    Labels are integers; negative ones (a loss's ignore_index) are not counted. `valid` (bool [n]) says which samples count.
+    Labels are integers; negative ones (a loss's ignore_index) are not counted. `valid` (bool [n]) says which samples
+    count.
 
     Raises:
         DataError: the shapes do not belong together, or labels are no integers.
     """
     if scores.ndim < 2 or scores.shape[:1] + scores.shape[2:] != labels.shape or labels.dtype.kind not in "iu":
         raise DataError(
-            f'The metric "accuracy" wants scores (n, classes, ...) and integer labels (n, ...); the model gives {scores.shape} and the '
+            'The metric "accuracy" wants scores (n, classes, ...) and integer labels (n, ...); the model gives '
+            f"{scores.shape} and the "
             f'labels are {labels.shape} {labels.dtype}. Set metric = "mse" or "none" under [evaluation] in the recipe.'
         )
     counts = labels >= 0
@@ -39,14 +41,16 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, valid: np.ndarray | None = 
 
 
 def mse(predictions: np.ndarray, targets: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """[sum of squared differences, elements], float64; shapes [n, ...] are the same. `valid` (bool [n]) says which samples count.
+    """[sum of squared differences, elements], float64; shapes [n, ...] are the same. `valid` (bool [n]) says which
+    samples count.
 
     Raises:
         DataError: the shapes differ.
     """
     if predictions.shape != targets.shape:
         raise DataError(
-            f'The metric "mse" wants targets shaped as the predictions {predictions.shape}; they are {targets.shape}. Set '
+            f'The metric "mse" wants targets shaped as the predictions {predictions.shape}; they are {targets.shape}. '
+            "Set "
             'metric = "accuracy" or "none" under [evaluation] in the recipe, or reshape the targets.'
         )
     if valid is not None:

@@ -18,7 +18,7 @@ __all__ = ["MpiContext", "Mpiexec", "detect_mpi_context", "find_mpiexec"]
 
 @dataclass(frozen=True, kw_only=True)
 class MpiContext:
-    """An MPI world that this process is already part of: started by `launcher`, `size` ranks, of which this is number `rank`."""
+    """An MPI world of `size` ranks that `launcher` started, and of which this process is number `rank`."""
 
     launcher: str
     size: int
@@ -54,7 +54,7 @@ def detect_mpi_context(environment: Mapping[str, str] | None = None) -> MpiConte
 
 @dataclass(frozen=True, kw_only=True)
 class Mpiexec:
-    """A program that starts ranks. `flavour` is "Open MPI", "MPICH", "Intel MPI" or "unknown"; `version` as it says itself."""
+    """A program that starts ranks. `flavour` is "Open MPI", "MPICH", "Intel MPI" or "unknown"."""
 
     path: str
     flavour: str
@@ -63,8 +63,9 @@ class Mpiexec:
     def command(self, ranks: int, *, cpus: int, forward: Sequence[str] = ()) -> list[str]:
         """What to put before a rank's own command.
 
-        Every rank is bound to a core before it starts, since XLA:CPU makes a thread per core that it may use; where there are
-        more ranks than `cpus`, they share cores, and those that wait give way. `forward` are environment variables to take to other nodes.
+        Every rank is bound to a core before it starts, since XLA:CPU makes a thread per core that it may use; where
+        there are more ranks than `cpus`, they share cores, and those that wait give way. `forward` are environment
+        variables to take to other nodes.
         """
         if self.flavour != "Open MPI":
             return [
@@ -96,7 +97,8 @@ def find_mpiexec() -> Mpiexec:
     path = str(beside) if beside.is_file() else shutil.which("mpiexec") or shutil.which("mpirun")
     if path is None:
         raise RunError(
-            "There is no mpiexec beside this Python or on the PATH. `pip install 'hpdlf[mpi]'` brings one; at a computing centre load "
+            "There is no mpiexec beside this Python or on the PATH. `pip install 'hpdlf[mpi]'` brings one; at a "
+            "computing centre load "
             "its module (`module load openmpi`, say) and install mpi4py against it."
         )
     try:

@@ -20,9 +20,11 @@ __all__ = ["learning_rate", "make_optimizer"]
 def learning_rate(recipe: Recipe, *, total_steps: int, steps_per_epoch: int) -> Callable[[Any], Any]:
     """The rate at each step (from 0), as a function that JAX can trace.
 
-    The warm-up is a factor on top of the schedule, so that the decay does not depend on it: at `warmup_steps` it is the whole rate.
+    The warm-up is a factor on top of the schedule, so that the decay does not depend on it: at `warmup_steps` it is the
+    whole rate.
 
-    >>> rate = learning_rate(Recipe(optimizer={"learning_rate": 1.0}, schedule={"name": "linear"}), total_steps=4, steps_per_epoch=2)
+    >>> recipe = Recipe(optimizer={"learning_rate": 1.0}, schedule={"name": "linear"})
+    >>> rate = learning_rate(recipe, total_steps=4, steps_per_epoch=2)
     >>> [float(rate(step)) for step in range(5)]
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
@@ -50,8 +52,8 @@ def _decay(schedule: Schedule, peak: float, total_steps: int, steps_per_epoch: i
 def make_optimizer(recipe: Recipe, *, total_steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """The optax transformation for a flat dict {parameter name: array}.
 
-    Its state's leaves are shaped like parameters and named by them, or are scalars, which are the same on every rank: so
-    :func:`hpdlf.exec.checkpoint.pack` can name them and another number of stages can take them up.
+    Its state's leaves are shaped like parameters and named by them, or are scalars, which are the same on every rank:
+    so :func:`hpdlf.exec.checkpoint.pack` can name them and another number of stages can take them up.
     """
     rate = learning_rate(recipe, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     if recipe.schedule.name == "constant" and not recipe.schedule.warmup_steps:

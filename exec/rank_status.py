@@ -1,7 +1,8 @@
 """What every rank says of itself while it runs, in RUN/ranks/<rank>.json: so that somebody else can tell how it ended.
 
-A rank opens a :class:`RankStatus` before it does anything that can fail, tells it the step, and a thread of its own writes the
-file every few seconds. Whoever reads finds the process, the step, and, where the rank ended by an error, that error.
+A rank opens a :class:`RankStatus` before it does anything that can fail, tells it the step, and a thread of its own
+writes the file every few seconds. Whoever reads finds the process, the step, and, where the rank ended by an error,
+that error.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from ..errors import HpdlfError
 __all__ = ["RankReport", "RankStatus", "process_started", "read_reports"]
 
 BEAT_S = 2.0
+BLOCK_BYTES = 8192
+MOST_CHARACTERS = 6000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class RankReport:
 
 
 def process_started(pid: int) -> int | None:
-    """When the kernel started process `pid` on this host, in ticks since boot; None if there is none, or it has ended."""
+    """When the kernel started process `pid` of this host, in ticks since boot; None if it is none, or has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
@@ -108,8 +111,11 @@ class RankStatus:
         self._thread.start()
 
     def running(self, step: int) -> None:
-        """The rank is at `step`. Costs nothing: the file follows with the next beat."""
+        """The rank is at `step`. Costs nothing: but for the first time, the file follows with the next beat."""
+        first = self._values["state"] != "running"
         self._values["state"], self._values["step"] = "running", step
+        if first:
+            self._write()
 
     def finished(self) -> None:
         """The rank has done all that it should."""
@@ -119,6 +125,8 @@ class RankStatus:
         """The rank ends by `error`; call it before MPI is told to abort."""
         known = isinstance(error, HpdlfError)
         text = str(error) if known else f"{type(error).__name__}: {error}".rstrip(": ")
+        if len(text) > MOST_CHARACTERS:
+            text = text[:MOST_CHARACTERS] + " ..."
         self._close(state="failed", error=text, error_class=type(error).__name__, user_error=known)
 
     def __enter__(self) -> RankStatus:
@@ -147,8 +155,17 @@ class RankStatus:
     def _write(self) -> None:
         part = self._path.with_suffix(".part")
         with self._lock:
+            content = json.dumps(self._values).encode().ljust(BLOCK_BYTES)
             try:
-                part.write_text(json.dumps(self._values), encoding="utf-8")
+                part.write_bytes(content)
                 os.replace(part, self._path)
             except OSError:
-                return
+                self._overwrite(content)
+
+    def _overwrite(self, content: bytes) -> None:
+        """Into the place that the file already has: on a full disk there is no other, and that must be told."""
+        try:
+            with self._path.open("r+b") as file:
+                file.write(content)
+        except OSError:
+            return

@@ -1,7 +1,8 @@
 """Which sample is used when: a function of seed, epoch and step alone, never of how the batch is cut over ranks.
 
-The samples to train on get a new order every epoch; step `s` takes the next `batch` of them; replica r's microbatch m of a global
-batch is a run of neighbours in it. So whatever the number of replicas and microbatches, together they take the same samples.
+The samples to train on get a new order every epoch; step `s` takes the next `batch` of them; replica r's microbatch m
+of a global batch is a run of neighbours in it. So whatever the number of replicas and microbatches, together they take
+the same samples.
 
 >>> sampler = Sampler(train=np.arange(10), batch=4, seed=1)
 >>> sampler.steps_per_epoch, sampler.epoch_of(5)
@@ -26,7 +27,7 @@ __all__ = ["Sampler", "padded_batches", "part_of_batch", "split_samples"]
 
 
 def split_samples(samples: int, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Sample indices to train on and to evaluate on, each ascending: a cut through a permutation by the recipe's seed."""
+    """Samples to train on and to evaluate on, each ascending: a cut through a permutation by the recipe's seed."""
     order = permutation(samples, seed=recipe.seed, purpose="split")
     kept = recipe.evaluation_samples(samples)
     return np.sort(order[kept:]), np.sort(order[:kept])
@@ -37,7 +38,8 @@ def part_of_batch(batch: np.ndarray, *, microbatch: int, replica: int, replicas:
     size, left = divmod(len(batch), replicas * microbatches)
     if left:
         raise DataError(
-            f"A batch of {len(batch)} does not divide into {replicas} replicas x {microbatches} microbatches: plan it again with a "
+            f"A batch of {len(batch)} does not divide into {replicas} replicas x {microbatches} microbatches: plan it "
+            "again with a "
             f"`--batch` that is a multiple of {replicas * microbatches}."
         )
     start = (replica * microbatches + microbatch) * size
@@ -46,7 +48,8 @@ def part_of_batch(batch: np.ndarray, *, microbatch: int, replica: int, replicas:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Batches of the sample indices in `train` (int64 [n]), `batch` at a time. What does not fill a batch is left out of that epoch.
+    """Batches of the sample indices in `train` (int64 [n]), `batch` at a time. What does not fill a batch is left out
+    of that epoch.
 
     Raises:
         DataError: there are fewer samples than one batch.
@@ -61,7 +64,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if len(self.train) < self.batch:
             raise DataError(
-                f"The data has {len(self.train)} samples to train on, too few for one batch of {self.batch}: plan a smaller one with "
+                f"The data has {len(self.train)} samples to train on, too few for one batch of {self.batch}: plan a "
+                "smaller one with "
                 f"`hpdlf plan --batch {max(len(self.train), 1)}`, or give more data."
             )
 
@@ -94,7 +98,7 @@ class Sampler:
     def rank_indices(
         self, step: int, microbatch: int, data_rank: int, *, replicas: int, microbatches: int
     ) -> np.ndarray:
-        """The sample indices of one microbatch of replica number `data_rank`, int64 [batch / (replicas * microbatches)]."""
+        """The samples of one microbatch of replica number `data_rank`, int64 [batch / (replicas * microbatches)]."""
         return part_of_batch(
             self.global_batch(step),
             microbatch=microbatch,
@@ -105,7 +109,8 @@ class Sampler:
 
 
 def padded_batches(indices: np.ndarray, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`indices` in their order as batches of one size, for evaluation: (indices [batch], which of them count, bool [batch]).
+    """`indices` in their order as batches of one size, for evaluation: (indices [batch], which of them count, bool
+    [batch]).
 
     The last batch is filled up with its own first sample, which does not count again.
 

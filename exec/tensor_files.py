@@ -1,7 +1,8 @@
 """Writing the safetensors format: any reader of the format opens these files.
 
-The library's own writer builds the whole file in memory and reports a full disk as a string; this one streams from the arrays, hashes on
-the way, and raises OSError. The format: eight bytes with the header's length, the header as JSON, the values.
+The library's own writer builds the whole file in memory and reports a full disk as a string; this one streams from the
+arrays, hashes on the way, and raises OSError. The format: eight bytes with the header's length, the header as JSON, the
+values.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy as np
 __all__ = ["write_tensors"]
 
 _TYPE_NAMES = {
-    "bool": "BOOL", "int8": "I8", "uint8": "U8", "int16": "I16", "uint16": "U16", "int32": "I32", "uint32": "U32", "int64": "I64",
-    "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
+    "bool": "BOOL", "int8": "I8", "uint8": "U8", "int16": "I16", "uint16": "U16", "int32": "I32", "uint32": "U32",
+    "int64": "I64", "uint64": "U64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
 ALIGNMENT = 64
 CHUNK_BYTES = 2**24
@@ -40,18 +41,17 @@ def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> tuple[in
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     digest = hashlib.sha256()
-    pieces: list[bytes | np.ndarray] = [len(text).to_bytes(8, "little"), text]
+    pieces = [memoryview(len(text).to_bytes(8, "little")), memoryview(text)]
     for piece in pieces + [_little_endian(arrays[name]) for name in order]:
-        view = memoryview(piece)
-        for start in range(0, len(view), CHUNK_BYTES):
-            chunk = view[start : start + CHUNK_BYTES]
+        for start in range(0, len(piece), CHUNK_BYTES):
+            chunk = piece[start : start + CHUNK_BYTES]
             file.write(chunk)
             digest.update(chunk)
     return 8 + len(text) + offset, digest.hexdigest()
 
 
-def _little_endian(array: np.ndarray) -> np.ndarray:
+def _little_endian(array: np.ndarray) -> memoryview:
     """The values as bytes in a row, without copying where they already are."""
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -64,7 +64,7 @@ class Transport:
         self._comms = {stream: world.Dup() for stream in streams}
         self._groups: dict[tuple[str, Group], MPI.Comm] = {}
         for stream in streams:
-            for group in {Group(("data",)), Group(("pipeline", "data"))}:
+            for group in (Group(("data",)), Group(("pipeline", "data"))):
                 members = mesh.group(self.rank, group)
                 self._groups[stream, group] = self._comms[stream].Split(color=members[0], key=self.rank)
 
@@ -117,6 +117,12 @@ class Transport:
                 results[i][...] = summed[offset : offset + views[i].size].reshape(views[i].shape)  # type: ignore[index]
                 offset += views[i].size
         return [r for r in results if r is not None]
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sums over all ranks of a few numbers. For between runs of a program."""
+        summed = np.empty_like(values)
+        self.wait(self._world.Iallreduce(np.ascontiguousarray(values), summed, op=MPI.SUM))
+        return summed
 
     def gather(self, value: Any) -> list[Any] | None:
         """A small picklable value of every rank, on rank 0. For start and end of a run."""

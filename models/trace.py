@@ -105,7 +105,8 @@ def write_trace(trace: Trace, path: Path) -> None:
 def read_trace(*paths: Path, cut_short: bool = False) -> Trace:
     """Read the files of one run's ranks as one trace.
 
-    cut_short   the writers may have been killed: a last line that is not whole is left out, and so is a file without a whole line
+    cut_short   the writers may have been killed: a last line that is not whole is left out, and so is a file without
+                a whole line
 
     Raises:
         DataError: a file cannot be read, is no trace, is of a newer version, or was cut short and must not be.

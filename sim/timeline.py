@@ -1,12 +1,13 @@
 """Reading a trace: who waited for whom, when work rather than waiting went on, and where its steps begin and end.
 
-A receive, a collective, and on a real machine a send too, begin when their rank comes to them, not when bytes begin to move: they
-wait for their partners. What a transfer *took* counts from the moment the last partner entered. Pictures, comparisons and
-refinement all look at traces through these functions, so that simulated and measured times mean the same.
+A receive, a collective, and on a real machine a send too, begin when their rank comes to them, not when bytes begin to
+move: they wait for their partners. What a transfer *took* counts from the moment the last partner entered. Pictures,
+comparisons and refinement all look at traces through these functions, so that simulated and measured times mean the
+same.
 
-Partners are found from the trace alone: a send and a receive carry the same message (their instructions' names without the
-kind: ``send.act.0`` and ``receive.act.0``), and ranks that do the same keep their order, so the k-th rank of the sending role
-sends to the k-th of the receiving one.
+Partners are found from the trace alone: a send and a receive carry the same message (their instructions' names without
+the kind: ``send.act.0`` and ``receive.act.0``), and ranks that do the same keep their order, so the k-th rank of the
+sending role sends to the k-th of the receiving one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from ..models.program import Kind
 from ..models.trace import Event, Trace
 
-__all__ = ["Meeting", "Step", "Transfer", "Working", "active_rank_order", "meetings", "steps", "transfers", "working"]
+__all__ = ["Meeting", "Step", "Transfer", "Working", "meetings", "message", "steps", "transfers", "working"]
 
 
 class Transfer(NamedTuple):
@@ -70,7 +71,7 @@ class Step(NamedTuple):
     """One optimiser step of one attempt.
 
     start_s, end_s   from the first work to the end of the last task, over all ranks
-    seconds          from the end of the step before; None for an attempt's first
+    seconds          from the end of the step before; None where that is not in the trace
     left_out         why it says nothing about a steady step; empty if it does
     """
 
@@ -87,8 +88,8 @@ def message(event: Event) -> str:
     return event.instruction.removeprefix(f"{event.kind}.")
 
 
-def active_rank_order(trace: Trace) -> dict[str, dict[int, int]]:
-    """{role: {rank: its place among the ranks of the role}}"""
+def _places(trace: Trace) -> dict[str, dict[int, int]]:
+    """{role: {rank: its place among the ranks of the role}}."""
     ranks: dict[str, set[int]] = {}
     for event in trace.events:
         ranks.setdefault(event.role, set()).add(event.rank)
@@ -97,7 +98,7 @@ def active_rank_order(trace: Trace) -> dict[str, dict[int, int]]:
 
 def transfers(trace: Trace) -> list[Transfer]:
     """Every send with its receive, in the order of the sends; those without a partner in the trace are left out."""
-    places = active_rank_order(trace)
+    places = _places(trace)
 
     def key(event: Event) -> tuple[object, ...]:
         return message(event), places[event.role][event.rank], event.attempt, event.step, event.microbatch
@@ -130,8 +131,9 @@ def working(trace: Trace) -> dict[Event, Working]:
 def steps(trace: Trace) -> tuple[Step, ...]:
     """The steps of every attempt in order.
 
-    Left out as not steady are the first step of an attempt (it compiles and fills the pipeline), steps that write a checkpoint,
-    and a step after a pause longer than a step (an evaluation). An attempt whose end was cut off loses its last step too.
+    Left out as not steady are the first step of an attempt (it compiles and fills the pipeline), steps whose
+    predecessor was not traced, steps that write a checkpoint where most do not, and a step after a pause of more than
+    half a step (an evaluation). An attempt whose end was cut off loses its last step too.
     """
     start_s: dict[tuple[int, int], float] = {}
     end_s: dict[tuple[int, int], float] = {}
@@ -145,11 +147,17 @@ def steps(trace: Trace) -> tuple[Step, ...]:
             start_s[key] = min(start_s.get(key, event.start_s), event.start_s)
         if event.kind == Kind.CHECKPOINT:
             checkpointing.add(key)
+    if 2 * len(checkpointing) >= len(end_s):
+        checkpointing.clear()
     found: list[Step] = []
     for key in sorted(end_s):
-        before = found[-1] if found and found[-1].attempt == key[0] else None
-        seconds = end_s[key] - before.end_s if before else None
-        left_out = "first of its attempt" if before is None else "checkpoint" if key in checkpointing else ""
+        attempt, number = key
+        before = found[-1] if found and found[-1].attempt == attempt else None
+        follows = before is not None and before.number == number - 1
+        seconds = end_s[key] - before.end_s if before is not None and follows else None
+        left_out = "first of its attempt" if before is None else "not traced from its begin" if not follows else ""
+        if not left_out and key in checkpointing:
+            left_out = "checkpoint"
         found.append(Step(*key, min(start_s.get(key, end_s[key]), end_s[key]), end_s[key], seconds, left_out))
     return _without_pauses(found, tasks)
 
@@ -162,7 +170,7 @@ def _without_pauses(found: Sequence[Step], tasks: dict[tuple[int, int], int]) ->
     for i, step in enumerate(found):
         left_out = step.left_out
         last = i + 1 == len(found) or found[i + 1].attempt != step.attempt
-        if not left_out and step.start_s - found[i - 1].end_s > usual_s:
+        if not left_out and step.start_s - found[i - 1].end_s > usual_s / 2:
             left_out = "after a pause"
         elif not left_out and last and tasks[step.attempt, step.number] < usual_tasks:
             left_out = "cut off"

@@ -5,6 +5,7 @@ Between two convolutions the pairs of transposes meet, and XLA's layout assignme
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Literal
 
@@ -42,9 +43,16 @@ def convolution_lowering(
 def conv(node: Operator, x: Array, w: Array, b: Array | None = None) -> Array:
     """x (N, C, *spatial), w (M, C/groups, *kernel), b (M,) -> (N, M, *output)."""
     window = window_of(node, x.shape[2:], node.attributes.get("kernel_shape") or w.shape[2:])
-    groups = int(node.attributes.get("group", 1))
-    last = jnp.moveaxis(x, 1, -1)
-    kernel = jnp.moveaxis(w, (0, 1), (-1, -2))
+    y = _convolved(jnp.asarray(x), jnp.asarray(w), window, int(node.attributes.get("group", 1)))
+    return y if b is None else y + b.reshape(-1, *(1,) * (x.ndim - 2))
+
+
+# Its own gradient rule, because what is kept for it should be the input alone (copied windows are k² times larger), and
+# because the gradient of the weights has a better lowering than the one XLA derives.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolved(x: Array, w: Array, window: Window, groups: int) -> Array:
+    """(N, C, *spatial) and (M, C/groups, *kernel) -> (N, M, *output)."""
+    last, kernel = jnp.moveaxis(x, 1, -1), jnp.moveaxis(w, (0, 1), (-1, -2))
     how = convolution_lowering(window, x.shape[1], groups, jax.default_backend())
     if how == "matmul":
         y = _matmul(last, kernel, window)
@@ -52,9 +60,35 @@ def conv(node: Operator, x: Array, w: Array, b: Array | None = None) -> Array:
         y = _im2col(last, kernel, window)
     else:
         y = _xla(last, kernel, window, groups)
-    if b is not None:
-        y = y + b
     return jnp.moveaxis(y, -1, 1)
+
+
+def _convolved_forward(x: Array, w: Array, window: Window, groups: int) -> tuple[Array, tuple[Array, Array]]:
+    return _convolved(x, w, window, groups), (x, w)
+
+
+def _convolved_backward(window: Window, groups: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, w = kept
+    backend = jax.default_backend()
+    if convolution_lowering(window, x.shape[1], groups, backend) != "xla":
+        return jax.vjp(lambda x, w: _convolved.fun(x, w, window, groups), x, w)[1](gradient)
+    (into_x,) = jax.vjp(lambda x: _convolved.fun(x, w, window, groups), x)[1](gradient)
+    # Measured on one core: up to 1.9 times faster than XLA's weight gradient up to 16 x 16, slower beyond.
+    if backend == "cpu" and groups == 1 and prod(window.output) <= 256:
+        return into_x, _weight_gradient(x, gradient, window)
+    (into_w,) = jax.vjp(lambda w: _convolved.fun(x, w, window, groups), w)[1](gradient)
+    return into_x, into_w
+
+
+_convolved.defvjp(_convolved_forward, _convolved_backward)
+
+
+def _weight_gradient(x: Array, gradient: Array, window: Window) -> Array:
+    """One matrix product per window position: what it saw, by the gradient of what came out."""
+    rows = jnp.moveaxis(gradient, 1, -1).reshape(-1, gradient.shape[1])
+    seen = taps(padded(jnp.moveaxis(x, 1, -1), window, 0), window)
+    products = [rows.T @ tap.reshape(-1, tap.shape[-1]) for tap in seen]
+    return jnp.stack(products, axis=-1).reshape(gradient.shape[1], x.shape[1], *window.kernel)
 
 
 def _matmul(x: Array, kernel: Array, window: Window) -> Array:

@@ -17,6 +17,24 @@ from .registry import Context, Value, lowers, static, text
 
 __all__ = ["cast", "clip", "dropout", "element_type"]
 
+
+@jax.custom_vjp
+def _relu(x: Any) -> Array:
+    """x where positive, else 0. Its gradient reads the result, which the next operator keeps anyway; at 0 it is 0."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: Any) -> tuple[Array, Array]:
+    y = jnp.maximum(x, 0)
+    return y, y
+
+
+def _relu_backward(y: Array, gradient: Array) -> tuple[Array]:
+    return (jnp.where(y > 0, gradient, 0),)
+
+
+_relu.defvjp(_relu_forward, _relu_backward)
+
 # Operators that are one function of one tensor.
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "Abs": jnp.abs,
@@ -37,7 +55,7 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Neg": jnp.negative,
     "Not": jnp.logical_not,
     "Reciprocal": lambda x: 1 / x,
-    "Relu": lambda x: lax.select(x > 0, x, jnp.zeros_like(x)),
+    "Relu": _relu,
     "Round": jnp.round,
     "Sigmoid": jax.nn.sigmoid,
     "Sign": jnp.sign,

@@ -169,7 +169,7 @@ def static(node: Operator, name: str, value: Value | None) -> np.ndarray:
         return np.asarray(value)
     raise ModelError(
         f"input '{name}' of {node.op_type} node {node.name!r} is computed from data, but the executor compiles for "
-        "fixed shapes and needs its value before the run. Bind symbolic dims on import (hpdlf import --bind NAME=VALUE)."
+        "fixed shapes and needs its value before the run. Bind symbolic dims at import (hpdlf import --bind NAME=N)."
     )
 
 

@@ -59,8 +59,8 @@ def window_of(node: Operator, spatial: Sequence[int], kernel: Sequence[int]) -> 
     flat = list(get("pads") or (0,) * 2 * rank)
     if not (len(kernel) == len(strides) == len(dilations) == rank and len(flat) == 2 * rank):
         raise ModelError(
-            f"{node.op_type} node {node.name!r}: kernel {kernel}, strides {strides}, dilations {dilations}, pads {flat} "
-            f"do not fit an input with {rank} spatial dims. Correct the node's attributes."
+            f"{node.op_type} node {node.name!r}: kernel {kernel}, strides {strides}, dilations {dilations}, pads {flat}"
+            f" do not fit an input with {rank} spatial dims. Correct the node's attributes."
         )
     pads = [(flat[i], flat[i + rank]) for i in range(rank)]
     rule = text(node, "auto_pad", "NOTSET")

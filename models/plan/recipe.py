@@ -1,6 +1,7 @@
 """The training recipe: everything about a training that does not depend on how it is cut over ranks.
 
-A recipe is a TOML file that people write; `Recipe()` is a usable default. The global batch is not in it: that is the plan's.
+A recipe is a TOML file that people write; `Recipe()` is a usable default. The global batch is not in it: that is the
+plan's.
 
 >>> recipe = Recipe(epochs=3, evaluation=Evaluation(fraction=0.2))
 >>> recipe.optimizer.name, recipe.optimizer.hyperparameters["learning_rate"]
@@ -79,7 +80,8 @@ def state_copies(optimizer: str) -> int:
     """
     if optimizer not in OPTIMIZERS:
         raise PlanError(
-            f"There is no optimiser {optimizer!r}{_did_you_mean(optimizer, OPTIMIZERS)}. Known: {', '.join(OPTIMIZERS)}."
+            f"There is no optimiser {optimizer!r}{_did_you_mean(optimizer, OPTIMIZERS)}. Known: "
+            f"{', '.join(OPTIMIZERS)}."
         )
     return OPTIMIZERS[optimizer].state_copies
 
@@ -91,11 +93,12 @@ class _Part(BaseModel):
 class Data(_Part):
     """Where samples come from.
 
-    source   an `.npz` file, a folder of `.npy` files (the first axis of every array is the sample), or `module:attribute`:
-             a dataset with `__len__` and `__getitem__`, or an iterable, or a callable that returns one, of dict batches
+    source   an `.npz` file, a folder of `.npy` files (the first axis of every array is the sample), or
+             `module:attribute`: a dataset with `__len__` and `__getitem__`, or an iterable, or a callable that returns
+             one, of dict batches
     arrays   {input or label of the model: name of the array}, for those whose names differ
-    scale    {input: factor}: values are multiplied by it after conversion to the model's type. Integer data for an input of
-             floats needs one: 1/255 for images of bytes, 1.0 to take the numbers as they are
+    scale    {input: factor}: values are multiplied by it after conversion to the model's type. Integer data for an
+             input of floats needs one: 1/255 for images of bytes, 1.0 to take the numbers as they are
     samples  use only the first so many; an iterable that never ends needs it
     shuffle  a new order every epoch
     """
@@ -134,8 +137,8 @@ class OptimizerChoice(_Part):
     decay              rmsprop's forgetting factor
     weight_decay       sgd and momentum add it to the gradient (L2); adamw, lamb and lion shrink the weights directly
     clip_value         every element of a gradient is held within +- this
-    clip_tensor_norm   the gradient of each tensor is scaled down to at most this norm. Each tensor by itself: the norm over all
-                       tensors would depend on which ranks hold them
+    clip_tensor_norm   the gradient of each tensor is scaled down to at most this norm. Each tensor by itself: the norm
+                       over all tensors would depend on which ranks hold them
     """
 
     name: OptimizerName = "adam"
@@ -172,7 +175,8 @@ class OptimizerChoice(_Part):
 class Schedule(_Part):
     """How the learning rate changes.
 
-    name            "constant"; "cosine" or "linear": down to `final_fraction` at the last step; "step": times `factor` every so often
+    name            "constant"; "cosine" or "linear": down to `final_fraction` at the last step; "step": times `factor`
+                    every so often
     warmup_steps    rises linearly over so many steps first: (step + 1) / warmup_steps of the full rate
     final_fraction  of the full rate, for cosine and linear
     factor, every_epochs, every_steps   for step
@@ -203,8 +207,8 @@ class Recipe(_Part):
     precision          of parameters, gradients and arithmetic
     checkpoint_every   steps between checkpoints; None: only at the end
     keep_checkpoints   the newest so many stay
-    initialization     "model": the values in the file; else drawn by the seed and the tensor's name: "he" and "glorot" and "lecun"
-                       (uniform), or "zeros"
+    initialization     "model": the values in the file; else drawn by the seed and the tensor's name: "he" and "glorot"
+                       and "lecun" (uniform), or "zeros"
     """
 
     format: Literal[1] = 1
@@ -244,7 +248,8 @@ class Recipe(_Part):
         if trained < batch:
             kept = f" after {samples - trained} were kept for evaluation" if trained < samples else ""
             raise DataError(
-                f"The data has {trained} samples to train on{kept}, too few for one batch of {batch}: plan a smaller one with "
+                f"The data has {trained} samples to train on{kept}, too few for one batch of {batch}: plan a smaller "
+                "one with "
                 f"`hpdlf plan --batch {max(trained, 1)}`, or give more data."
             )
         return trained // batch
@@ -259,7 +264,7 @@ class Recipe(_Part):
         return self.steps if self.steps is not None else (self.epochs or 10) * per_epoch
 
     def moved(self, old_folder: Path, new_folder: Path) -> Recipe:
-        """The same recipe for a file in `new_folder`: relative paths of data, that were meant from `old_folder`, still lead there."""
+        """The same recipe for a file in `new_folder`: relative paths, so far from `old_folder`, still lead there."""
 
         def move(source: str | None) -> str | None:
             if source is None or is_module_source(source) or Path(source).is_absolute():

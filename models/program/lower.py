@@ -61,7 +61,7 @@ def lower_evaluation(graph: Graph, partition: Partition, strategy: Strategy) -> 
         for m in range(strategy.microbatches):
             forward_pass(draft, chain, m, training=False)
             if last:
-                draft.buffer("score", Content.WORKSPACE, Scope.STEP, 3 * SCALAR_BYTES)
+                draft.buffer("score", Content.WORKSPACE, Scope.STEP, 2 * SCALAR_BYTES)
                 reads = ("predictions", *(("data",) if "data" in draft.buffers else ()))
                 draft.do(
                     Instruction(
@@ -76,7 +76,7 @@ def lower_evaluation(graph: Graph, partition: Partition, strategy: Strategy) -> 
                     m,
                 )
         if not last:
-            draft.buffer("score", Content.WORKSPACE, Scope.STEP, 3 * SCALAR_BYTES)
+            draft.buffer("score", Content.WORKSPACE, Scope.STEP, 2 * SCALAR_BYTES)
         _share_and_report(draft, chain, "score", contributes=last)
         drafts.append(draft)
     return assemble("evaluate", chain, drafts)

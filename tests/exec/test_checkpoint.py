@@ -8,10 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors.numpy import load_file
-
 from hpdlf.errors import RunError
 from hpdlf.exec.checkpoint import (
     Checkpoint,
@@ -26,12 +22,17 @@ from hpdlf.exec.checkpoint import (
 )
 from hpdlf.exec.optimizers import make_optimizer
 from hpdlf.exec.tensor_files import write_tensors
-from hpdlf.models.plan.recipe import OPTIMIZERS, Recipe
+from hpdlf.models.plan.recipe import Recipe
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 
 def save(folder: Path, step: int, stages: list[dict[str, np.ndarray]], keep: int = 2) -> Path:
     shards = [write_shard(folder, step=step, name=f"stage{i}", tensors=tensors) for i, tensors in enumerate(stages)]
-    return write_manifest(folder, step=step, epoch=0, seed=1, plan_sha256="p", shards=shards, about={"cut": 2}, keep=keep)
+    return write_manifest(
+        folder, step=step, epoch=0, seed=1, plan_sha256="p", shards=shards, about={"cut": 2}, keep=keep
+    )
 
 
 def newest(folder: Path) -> Checkpoint:
@@ -169,14 +170,14 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         pytest.skip("mounting is not allowed here")
     try:
         save(disk, 1, [{"a": A}])
-        with pytest.raises(RunError, match="the disk is full.*after step 1 is intact.*free some space"):
+        with pytest.raises(RunError, match=r"the disk is full.*after step 1 is intact.*free some space"):
             write_shard(disk, step=2, name="stage0", tensors={"a": np.zeros(1_000_000)})
         assert [p.name for p in disk.iterdir()] == ["step-00000001"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "amsgrad", "lamb"])
 def test_optimizer_state_of_one_stage_continues_on_two(name: str, tmp_path: Path) -> None:
     """Train one step on one stage, save; load as two stages; both continue as the one does."""
     recipe = Recipe(optimizer={"name": name, "clip_value": 1.0}, schedule={"name": "cosine", "warmup_steps": 3})
@@ -197,7 +198,8 @@ def test_optimizer_state_of_one_stage_continues_on_two(name: str, tmp_path: Path
 def test_state_of_another_optimizer_is_refused() -> None:
     parameters = {"w": np.ones(3, "float32")}
     adam, momentum = (
-        make_optimizer(Recipe(optimizer={"name": n}), total_steps=1, steps_per_epoch=1).init(parameters) for n in ("adam", "momentum")
+        make_optimizer(Recipe(optimizer={"name": n}), total_steps=1, steps_per_epoch=1).init(parameters)
+        for n in ("adam", "momentum")
     )
     with pytest.raises(RunError, match="does not fit this plan"):
         unpack(adam, pack(momentum, parameters), parameters)

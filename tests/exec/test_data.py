@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from hpdlf.errors import DataError
 from hpdlf.exec.data import Dataset, check_dataset, data_sha256, open_dataset
 from hpdlf.exec.data_sources import Column
@@ -30,7 +29,9 @@ def graph(shape: tuple[int, ...] = (3, 4), dtype: str = "float32", label: str = 
     ]
     operators = (
         Operator(name="net", op_type="Flatten", family="view", inputs=("x",), outputs=("scores",)),
-        Operator(name="loss", op_type="SoftmaxCrossEntropyLoss", family="loss", inputs=("scores", "y"), outputs=("loss",)),
+        Operator(
+            name="loss", op_type="SoftmaxCrossEntropyLoss", family="loss", inputs=("scores", "y"), outputs=("loss",)
+        ),
     )
     return Graph(
         name="net", opset=17, operators=operators, tensors={t.name: t for t in tensors}, inputs=("x",), targets=("y",),
@@ -40,7 +41,9 @@ def graph(shape: tuple[int, ...] = (3, 4), dtype: str = "float32", label: str = 
 
 def bound(folder: Path, source: str, model: Graph | None = None, precision: str = "float32", **data: Any) -> Dataset:
     recipe = Data(source=source, **data)
-    return check_dataset(open_dataset(recipe, base_folder=folder), model or graph(), scale=recipe.scale, precision=precision)
+    return check_dataset(
+        open_dataset(recipe, base_folder=folder), model or graph(), scale=recipe.scale, precision=precision
+    )
 
 
 def make(folder: Path, kind: str, **arrays: np.ndarray) -> str:
@@ -129,7 +132,9 @@ def test_objects_are_never_unpickled(tmp_path: Path, kind: str) -> None:
         ({"x": np.array(["a", "b"])}, {}, "numbers are wanted"),
     ],
 )
-def test_data_that_contradicts_itself(tmp_path: Path, arrays: dict[str, np.ndarray], data: dict[str, Any], expected: str) -> None:
+def test_data_that_contradicts_itself(
+    tmp_path: Path, arrays: dict[str, np.ndarray], data: dict[str, Any], expected: str
+) -> None:
     source = make(tmp_path, "npz", **arrays)
     with pytest.raises(DataError, match=expected):
         open_dataset(Data(source=source, **data), base_folder=tmp_path)
@@ -181,7 +186,8 @@ faces = Faces()
 pairs = [(np.full((3, 4), float(i)), i) for i in range(6)]
 def stream():
     for start in (0, 2, 4):
-        yield {"x": np.stack([np.full((3, 4), i, "float32") for i in (start, start + 1)]), "y": np.array([start % 3, (start + 1) % 3])}
+        pair = np.array([start, start + 1])
+        yield {"x": np.stack([np.full((3, 4), i, "float32") for i in pair]), "y": pair % 3}
 batches = list(stream())
 arrays = {"x": np.stack([b["x"] for b in batches]).reshape(6, 3, 4), "y": np.arange(6) % 3}
 def endless():
@@ -277,5 +283,7 @@ def test_a_renamed_array_changes_the_hash(tmp_path: Path) -> None:
 
 
 def test_columns_say_what_they_hold() -> None:
-    column = Column(samples=2, shape=(3,), dtype=np.dtype("float32"), array=None, fetch=lambda i: np.zeros((len(i), 3), "float32"))
+    column = Column(
+        samples=2, shape=(3,), dtype=np.dtype("float32"), array=None, fetch=lambda i: np.zeros((len(i), 3), "float32")
+    )
     assert column.read(np.array([0, 1])).shape == (2, 3)

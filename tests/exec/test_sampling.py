@@ -4,13 +4,12 @@ import doctest
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from hpdlf.errors import DataError
 from hpdlf.exec import random_streams, sampling
 from hpdlf.exec.sampling import Sampler, padded_batches, split_samples
 from hpdlf.models.plan.recipe import Recipe
+from hypothesis import given
+from hypothesis import strategies as st
 
 seeds = st.integers(0, 2**63 - 1)
 
@@ -21,7 +20,9 @@ def test_doctests(module: object) -> None:
 
 
 @given(samples=st.integers(1, 200), batch=st.integers(1, 50), seed=seeds, epoch=st.integers(0, 3))
-def test_every_sample_once_an_epoch_but_for_what_does_not_fill_a_batch(samples: int, batch: int, seed: int, epoch: int) -> None:
+def test_every_sample_once_an_epoch_but_for_what_does_not_fill_a_batch(
+    samples: int, batch: int, seed: int, epoch: int
+) -> None:
     if samples < batch:
         with pytest.raises(DataError, match="too few for one batch"):
             Sampler(train=np.arange(samples), batch=batch, seed=seed)
@@ -33,8 +34,16 @@ def test_every_sample_once_an_epoch_but_for_what_does_not_fill_a_batch(samples: 
     assert {sampler.epoch_of(step) for step in steps} == {epoch}
 
 
-@given(replicas=st.integers(1, 5), microbatches=st.integers(1, 5), size=st.integers(1, 4), step=st.integers(0, 20), seed=seeds)
-def test_any_cut_partitions_the_same_global_batch(replicas: int, microbatches: int, size: int, step: int, seed: int) -> None:
+@given(
+    replicas=st.integers(1, 5),
+    microbatches=st.integers(1, 5),
+    size=st.integers(1, 4),
+    step=st.integers(0, 20),
+    seed=seeds,
+)
+def test_any_cut_partitions_the_same_global_batch(
+    replicas: int, microbatches: int, size: int, step: int, seed: int
+) -> None:
     batch = replicas * microbatches * size
     sampler = Sampler(train=np.arange(300), batch=batch, seed=seed)
     parts = [
@@ -63,7 +72,9 @@ def test_the_split_is_a_partition(samples: int, fraction: float, seed: int) -> N
 def test_the_order_changes_with_epoch_and_seed_and_never_otherwise() -> None:
     first = Sampler(train=np.arange(1000), batch=10, seed=1)
     again = Sampler(train=np.arange(1000), batch=10, seed=1)
-    assert [first.global_batch(s).tolist() for s in (0, 250, 99)] == [again.global_batch(s).tolist() for s in (0, 250, 99)]
+    assert [first.global_batch(s).tolist() for s in (0, 250, 99)] == [
+        again.global_batch(s).tolist() for s in (0, 250, 99)
+    ]
     assert first.order(0).tolist() != first.order(1).tolist()
     assert first.order(0).tolist() != Sampler(train=np.arange(1000), batch=10, seed=2).order(0).tolist()
     unshuffled = Sampler(train=np.arange(1000), batch=10, seed=1, shuffle=False)

@@ -1,6 +1,6 @@
 """Segments: any cut of a network computes what the whole does, and compiles once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +78,8 @@ def cut(network: Network, place: int) -> tuple[float, Mapping[str, jax.Array], M
     crossing = [n for o in first for n in o.outputs if n in read]
     relayed = [n for n in graph.inputs if n in read]
     left = network.segment(0, place, graph.inputs, [*crossing, *relayed])
-    right = network.segment(
-        place, None or len(graph.operators), [*crossing, *relayed, *graph.targets], [graph.loss or ""]
-    )
+    loss_name = graph.loss or ""
+    right = network.segment(place, len(graph.operators), [*crossing, *relayed, *graph.targets], [loss_name])
     outputs, state, residual = left.forward_residual(network.parameters, network.state, network.data, network.context)
     loss, right_state, gradients, cotangents = right.forward_backward(
         network.parameters, network.state, {**network.data, **outputs}, network.context, {graph.loss or "": 1.0}
@@ -90,6 +89,25 @@ def cut(network: Network, place: int) -> tuple[float, Mapping[str, jax.Array], M
     return float(loss[graph.loss or ""]), {**state, **right_state}, total
 
 
+def check_cuts(network: Network, places: Iterable[int]) -> None:
+    loss, state, gradients = whole(network)
+    assert set(gradients) == set(network.graph.parameters)
+    assert set(state) == set(network.graph.state)
+    for place in places:
+        loss_cut, state_cut, gradients_cut = cut(network, place)
+        assert loss_cut == pytest.approx(loss, rel=1e-12)
+        for n, gradient in gradients.items():
+            np.testing.assert_allclose(gradients_cut[n], gradient, rtol=1e-11, atol=1e-12, err_msg=f"{n} at {place}")
+        for n, value in state.items():
+            np.testing.assert_allclose(state_cut[n], value, rtol=1e-12)
+
+
+def test_a_cut_through_a_residual_block_computes_what_the_whole_does(tmp_path: Path) -> None:
+    network = imported(conv_bn_net(channels=(4,), dtype="float64"), tmp_path)
+    check_cuts(network, [[o.name for o in network.graph.operators].index("bn_res")])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits_cnn", "mlp", "conv_bn_net"])
 def test_any_cut_computes_what_the_whole_does(name: str, tmp_path: Path) -> None:
     models = {
@@ -98,18 +116,7 @@ def test_any_cut_computes_what_the_whole_does(name: str, tmp_path: Path) -> None
         "conv_bn_net": conv_bn_net(channels=(4, 6), dtype="float64"),
     }
     network = imported(models[name], tmp_path)
-    loss, state, gradients = whole(network)
-    assert set(gradients) == set(network.graph.parameters)
-    assert set(state) == set(network.graph.state)
-    for place in range(1, len(network.graph.operators)):
-        loss_cut, state_cut, gradients_cut = cut(network, place)
-        assert loss_cut == pytest.approx(loss, rel=1e-12)
-        for n, gradient in gradients.items():
-            np.testing.assert_allclose(
-                gradients_cut[n], gradient, rtol=1e-11, atol=1e-12, err_msg=f"{n}, cut at {place}"
-            )
-        for n, value in state.items():
-            np.testing.assert_allclose(state_cut[n], value, rtol=1e-12)
+    check_cuts(network, range(1, len(network.graph.operators)))
 
 
 def test_skip_connection_is_relayed_without_a_copy(tmp_path: Path) -> None:
@@ -176,9 +183,8 @@ def test_microbatches_do_not_compile_again(tmp_path: Path, monkeypatch: pytest.M
     for step in range(4):
         context = step_context(seed=1, step=step, samples=np.arange(BATCH) + BATCH * step)
         extra = {"unrelated": jnp.zeros(step)}
-        _, _, residual = segment.forward_residual(
-            {**network.parameters, **extra}, {}, {**network.data, **extra}, context
-        )
+        parameters, data = {**network.parameters, **extra}, {**network.data, **extra}
+        _, _, residual = segment.forward_residual(parameters, {}, data, context)
         first, _ = segment.backward(residual, {"loss": 1.0}, accumulated)
         accumulated = first
     assert sorted(traced) == sorted(o.name for o in network.graph.operators)

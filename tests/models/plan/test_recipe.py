@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from hpdlf.errors import DataError, PlanError
 from hpdlf.models.plan import recipe as recipe_module
 from hpdlf.models.plan.recipe import OPTIMIZERS, Recipe, is_module_source, load_recipe, state_copies
@@ -115,7 +114,7 @@ name = "cosine"
         ("steps = 3\nepochs = 4", "give steps or epochs, not both"),
         ('[optimizer]\nname = "adam"\nmomentum = 0.9', "adam does not use momentum; momentum would"),
         ('[schedule]\nname = "step"', "step needs one of every_epochs and every_steps"),
-        ('[schedule]\nevery_steps = 3', 'belong to name = "step"'),
+        ("[schedule]\nevery_steps = 3", 'belong to name = "step"'),
         ('[evaluation]\nfraction = 0.1\nsource = "a.npz"', "give fraction or source, not both"),
         ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate"),
         ("data = 3", "data: "),
@@ -143,13 +142,16 @@ def test_lengths_in_closed_form() -> None:
     assert recipe.steps_per_epoch(samples=105, batch=10) == 9
     assert recipe.total_steps(samples=105, batch=10) == 27
     assert Recipe(steps=5).total_steps(samples=105, batch=10) == 5
-    with pytest.raises(DataError, match="95 samples to train on after 10 were kept for evaluation, too few for one batch of 96"):
+    with pytest.raises(
+        DataError, match="95 samples to train on after 10 were kept for evaluation, too few for one batch of 96"
+    ):
         recipe.total_steps(samples=105, batch=96)
 
 
 def test_state_copies_of_every_optimizer() -> None:
     assert {name: state_copies(name) for name in OPTIMIZERS} == {
-        "sgd": 0, "momentum": 1, "adam": 2, "adamw": 2, "nadam": 2, "amsgrad": 3, "rmsprop": 1, "adagrad": 1, "lamb": 2, "lion": 1,
+        "sgd": 0, "momentum": 1, "adam": 2, "adamw": 2, "nadam": 2, "amsgrad": 3, "rmsprop": 1, "adagrad": 1, "lamb": 2,
+        "lion": 1,
     }  # fmt: skip
     with pytest.raises(PlanError, match="did you mean 'adam'"):
         state_copies("adem")

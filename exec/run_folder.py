@@ -1,0 +1,85 @@
+"""Where a run keeps its files.
+
+    RUN/plan.json, approval.json, model.onnx   copies of what was approved (external weights stay where the plan has them)
+    RUN/run.json                               what ran, where, how it went
+    RUN/metrics.jsonl                          one line a step, one an evaluation
+    RUN/trace.rank<R>.attempt<A>.jsonl         what every rank did, when
+    RUN/predicted.trace.jsonl                  what the simulator said it would do
+    RUN/checkpoints/                           see exec/checkpoint.py
+    RUN/ranks/                                 see exec/rank_status.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+
+__all__ = ["RunFolder"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The copied plan."""
+        return self.path / "plan.json"
+
+    @property
+    def approval(self) -> Path:
+        """The copied approval."""
+        return self.path / "approval.json"
+
+    @property
+    def model(self) -> Path:
+        """The copied ONNX++ file."""
+        return self.path / "model.onnx"
+
+    @property
+    def metrics(self) -> Path:
+        """Loss and speed by step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def predicted(self) -> Path:
+        """The simulated trace."""
+        return self.path / "predicted.trace.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def trace(self, rank: int, attempt: int) -> Path:
+        """One rank's events in one attempt."""
+        return self.path / f"trace.rank{rank}.attempt{attempt}.jsonl"
+
+    def traces(self) -> list[Path]:
+        """All of them."""
+        return sorted(self.path.glob("trace.rank*.attempt*.jsonl"))
+
+    def read(self) -> dict[str, Any]:
+        """run.json.
+
+        Raises:
+            RunError: this is no folder of a run.
+        """
+        try:
+            return dict(json.loads((self.path / "run.json").read_text()))
+        except (OSError, ValueError):
+            raise RunError(f"{self.path} holds no run: `hpdlf train PLAN --out {self.path}` makes one.") from None
+
+    def write(self, about: Mapping[str, Any]) -> None:
+        """Replace run.json."""
+        part = self.path / f".run.json.{os.getpid()}.part"
+        part.write_text(json.dumps(dict(about), indent=1) + "\n")
+        part.replace(self.path / "run.json")

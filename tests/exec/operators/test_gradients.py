@@ -1,0 +1,173 @@
+"""Gradients against finite differences in 64 bits, and closed forms where there are any."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hpdlf.exec.operators import convolution, lowering, step_context
+from hpdlf.exec.operators.window import window_of
+from hpdlf.models.onnxpp import Operator
+from jax.test_util import check_grads
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def node(op_type: str, n_outputs: int = 1, **attributes: Any) -> Operator:
+    outputs = tuple(f"y{i}" for i in range(n_outputs))
+    return Operator(
+        name="n", op_type=op_type, family="elementwise", inputs=("x",), outputs=outputs, attributes=attributes
+    )
+
+
+def check(operator: Operator, *operands: np.ndarray, fixed: tuple[Any, ...] = (), opset: int = 20) -> None:
+    """The first output's gradients with respect to `operands`; `fixed` operands follow them."""
+    function, context = lowering(operator, opset), step_context(seed=0, step=0, samples=np.arange(2))
+
+    def first(*moving: Any) -> Any:
+        return function(operator, *moving, *fixed, context=context)[0]
+
+    check_grads(jax.jit(first), operands, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def distinct(*shape: int) -> np.ndarray:
+    """Values so far apart that a finite difference changes no maximum."""
+    return np.random.default_rng(1).permutation(np.prod(shape)).reshape(shape).astype(float) / 10
+
+
+# x, w, attributes; one case for each way a convolution, or the gradient of its weights, is computed
+CONVOLUTIONS = {
+    "matmul": ((2, 3, 5, 4), (4, 3, 1, 1), {"strides": (2, 1)}),
+    "im2col": ((2, 3, 5, 4), (4, 3, 3, 2), {"pads": (1, 0, 1, 2), "strides": (2, 1)}),
+    "taps": ((1, 9, 9, 8), (2, 9, 3, 3), {"pads": (1, 1, 1, 1)}),
+    "xla": ((1, 8, 19, 17), (1, 8, 3, 3), {"dilations": (2, 1)}),
+    "groups": ((2, 4, 5, 5), (6, 2, 3, 3), {"group": 2, "strides": (2, 2), "pads": (1, 1, 1, 1)}),
+    "one_dim": ((2, 3, 9), (4, 3, 3), {"auto_pad": "SAME_UPPER", "strides": (2,)}),
+    "three_dims": ((1, 2, 4, 5, 4), (3, 2, 2, 3, 2), {"pads": (0, 1, 0, 1, 1, 0)}),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolution(case: str) -> None:
+    x, w, attributes = CONVOLUTIONS[case]
+    check(node("Conv", **attributes), normal(*x), normal(*w, seed=1), normal(w[0], seed=2))
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolution_is_what_xla_computes(case: str) -> None:
+    x_shape, w_shape, attributes = CONVOLUTIONS[case]
+    operator, x, w = node("Conv", **attributes), normal(*x_shape), normal(*w_shape, seed=1)
+    window = window_of(operator, x.shape[2:], w.shape[2:])
+    wanted = jax.lax.conv_general_dilated(
+        x,
+        w,
+        window.strides,
+        window.pads,
+        rhs_dilation=window.dilations,
+        feature_group_count=attributes.get("group", 1),
+    )
+    np.testing.assert_allclose(convolution.conv(operator, jnp.asarray(x), jnp.asarray(w)), wanted, atol=1e-12)
+
+
+def test_lowerings_are_those_meant_above() -> None:
+    for case, how in {"matmul": "matmul", "im2col": "im2col", "taps": "xla", "xla": "xla", "groups": "xla"}.items():
+        x, w, attributes = CONVOLUTIONS[case]
+        window = window_of(node("Conv", **attributes), x[2:], w[2:])
+        assert convolution.convolution_lowering(window, x[1], attributes.get("group", 1), "cpu") == how, case
+    assert convolution.convolution_lowering(window, 3, 1, "gpu") == "xla"
+
+
+def test_convolution_transpose() -> None:
+    attributes = {"strides": (2, 1), "pads": (1, 0, 0, 1), "output_padding": (1, 0)}
+    check(node("ConvTranspose", **attributes), normal(2, 3, 4, 3), normal(3, 2, 3, 2, seed=1))
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"kernel_shape": (2, 2), "strides": (2, 2)},
+        {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+        {"kernel_shape": (2, 3), "dilations": (2, 1), "pads": (0, 1, 1, 0)},
+        {"kernel_shape": (3, 2), "strides": (3, 2), "ceil_mode": 1},
+    ],
+    ids=["tiling", "overlapping", "dilated", "ceiling"],
+)
+@pytest.mark.parametrize("op_type", ["MaxPool", "AveragePool"])
+def test_pooling(op_type: str, attributes: dict[str, Any]) -> None:
+    check(node(op_type, **attributes), distinct(2, 2, 7, 5))
+
+
+def test_tiling_pool_ignores_what_no_window_reads() -> None:
+    """Of 5 x 5 a 2 x 2 pool reads 4 x 4: the last row and column have no gradient."""
+    operator = node("MaxPool", kernel_shape=(2, 2), strides=(2, 2))
+    function, context = lowering(operator, 20), step_context(seed=0, step=0, samples=np.arange(1))
+    x = distinct(1, 1, 5, 5)
+    gradient = jax.grad(lambda x: function(operator, x, context=context)[0].sum())(x)
+    assert gradient.sum() == 4
+    assert not np.any(gradient[..., 4, :]) and not np.any(gradient[..., 4])  # noqa: PT018
+
+
+def test_equal_maxima_give_the_gradient_to_the_first() -> None:
+    operator = node("MaxPool", kernel_shape=(2, 2), strides=(2, 2))
+    function, context = lowering(operator, 20), step_context(seed=0, step=0, samples=np.arange(1))
+    gradient = jax.grad(lambda x: function(operator, x, context=context)[0].sum())(jnp.zeros((1, 1, 2, 2)))
+    np.testing.assert_array_equal(gradient[0, 0], [[1, 0], [0, 0]])
+
+
+def test_gemm() -> None:
+    operator = node("Gemm", transA=1, transB=1, alpha=0.5, beta=2.0)
+    check(operator, normal(3, 4), normal(5, 3, seed=1), normal(5, seed=2))
+
+
+def test_batch_normalization_in_training() -> None:
+    operator = node("BatchNormalization", n_outputs=3, training_mode=1, momentum=0.75)
+    x, scale, bias = normal(4, 3, 2, 2), normal(3, seed=1), normal(3, seed=2)
+    running = (np.zeros(3), np.ones(3))
+    check(operator, x, scale, bias, fixed=running)
+    context = step_context(seed=0, step=0, samples=np.arange(4))
+    y, mean, variance = lowering(operator, 20)(operator, x, scale, bias, *running, context=context)
+    np.testing.assert_allclose(mean, 0.25 * x.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(variance, 0.75 + 0.25 * x.var((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(np.mean(y, (0, 2, 3)), bias, atol=1e-12)
+
+
+@pytest.mark.parametrize("op_type", ["LayerNormalization", "InstanceNormalization"])
+def test_normalization(op_type: str) -> None:
+    size = 4 if op_type == "LayerNormalization" else 3
+    check(node(op_type), normal(2, 3, 4), normal(size, seed=1), normal(size, seed=2))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignore_index", [None, 1])
+@pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0)])
+def test_cross_entropy(reduction: str, ignore_index: int | None, weights: tuple[float, ...] | None) -> None:
+    attributes: dict[str, Any] = {"reduction": reduction}
+    if ignore_index is not None:
+        attributes["ignore_index"] = ignore_index
+    fixed = (np.array([[0, 1], [2, 1]]), None if weights is None else np.array(weights))
+    check(node("SoftmaxCrossEntropyLoss", **attributes), normal(2, 3, 2), fixed=fixed)
+
+
+@pytest.mark.parametrize(
+    "op_type",
+    ["Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSwish", "Elu", "Selu", "Softplus", "Softsign", "Gelu", "Erf"],
+)
+def test_activation(op_type: str) -> None:
+    check(node(op_type), np.array([-3.5, -1.2, -0.3, 0.4, 1.1, 40.0]))
+
+
+def test_relu_has_no_gradient_at_zero_and_elu_no_nan_far_away() -> None:
+    context = step_context(seed=0, step=0, samples=np.arange(1))
+    for op_type, x, wanted in (("Relu", 0.0, 0.0), ("Elu", 1e4, 1.0), ("Selu", 1e4, 1.05070102214813232421875)):
+        operator = node(op_type)
+        gradient = jax.grad(lambda v, o=operator: lowering(o, 20)(o, v, context=context)[0])(x)
+        assert float(gradient) == wanted
+
+
+def test_whole_powers_of_negative_numbers_have_gradients() -> None:
+    check(node("Pow"), np.array([-2.0, -0.5, 0.0, 1.5]), fixed=(np.array(3.0),))
