@@ -64,7 +64,11 @@ def run_onnx(x64: None) -> Callable[..., list[np.ndarray]]:
             opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         operators = tuple(_operator(n) for n in nodes)
         values = dict(zip(names, inputs, strict=True))
-        static = {n: np.asarray(values.pop(n)) for n in _static_names(operators) if n in values}
+        known = _static_names(operators)
+        if len(operators) > 1:  # the body of a function may compute shapes from its small integer operands
+            small = {n for n, v in values.items() if np.ndim(v) <= 1 and np.size(v) <= 8}
+            known |= {n for n in small if np.asarray(values[n]).dtype.kind == "i"}
+        static = {n: np.asarray(values.pop(n)) for n in known if n in values}
         graph = Graph(
             name="test",
             opset=opset,
