@@ -15,10 +15,16 @@ from ..errors import HpdlfError
 from ..models.program import Instruction, Role, Scope, Task, dependencies
 from ..models.trace import Event
 
-__all__ = ["Action", "Interpreter", "Values"]
+__all__ = ["Action", "Interpreter", "Moved", "Values"]
 
 Values = dict[str, Any]
 """Buffer contents by buffer name."""
+
+Moved = dict[tuple[str, int | None, int], int]
+"""Bytes that communicating actions moved, by (instruction, microbatch, step); the interpreter takes them out."""
+
+LOOK_S = 0.2
+
 
 class Action(Protocol):
     """What an instruction does: given the buffers that it reads (and what it adds to, once defined), returns what it writes."""
@@ -31,8 +37,8 @@ class Interpreter:
 
     actions   by instruction id, else by kind
     clock     seconds since the run's common zero
-    record    receives every task's event; None: nothing is kept
-    moved     where communicating actions note the bytes that they moved, by (instruction, microbatch, step)
+    record    receives every task's event, from any thread; None: nothing is kept
+    moved     where communicating actions note the bytes that they moved
     """
 
     def __init__(
@@ -44,20 +50,23 @@ class Interpreter:
         clock: Callable[[], float] = time.perf_counter,
         record: Callable[[Event], None] | None = None,
         attempt: int = 0,
-        moved: dict[tuple[str, int | None, int], int] | None = None,
+        moved: Moved | None = None,
     ) -> None:
         self.role, self.rank, self.clock, self.record, self.attempt = role, rank, clock, record, attempt
         self.needs = dependencies(role)
         self.actions = {i.id: actions.get(i.id) or actions[i.kind.value] for i in role.instructions}
         self.values: dict[tuple[str, int | None, int | None], Any] = {}
         self.moved = {} if moved is None else moved
-        self._done: set[tuple[int, int]] = set()
-        self._changed = threading.Condition()
-        self._failure: BaseException | None = None
         self._streams = {
             stream: [(p, t) for p, t in enumerate(role.order) if role.instruction[t.instruction].stream == stream]
             for stream in role.streams
         }
+        # A stream serves its tasks in order, so the last step in which a task ended says all about the steps before.
+        self._ended = [-1] * len(role.order)
+        self._lock = threading.Lock()
+        self._awake = {stream: threading.Condition(self._lock) for stream in self._streams}
+        self._awaited: dict[str, tuple[int, int]] = {}
+        self._failure: BaseException | None = None
 
     def put(self, buffer: str, value: Any) -> None:
         """Set a RUN buffer."""
@@ -74,9 +83,10 @@ class Interpreter:
     def run(self, first: int, last: int) -> None:
         """Steps first..last-1.
 
-        Raises whatever a task raised first; other streams are told to stop.
+        Raises what a task raised first. Other streams are told to stop; one that is inside a call that never returns is left
+        behind, so the process should end.
         """
-        self._done.clear()
+        self._ended = [first - 1] * len(self.role.order)
         others = [s for s in self._streams if s != "compute"]
         threads = [
             threading.Thread(target=self._guarded, args=(s, first, last), name=f"hpdlf-{s}", daemon=True) for s in others
@@ -87,7 +97,7 @@ class Interpreter:
             self._guarded("compute", first, last)
         for thread in threads:
             while thread.is_alive() and not self._failure:
-                thread.join(timeout=0.2)
+                thread.join(timeout=LOOK_S)
         if self._failure:
             raise self._failure
 
@@ -96,10 +106,11 @@ class Interpreter:
             for step in range(first, last):
                 self._step(stream, step, first)
         except BaseException as error:  # a thread's error belongs to the caller of run, Ctrl-C included
-            with self._changed:
+            with self._lock:
                 if self._failure is None:
                     self._failure = error
-                self._changed.notify_all()
+                for awake in self._awake.values():
+                    awake.notify_all()
 
     def _step(self, stream: str, step: int, first: int) -> None:
         for position, task in self._streams[stream]:
@@ -108,42 +119,49 @@ class Interpreter:
                 continue
             for need in self.needs[position]:
                 if step - need.steps_back >= first:
-                    self._wait(step - need.steps_back, need.position)
+                    self._wait(stream, step - need.steps_back, need.position)
             if self._failure:
                 raise Stopped("another stream of this rank failed")
             start_s = self.clock()
             self._perform(instruction, task, step)
             end_s = self.clock()
-            with self._changed:
-                self._done.add((step, position))
-                self._changed.notify_all()
+            self._tell(position, step)
+            moved_bytes = self.moved.pop((instruction.id, task.microbatch, step), 0)
             if self.record:
-                self.record(self._event(instruction, task, step, start_s, end_s))
+                self.record(self._event(instruction, task, step, start_s, end_s, moved_bytes))
 
-    def _wait(self, step: int, position: int) -> None:
-        key = (step, position)
-        if key in self._done:
+    def _wait(self, stream: str, step: int, position: int) -> None:
+        if self._ended[position] >= step:
             return
         if not self.role.instruction[self.role.order[position].instruction].runs_in(step):
             return
-        with self._changed:
-            while key not in self._done:
+        with self._lock:
+            self._awaited[stream] = position, step
+            while self._ended[position] < step:
                 if self._failure:
                     raise Stopped("another stream of this rank failed")
-                self._changed.wait()
+                self._awake[stream].wait()
+            del self._awaited[stream]
+
+    def _tell(self, position: int, step: int) -> None:
+        """A task has ended: wake the streams that wait for just this, since every other one would only cost time."""
+        with self._lock:
+            self._ended[position] = step
+            for stream, awaited in self._awaited.items():
+                if awaited == (position, step):
+                    self._awake[stream].notify()
 
     def _perform(self, instruction: Instruction, task: Task, step: int) -> None:
-        given = {b: self.values[self._slot(b, task, step)] for b in instruction.reads if self._has(b, task, step)}
-        given |= {b: self.values[self._slot(b, task, step)] for b in instruction.accumulates if self._has(b, task, step)}
+        given: Values = {}
+        for buffer in (*instruction.reads, *instruction.accumulates):
+            slot = self._slot(buffer, task, step)
+            if slot in self.values:
+                given[buffer] = self.values[slot]
         written = self.actions[instruction.id](instruction, task, step, given)
         for buffer, value in written.items():
             self.values[self._slot(buffer, task, step)] = value
         for buffer in instruction.frees:
             self.values.pop(self._slot(buffer, task, step), None)
-        self._forget(step)
-
-    def _has(self, buffer: str, task: Task, step: int) -> bool:
-        return self._slot(buffer, task, step) in self.values
 
     def _slot(self, buffer: str, task: Task, step: int) -> tuple[str, int | None, int | None]:
         match self.role.buffer[buffer].scope:
@@ -154,13 +172,9 @@ class Interpreter:
             case Scope.MICROBATCH:
                 return buffer, task.microbatch, step
 
-    def _forget(self, step: int) -> None:
-        """Nobody asks for tasks of more than a few steps ago: keep the set small in a long run."""
-        if len(self._done) > 64 * len(self.role.order):
-            with self._changed:
-                self._done = {key for key in self._done if key[0] >= step - 8}
-
-    def _event(self, instruction: Instruction, task: Task, step: int, start_s: float, end_s: float) -> Event:
+    def _event(
+        self, instruction: Instruction, task: Task, step: int, start_s: float, end_s: float, moved_bytes: int
+    ) -> Event:
         return Event(
             role=self.role.name,
             rank=self.rank,
@@ -173,16 +187,11 @@ class Interpreter:
             phase=instruction.phase.value,
             start_s=start_s,
             end_s=end_s,
-            payload_bytes=self.sent_bytes(instruction, task, step),
+            payload_bytes=moved_bytes,
         )
-
-    def sent_bytes(self, instruction: Instruction, task: Task, step: int) -> int:
-        """Bytes that the task really moved, as its action counted them."""
-        return self.moved.pop((instruction.id, task.microbatch, step), 0)
 
 
 class Stopped(HpdlfError):
     """A stream ended because another one failed; never the first failure."""
 
     exit_code = 1
-

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +24,19 @@ from ..errors import RunError
 
 __all__ = ["RunFolder"]
 
+_ATTEMPT = re.compile(r"trace\.rank\d+\.attempt(\d+)\.jsonl")
+
 
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
 
     path: Path
+
+    @property
+    def about(self) -> Path:
+        """What ran, where, how it went."""
+        return self.path / "run.json"
 
     @property
     def plan(self) -> Path:
@@ -67,6 +76,11 @@ class RunFolder:
         """All of them."""
         return sorted(self.path.glob("trace.rank*.attempt*.jsonl"))
 
+    def next_attempt(self) -> int:
+        """A number that no rank has traced under yet."""
+        names = (_ATTEMPT.fullmatch(p.name) for p in self.traces())
+        return 1 + max((int(found[1]) for found in names if found), default=-1)
+
     def read(self) -> dict[str, Any]:
         """run.json.
 
@@ -74,12 +88,35 @@ class RunFolder:
             RunError: this is no folder of a run.
         """
         try:
-            return dict(json.loads((self.path / "run.json").read_text()))
+            return dict(json.loads(self.about.read_text()))
         except (OSError, ValueError):
             raise RunError(f"{self.path} holds no run: `hpdlf train PLAN --out {self.path}` makes one.") from None
 
     def write(self, about: Mapping[str, Any]) -> None:
-        """Replace run.json."""
-        part = self.path / f".run.json.{os.getpid()}.part"
-        part.write_text(json.dumps(dict(about), indent=1) + "\n")
-        part.replace(self.path / "run.json")
+        """Replace run.json.
+
+        Raises:
+            RunError: it cannot be written; the old one stays.
+        """
+        part = _part(self.about)
+        try:
+            part.write_text(json.dumps(dict(about), indent=1) + "\n")
+            part.replace(self.about)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise RunError(f"{self.about} cannot be written: {error.strerror}. Make room, then `--resume`.") from None
+
+    def keep(self, copies: Mapping[Path, Path]) -> None:
+        """Copy files into the folder, {copy: original}: all of them, or none where one cannot be written (OSError)."""
+        try:
+            for copy, original in copies.items():
+                shutil.copyfile(original, _part(copy))
+            for copy in copies:
+                _part(copy).replace(copy)
+        finally:
+            for copy in copies:
+                _part(copy).unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")

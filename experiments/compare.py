@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import DataError
 from ..models.program import Dependency, Kind, Program, Role, Task, dependencies
 from ..models.trace import Event, Trace
-from ..sim.timeline import Step, message, steps, working
+from ..sim.timeline import Step, from_ready, message, steps, working
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,13 +101,17 @@ class Comparison:
         return pd.DataFrame([asdict(r) for r in self.rows], columns=list(ClassRow.__dataclass_fields__))
 
 
-def compare(predicted: Trace, measured: Trace) -> Comparison:
+def compare(predicted: Trace, measured: Trace, program: Program | None = None) -> Comparison:
     """Compare a simulated trace with a measured one of the same program.
+
+    program   if given, measured tasks count from when they could have begun: what the machine needs to dispatch a task
+              belongs to the task
 
     Raises:
         DataError: they have no task in common.
     """
-    ours, theirs = task_seconds(predicted), task_seconds(measured)
+    counted = from_ready(measured, program) if program else measured
+    ours, theirs = task_seconds(predicted), task_seconds(counted)
     if not set(ours) & set(theirs):
         raise DataError(
             f"The two traces have no task in common: one has {_named(ours)}, the other {_named(theirs)}. "
@@ -154,9 +158,9 @@ def task_seconds(trace: Trace) -> dict[Key, list[float]]:
 
 
 def _counted(trace: Trace) -> set[tuple[int, int]]:
-    """Steps whose tasks count: all but each attempt's first, whose tasks compile, and those that were cut off."""
+    """Steps whose tasks count: the steady ones, and those that write a checkpoint."""
     found = steps(trace)
-    steady = {_id(s) for s in found if s.left_out not in ("first of its attempt", "cut off")}
+    steady = {_id(s) for s in found if s.left_out in ("", "checkpoint")}
     return steady or {_id(s) for s in found}
 
 

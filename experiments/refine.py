@@ -1,7 +1,8 @@
 """Learning from a run: its tasks become observations, the cost model is fitted again, the plan is predicted again.
 
-What a task took is counted without its wait for partners, and without what the device spent on communication meanwhile
-where it cannot hide it (the simulator adds that back, see ``communication_overlap``).
+What a task took is counted from when it could have begun (what the machine needs to dispatch it belongs to it), without
+its wait for partners, and without what the device spent on communication meanwhile where it cannot hide it (the
+simulator adds that back, see ``communication_overlap``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..models.cost import CostModel, FitReport, Observation, ObservationDatabase
 from ..models.program import Kind
 from ..models.trace import Event, Trace, write_trace
 from ..sim import Interval, Pricing, Simulation, simulate_program
-from ..sim.timeline import Working, steps, working
+from ..sim.timeline import Working, from_ready, steps, working
 from .compare import ClassRow, Comparison, StepTimes, compare
 from .recorded import Recorded, read_run
 
@@ -153,8 +154,8 @@ def refine(run_folder: str | Path, database: str | Path | None = None) -> Refine
         observations=len(found),
         predicted_before=_planned_step(run, predicted),
         predicted_after=simulation.figures.step_s,
-        before=compare(predicted, run.measured),
-        after=compare(simulation.trace, run.measured),
+        before=compare(predicted, run.measured, run.program),
+        after=compare(simulation.trace, run.measured, run.program),
         reports=model.reports,
         simulation=simulation,
     )
@@ -202,8 +203,8 @@ WorkKey = tuple[str, str, str]
 
 
 def _by_workload(trace: Trace, pricing: Pricing) -> tuple[dict[WorkKey, list[float]], dict[WorkKey, Workload]]:
-    found = steps(trace)
-    steady = {(s.attempt, s.number) for s in found if s.left_out not in ("first of its attempt", "cut off")}
+    steady = {(s.attempt, s.number) for s in steps(trace) if s.left_out in ("", "checkpoint")}
+    trace = from_ready(trace, pricing.program)
     when = working(trace)
     busy = _communicating(trace, when)
     exposed = 1.0 - float(pricing.cluster.device.communication_overlap)
@@ -240,7 +241,7 @@ def _communicating(trace: Trace, when: Mapping[Event, Working]) -> dict[tuple[in
     found: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for event in trace.events:
         if Kind(event.kind).communicates and event.kind != Kind.RECEIVE:
-            found.setdefault((event.attempt, event.rank), []).append(tuple(when[event]))
+            found.setdefault((event.attempt, event.rank), []).append((when[event].start_s, when[event].end_s))
     merged: dict[tuple[int, int], Spans] = {}
     for key, spans in found.items():
         starts: list[float] = []

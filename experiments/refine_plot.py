@@ -70,8 +70,9 @@ def _step_times(axes: Axes, refinement: Refinement) -> None:
 
 
 def _say(axes: Axes, value: float, y: int) -> None:
-    above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
-    axes.annotate(f"{value:.4g}", (value, y), fontsize=8.5, color=TEXT, **above)
+    axes.annotate(
+        f"{value:.4g}", (value, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8.5, color=TEXT
+    )
 
 
 def _class_error(axes: Axes, y: int, before: float | None, after: float) -> None:

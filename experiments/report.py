@@ -54,8 +54,8 @@ def report(run_folder: str | Path, out: str | Path) -> Path:
 
 def _content(run: Recorded) -> dict[str, str]:
     measured = step_times(run.measured) if run.measured else None
-    before = compare(run.predicted, run.measured) if run.predicted and run.measured else None
-    after = compare(run.refined, run.measured) if run.refined and run.measured else None
+    before = compare(run.predicted, run.measured, run.program) if run.predicted and run.measured else None
+    after = compare(run.refined, run.measured, run.program) if run.refined and run.measured else None
     name = run.graph.name or "model"
     state = str(run.about.get("state", "unknown"))
     folder = run.folder.path.resolve().name
@@ -186,6 +186,8 @@ def _classes(run: Recorded, before: Comparison | None, after: Comparison | None)
     if comparison is None:
         return '<p class="unavailable">unavailable: the simulated trace of the plan was not kept beside it</p>'
     parts = [classes_table(comparison, after if before else None)]
+    if before is None:
+        parts.append('<p class="note">Predicted: after refining; the simulated trace of the plan was not kept.</p>')
     left_out = comparison.measured.left_out
     if left_out:
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))

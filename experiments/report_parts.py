@@ -76,7 +76,9 @@ def classes_table(comparison: Comparison, refined: Comparison | None) -> str:
             continue
         shown.append(_class_row(row, later.get((row.kind, row.phase, row.instruction)), bool(refined)))
     heading = "".join(f"<th>{h}</th>" for h in heads)
-    table = f'<div class="scroll"><table><thead><tr>{heading}</tr></thead><tbody>{"".join(shown)}</tbody></table></div>'
+    kind = "refined-table" if refined else "plain-table"
+    body = f'<thead><tr>{heading}</tr></thead><tbody>{"".join(shown)}</tbody>'
+    table = f'<div class="scroll"><table class="{kind}">{body}</table></div>'
     said = [f"Mean error of tasks, by their share of the step: {percent(comparison.task_error)}"]
     if refined:
         said[0] += f", after refining {percent(refined.task_error)}"
@@ -89,7 +91,7 @@ def classes_table(comparison: Comparison, refined: Comparison | None) -> str:
 def _class_row(row: ClassRow, later: ClassRow | None, refined: bool) -> str:
     spread = ""
     if row.count >= 3 and row.low_s is not None and row.high_s is not None:
-        spread = f"<small>{seconds_text(row.low_s)} to {seconds_text(row.high_s)}</small>"
+        spread = f'<small class="spread">{seconds_text(row.low_s)} to {seconds_text(row.high_s)}</small>'
     share = min(row.share or 0.0, 1.0)
     meter = f'<span class="meter"><span style="width:{100 * share:.0f}%"></span></span>'
     cells = [

@@ -43,7 +43,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
         return [low]
     raw = (high - low) / most
     power = 10.0 ** floor(log10(raw))
-    size = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    size = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.8)
     first, last = ceil(low / size - 1e-9), floor(high / size + 1e-9)
     return [round(i * size, 12) for i in range(first, last + 1)]
 

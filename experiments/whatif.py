@@ -83,7 +83,7 @@ class WhatIf:
         return tuple(o for o in self.outcomes if o.cluster == cluster and o.simulation)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a cluster and number of devices; None where something is unknown, `refused` where nothing is possible."""
+        """One row a cluster and number of devices; None where unknown, `refused` says why where nothing is possible."""
         import pandas as pd
 
         rows = []
@@ -150,7 +150,7 @@ def whatif(
         PlanError: no cluster, no number of devices, or one below 1.
     """
     if not clusters or not devices or min(devices) < 1 or batch_per_device < 1:
-        raise PlanError("A what-if needs clusters, numbers of devices and a batch of at least 1: `--on NAME --devices 8 16`.")
+        raise PlanError("A what-if needs clusters, and devices and a batch of at least 1: `--on NAME --devices 8 16`.")
     graph = model.graph if isinstance(model, Onnxpp) else model
     known = [load_cluster(name) for name in clusters]
     costs = cost_model or CostModel.default()

@@ -42,7 +42,7 @@ def draw(found: WhatIf) -> Figure:
 
     wanted: tuple[tuple[Axes, str, Value, bool], ...] = (
         (panels[0][0], "samples per second", speed, True),
-        (panels[0][1], "efficiency: samples per second over those of as many single devices", lambda o: o.efficiency, False),
+        (panels[0][1], "efficiency: speed over that of as many single devices", lambda o: o.efficiency, False),
         (panels[1][0], "energy per sample, J", lambda o: o.energy_j_per_sample, True),
         (panels[1][1], "cost of a million samples, USD", lambda o: o.cost_usd_per_million_samples, True),
     )
@@ -68,6 +68,8 @@ def draw(found: WhatIf) -> Figure:
 
 
 def _panel(axes: Axes, found: WhatIf, words: str, value: Value, logarithmic: bool) -> None:
+    from matplotlib.ticker import LogLocator
+
     axes.set_title(words, loc="left", fontsize=9.5, color=TEXT)
     unknown = []
     for i, cluster in enumerate(found.clusters):
@@ -78,18 +80,21 @@ def _panel(axes: Axes, found: WhatIf, words: str, value: Value, logarithmic: boo
             continue
         xs = [d for d, _ in points]
         axes.fill_between(xs, [v.low for _, v in points], [v.high for _, v in points], color=colour, alpha=0.13, lw=0)
-        line = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
-        axes.plot(xs, [v.value for _, v in points], label=cluster, **line)
+        ys = [v.value for _, v in points]
+        axes.plot(xs, ys, label=cluster, color=colour, marker=marker, markersize=5, linewidth=1.8)
     if unknown:
         note = f"unavailable for {', '.join(unknown)}: the profile lacks what it needs"
         axes.text(0.02, 0.03, note, transform=axes.transAxes, fontsize=8, color=FAINT, style="italic")
     axes.set_xscale("log", base=2)
     counts = sorted({o.devices for o in found.outcomes})
     axes.set_xticks(counts, [str(c) for c in counts])
-    axes.minorticks_off()
     if logarithmic and len(unknown) < len(found.clusters):
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}")
+    axes.minorticks_off()
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
@@ -112,7 +117,8 @@ def table(found: WhatIf) -> Table:
         for o in (o for o in found.outcomes if o.cluster == cluster):
             shown.add_row(*_cells(o))
         shown.add_section()
-    shown.caption = "step: between the bounds that hold in nine cases of ten; –: unavailable, the profile lacks what it needs"
+    bounds = "step: with the bounds that hold in nine cases of ten"
+    shown.caption = f"{bounds}; –: unavailable, the profile lacks what it needs"
     return shown
 
 

@@ -6,6 +6,7 @@ against. Ranks are placed on devices in order (rank = device), so the last axis 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from ..models.cost import (
     update_workload,
 )
 from ..models.onnxpp import Graph
-from ..models.program import Instruction, Kind, Phase, Program, Role
+from ..models.program import Group, Instruction, Kind, Phase, Program, Role
 
 __all__ = ["Pricing"]
 
@@ -60,32 +61,43 @@ class Pricing:
         return {(r.name, i.id): self._computed(r, i) for r in self.program.roles for i in r.instructions if i.parts}
 
     @cached_property
-    def _estimates(self) -> dict[tuple[str, str, str], Estimate]:
+    def _alike(self) -> Mapping[str, Mapping[str, Estimate]]:
+        """By role and instruction, the estimates that do not depend on where a rank stands."""
+        return {
+            role.name: {
+                i.id: self.estimate(self.program.ranks_of(role)[0], i)
+                for i in role.instructions
+                if i.kind is not Kind.SEND and i.group is None
+            }
+            for role in self.program.roles
+        }
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[object, ...], Estimate]:
         return {}
 
     @cached_property
     def _communication(self) -> dict[tuple[object, ...], Workload | None]:
         return {}
 
+    @cached_property
+    def _on_node(self) -> dict[tuple[object, ...], Counter[int]]:
+        return {}
+
     def workload(self, rank: int, instruction: Instruction) -> Workload | None:
         """What `instruction` does on `rank`; None for what costs nothing by itself (a receive, a report)."""
         mesh, cluster = self.program.mesh, self.cluster
-        at = mesh.coordinates(rank)
-        role = self._role_at(at)
+        role = self.program.role_of(rank)
         if instruction.kind is Kind.COMPUTE:
             return self._compute[role.name, instruction.id]
         if instruction.kind is Kind.SEND:
             assert instruction.peer is not None
             link = cluster.link_between(rank, mesh.peer(rank, instruction.peer))
-            return self._once((role.name, instruction.id, link.name), lambda: transfer_workload(role.payload_bytes(instruction), link))
+            key: tuple[object, ...] = (role.name, instruction.id, link.name)
+            return self._once(key, lambda: transfer_workload(role.payload_bytes(instruction), link))
         if instruction.group is not None:
-            group = instruction.group
-            # All members of a group see the same collective; one-sided accesses differ by who calls.
-            outside = tuple(index for axis, index in at.items() if axis not in group.axes)
-            caller = rank if instruction.kind.is_one_sided else None
-            return self._once(
-                (role.name, instruction.id, outside, caller), lambda: self._grouped(rank, role, instruction, mesh.group(rank, group))
-            )
+            key = (role.name, instruction.id, *self._meeting(rank, instruction, instruction.group))
+            return self._once(key, lambda: self._grouped(rank, role, instruction))
         if instruction.kind is Kind.LOAD:
             loaded = sum(role.buffer[b].nbytes for b in instruction.writes)
             return self._once((role.name, instruction.id), lambda: host_workload("load", loaded, cluster.node))
@@ -99,10 +111,20 @@ class Pricing:
             self._communication[key] = make()
         return self._communication[key]
 
-    def _role_at(self, at: Mapping[str, int]) -> Role:
-        return self.program.roles[at["pipeline"]]
+    def _meeting(self, rank: int, instruction: Instruction, group: Group) -> tuple[object, ...]:
+        """What tells the price of a group's communication apart: which group it is, which all members see alike, and for a
+        one-sided access how many of the others share the caller's node."""
+        mesh = self.program.mesh
+        outside = tuple(index for axis, index in mesh.coordinates(rank).items() if axis not in group.axes)
+        if not instruction.kind.is_one_sided:
+            return outside
+        if (key := (group, outside)) not in self._on_node:
+            self._on_node[key] = Counter(self.cluster.node_of(member) for member in mesh.group(rank, group))
+        return *outside, self._on_node[key][self.cluster.node_of(rank)]
 
-    def _grouped(self, rank: int, role: Role, instruction: Instruction, members: tuple[int, ...]) -> Workload | None:
+    def _grouped(self, rank: int, role: Role, instruction: Instruction) -> Workload | None:
+        assert instruction.group is not None
+        members = self.program.mesh.group(rank, instruction.group)
         payload_bytes = role.payload_bytes(instruction)
         if instruction.kind.is_one_sided:
             ordered = (rank, *(m for m in members if m != rank))
@@ -114,7 +136,8 @@ class Pricing:
         workload = self.workload(rank, instruction)
         if workload is None:
             return _FREE
-        key = (workload.subject, workload.kind, workload.key)
+        # A workload's own key names the size of a group, not how its ranks lie over nodes: the components tell that.
+        key = (workload.subject, workload.kind, workload.key, *workload.components.values())
         if key not in self._estimates:
             device = None if workload.kind == "host" else self.cluster.device
             self._estimates[key] = self.model.price(workload, device)
@@ -122,7 +145,9 @@ class Pricing:
 
     def estimates(self, rank: int) -> Mapping[str, Estimate]:
         """Of every instruction of `rank`, by id."""
-        return {i.id: self.estimate(rank, i) for i in self._role_at(self.program.mesh.coordinates(rank)).instructions}
+        role = self.program.role_of(rank)
+        alike = self._alike[role.name]
+        return {i.id: alike[i.id] if i.id in alike else self.estimate(rank, i) for i in role.instructions}
 
     def _computed(self, role: Role, instruction: Instruction) -> Workload:
         samples, device = self.program.microbatch_samples, self.cluster.device

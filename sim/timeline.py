@@ -16,10 +16,21 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from ..models.program import Kind
+from ..models.program import Kind, Program, Task, dependencies
 from ..models.trace import Event, Trace
 
-__all__ = ["Meeting", "Step", "Transfer", "Working", "meetings", "message", "steps", "transfers", "working"]
+__all__ = [
+    "Meeting",
+    "Step",
+    "Transfer",
+    "Working",
+    "from_ready",
+    "meetings",
+    "message",
+    "steps",
+    "transfers",
+    "working",
+]
 
 
 class Transfer(NamedTuple):
@@ -65,6 +76,9 @@ class Working(NamedTuple):
     def seconds(self) -> float:
         """Its length."""
         return self.end_s - self.start_s
+
+
+_BEGINNING = ("first of its attempt", "still warming up")
 
 
 class Step(NamedTuple):
@@ -128,12 +142,48 @@ def working(trace: Trace) -> dict[Event, Working]:
     return found
 
 
+def from_ready(trace: Trace, program: Program) -> Trace:
+    """The trace with every task beginning when it could have begun: all that it depends on had ended, its stream was
+    free.
+
+    The difference is what a real machine needs to wake a thread and dispatch a task; in a simulated trace it is
+    nothing. Where the task before, or one that is depended on, is not in the trace, a task begins when it began.
+    """
+    needs = {role.name: dependencies(role) for role in program.roles}
+    order = {role.name: {task: i for i, task in enumerate(role.order)} for role in program.roles}
+    instructions = {role.name: role.instruction for role in program.roles}
+    orders = {role.name: role.order for role in program.roles}
+    by_task: dict[tuple[int, int, int, int], Event] = {}
+    for e in trace.events:
+        place = order.get(e.role, {}).get(Task(e.instruction, e.microbatch))
+        if place is not None:
+            by_task[e.rank, e.attempt, e.step, place] = e
+    previous: dict[tuple[int, int, str], tuple[int, Event]] = {}
+    ready: dict[Event, float] = {}
+    for (rank, attempt, step, place), event in sorted(by_task.items()):
+        before = previous.get((rank, attempt, event.stream))
+        previous[rank, attempt, event.stream] = step, event
+        if before is None or before[0] < step - 1:
+            continue
+        ended = [before[1].end_s]
+        for need in needs[event.role][place]:
+            needed = instructions[event.role][orders[event.role][need.position].instruction]
+            if not needed.runs_in(step - need.steps_back):
+                continue
+            found = by_task.get((rank, attempt, step - need.steps_back, need.position))
+            ended.append(found.end_s if found else event.start_s)
+        ready[event] = min(max(ended), event.start_s)
+    events = [e._replace(start_s=ready.get(e, e.start_s)) for e in trace.events]
+    return Trace(source=trace.source, events=tuple(events), about=trace.about)
+
+
 def steps(trace: Trace) -> tuple[Step, ...]:
     """The steps of every attempt in order.
 
-    Left out as not steady are the first step of an attempt (it compiles and fills the pipeline), steps whose
-    predecessor was not traced, steps that write a checkpoint where most do not, and a step after a pause of more than
-    half a step (an evaluation). An attempt whose end was cut off loses its last step too.
+    Left out as not steady are the first step of an attempt (it compiles and fills the pipeline), further ones right
+    after it that take over thrice the usual time (something compiles late), steps whose predecessor was not traced,
+    steps that write a checkpoint where most do not, and a step after a pause of more than half a step (an
+    evaluation). An attempt whose end was cut off loses its last step too.
     """
     start_s: dict[tuple[int, int], float] = {}
     end_s: dict[tuple[int, int], float] = {}
@@ -169,8 +219,11 @@ def _without_pauses(found: Sequence[Step], tasks: dict[tuple[int, int], int]) ->
     checked: list[Step] = []
     for i, step in enumerate(found):
         left_out = step.left_out
+        beginning = bool(checked) and checked[-1].attempt == step.attempt and checked[-1].left_out in _BEGINNING
         last = i + 1 == len(found) or found[i + 1].attempt != step.attempt
-        if not left_out and step.start_s - found[i - 1].end_s > usual_s / 2:
+        if not left_out and beginning and step.seconds is not None and step.seconds > 3 * usual_s:
+            left_out = "still warming up"
+        elif not left_out and step.start_s - found[i - 1].end_s > usual_s / 2:
             left_out = "after a pause"
         elif not left_out and last and tasks[step.attempt, step.number] < usual_tasks:
             left_out = "cut off"

@@ -6,7 +6,7 @@ from .export import export_trained
 from .graph import Dim, Graph, Operator, Tensor
 from .importing import import_model
 from .loss import LOSSES
-from .onnxpp import FORMAT, Onnxpp, load_onnxpp, save_onnxpp
+from .onnxpp import FORMAT, Onnxpp, is_onnxpp, load_onnxpp, save_onnxpp
 from .values import load_values
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "export_trained",
     "family",
     "import_model",
+    "is_onnxpp",
     "load_onnxpp",
     "load_values",
     "save_onnxpp",

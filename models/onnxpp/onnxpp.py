@@ -142,6 +142,16 @@ def _copy_external(model: Onnxpp, folder: Path) -> None:
             raise ModelError(f"{target} cannot be written: {error.strerror}; choose another place") from None
 
 
+def is_onnxpp(path: str | Path) -> bool:
+    """Whether a file says that it is ONNX++; False for anything else, a file that cannot be read included."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return False
+    # The key stands in the file as it is: no need to parse what may be large, or no ONNX at all.
+    return f"{PREFIX}format".encode() in content
+
+
 def load_onnxpp(path: str | Path, *, allow_external: Iterable[str | Path] = (), without_weights: bool = True) -> Onnxpp:
     """Read an ONNX++ file and validate every annotation; no inference.
 

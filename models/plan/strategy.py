@@ -7,9 +7,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from difflib import get_close_matches
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ...errors import PlanError
 
 __all__ = ["PRECISIONS", "Strategy"]
 
@@ -55,6 +58,19 @@ class Strategy(BaseModel):
             raise ValueError("; ".join(problems))
         return self
 
+    @classmethod
+    def of(cls, **fields: Any) -> Strategy:
+        """A strategy from what a user said; fields that are None have their defaults.
+
+        Raises:
+            PlanError: a field is unknown or has no possible value, or the numbers do not divide; all problems together.
+        """
+        try:
+            return cls(**{k: v for k, v in fields.items() if v is not None})
+        except ValidationError as error:
+            lines = [_in_words(problem) for problem in error.errors()]
+            raise PlanError("This strategy cannot be: " + "; ".join(lines) + ".") from None
+
     @property
     def ranks(self) -> int:
         """Ranks, one a device."""
@@ -70,3 +86,14 @@ class Strategy(BaseModel):
         if self.pipeline > 1:
             text += f", {self.schedule}"
         return text if self.solver == "synchronous" else f"{text}, asynchronous"
+
+
+def _in_words(problem: Any) -> str:
+    """One of pydantic's problems as a part of a sentence."""
+    field = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(field, Strategy.model_fields, n=1)
+        return f"there is no field {field!r}" + (f", did you mean {close[0]!r}" if close else "")
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{field} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -12,6 +12,8 @@ RUN slots carry dependencies from one step into the next; they are found by walk
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,14 +29,20 @@ class Dependency(NamedTuple):
     steps_back: int
 
 
-def _slot(buffer: Buffer, microbatch: int | None, step: int) -> tuple[str, int | None, int | None]:
-    match buffer.scope:
-        case Scope.RUN:
-            return buffer.name, None, None
-        case Scope.STEP:
-            return buffer.name, None, step
-        case Scope.MICROBATCH:
-            return buffer.name, microbatch, step
+class _Touch(NamedTuple):
+    """What an instruction does to buffers of one kind of scope: whose writers it waits for, what it reads, what it changes."""
+
+    seen: tuple[str, ...]
+    read: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, instruction: Instruction, keep: Callable[[str], bool]) -> _Touch:
+        """Of the buffers that `keep` says yes to, each once."""
+        i = instruction
+        changed = dict.fromkeys(filter(keep, (*i.writes, *i.accumulates, *i.frees)))
+        read = dict.fromkeys(filter(keep, i.reads))
+        return cls(tuple({**read, **changed}), tuple(read), tuple(changed))
 
 
 def dependencies(role: Role) -> tuple[tuple[Dependency, ...], ...]:
@@ -43,45 +51,52 @@ def dependencies(role: Role) -> tuple[tuple[Dependency, ...], ...]:
     Dependencies on earlier steps hold from the step on that has them. An instruction that does not run in every step neither
     waits for nor holds up the steps that leave it out.
     """
-    writers: dict[object, list[tuple[int, int]]] = {}  # several where the later ones do not run in every step
-    readers: dict[object, list[tuple[int, int]]] = {}
-    found: list[set[tuple[int, int]]] = [set() for _ in role.order]
-    positions: dict[str, list[int]] = {}
+    memo = vars(role)  # a role never changes, and both interpreters ask for every rank that plays it
+    if "_dependencies" not in memo:
+        memo["_dependencies"] = _dependencies(role)
+    found: tuple[tuple[Dependency, ...], ...] = memo["_dependencies"]
+    return found
+
+
+def _dependencies(role: Role) -> tuple[tuple[Dependency, ...], ...]:
+    scope = {b.name: b.scope for b in role.buffers}
+    lasting = {i.id: _Touch.of(i, lambda b: scope[b] is Scope.RUN) for i in role.instructions}
+    everything = {i.id: _Touch.of(i, lambda b: True) for i in role.instructions}
+    places: dict[str, dict[int | None, int]] = {}
+    last: dict[str, int] = {}
     for position, task in enumerate(role.order):
-        positions.setdefault(task.instruction, []).append(position)
+        places.setdefault(task.instruction, {}).setdefault(task.microbatch, position)
+        last[task.instruction] = position
 
-    for step in (0, 1):
+    def matching(instruction: str, task: Task) -> int:
+        same = places[instruction].get(task.microbatch) if task.microbatch is not None else None
+        return last[instruction] if same is None else same
+
+    writers: dict[object, list[Dependency]] = {}  # several where the later ones do not run in every step
+    readers: dict[object, list[Dependency]] = {}
+    found: list[tuple[Dependency, ...]] = []
+    for steps_back, touches in ((1, lasting), (0, everything)):  # only RUN buffers reach from one step into the next
         for position, task in enumerate(role.order):
-            instruction = role.instruction[task.instruction]
-            needed: set[tuple[int, int]] = set()
-            for name in (*instruction.reads, *instruction.accumulates):
-                slot = _slot(role.buffer[name], task.microbatch, step)
-                needed.update(writers.get(slot, ()))
-            for name in (*instruction.writes, *instruction.accumulates, *instruction.frees):
-                slot = _slot(role.buffer[name], task.microbatch, step)
-                needed.update(writers.get(slot, ()))
-                needed.update(readers.get(slot, ()))
-            for other in instruction.after:
-                needed.add((step, _matching(role, positions[other], task)))
-            for earlier in instruction.after_earlier:
-                needed.add((step - earlier.steps_back, _matching(role, positions[earlier.instruction], task)))
-            here = (step, position)
-            for name in instruction.reads:
-                readers.setdefault(_slot(role.buffer[name], task.microbatch, step), []).append(here)
-            for name in (*instruction.writes, *instruction.accumulates, *instruction.frees):
-                slot = _slot(role.buffer[name], task.microbatch, step)
+            instruction, touch = role.instruction[task.instruction], touches[task.instruction]
+            slot: dict[str, object] = {
+                name: (name, task.microbatch) if scope[name] is Scope.MICROBATCH else name for name in touch.seen
+            }
+            here = Dependency(position, steps_back)
+            if not steps_back:
+                needed = {d for name in touch.seen for d in writers.get(slot[name], ())}
+                needed.update(d for name in touch.changed for d in readers.get(slot[name], ()))
+                needed.update(Dependency(matching(other, task), 0) for other in instruction.after)
+                needed.update(Dependency(matching(e.instruction, task), e.steps_back) for e in instruction.after_earlier)
+                needed.discard(here)
+                found.append(tuple(sorted(needed)))
+            for name in touch.read:
+                readers.setdefault(slot[name], []).append(here)
+            for name in touch.changed:
                 if instruction.every > 1:
-                    writers.setdefault(slot, []).append(here)
+                    writers.setdefault(slot[name], []).append(here)
                 else:
-                    writers[slot], readers[slot] = [here], []
-            if step:
-                found[position] = {n for n in needed if n != here}
-    return tuple(tuple(sorted(Dependency(p, 1 - s) for s, p in needs)) for needs in found)
-
-
-def _matching(role: Role, positions: list[int], task: Task) -> int:
-    same = [p for p in positions if role.order[p].microbatch == task.microbatch and task.microbatch is not None]
-    return same[0] if same else positions[-1]
+                    writers[slot[name]], readers[slot[name]] = [here], []
+    return tuple(found)
 
 
 def check(program: Program) -> list[str]:
@@ -175,25 +190,29 @@ def peak_memory(program: Program, role: Role) -> MemoryPeak:
         parts = program.mesh.group_size(buffer.shared) if buffer.shared else 1
         return -(-buffer.nbytes // parts)
 
-    live = {(b.name, None): b for b in role.buffers if b.scope is Scope.RUN}
-    total = sum(held(b) for b in live.values())
-    peak, at, composition = total, None, dict(live)
+    size = {b.name: held(b) for b in role.buffers}
+    content = {b.name: b.content for b in role.buffers}
+    of_microbatch = {b.name for b in role.buffers if b.scope is Scope.MICROBATCH}
+    live = {(b.name, None) for b in role.buffers if b.scope is Scope.RUN}
+    by_content: Counter[Content] = Counter()
+    for name, _ in live:
+        by_content[content[name]] += size[name]
+    total = by_content.total()
+    peak_bytes, at, composition = total, None, dict(by_content)
     for task in role.order:
         instruction = role.instruction[task.instruction]
         for name in (*instruction.writes, *instruction.accumulates):
-            buffer = role.buffer[name]
-            slot = (name, task.microbatch if buffer.scope is Scope.MICROBATCH else None)
+            slot = (name, task.microbatch if name in of_microbatch else None)
             if slot not in live:
-                live[slot] = buffer
-                total += held(buffer)
-        if total > peak:
-            peak, at, composition = total, task, dict(live)
+                live.add(slot)
+                by_content[content[name]] += size[name]
+                total += size[name]
+        if total > peak_bytes:
+            peak_bytes, at, composition = total, task, dict(by_content)
         for name in instruction.frees:
-            buffer = role.buffer[name]
-            slot = (name, task.microbatch if buffer.scope is Scope.MICROBATCH else None)
-            if live.pop(slot, None) is not None:
-                total -= held(buffer)
-    by_content: dict[Content, int] = {}
-    for buffer in composition.values():
-        by_content[buffer.content] = by_content.get(buffer.content, 0) + held(buffer)
-    return MemoryPeak(peak_bytes=peak, task=at, by_content=by_content)
+            slot = (name, task.microbatch if name in of_microbatch else None)
+            if slot in live:
+                live.remove(slot)
+                by_content[content[name]] -= size[name]
+                total -= size[name]
+    return MemoryPeak(peak_bytes=peak_bytes, task=at, by_content={c: n for c, n in sorted(composition.items()) if n})

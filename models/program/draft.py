@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from ...errors import PlanError
 from ..onnxpp.graph import Graph
@@ -11,7 +11,7 @@ from ..plan.partition import Partition
 from ..plan.strategy import Strategy
 from .dependencies import check
 from .fuse import fuse
-from .instruction import Buffer, Content, Instruction, Kind, Part, Phase, Program, Role, Scope, Segment, Task
+from .instruction import Buffer, Content, Instruction, Kind, Part, Program, Role, Scope, Segment, Task
 from .mesh import Group, Mesh
 from .segments import build_segments
 
@@ -61,6 +61,7 @@ class Draft:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     instructions: dict[str, Instruction] = field(default_factory=dict)
     order: list[Task] = field(default_factory=list)
+    passes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def buffer(
         self,
@@ -82,6 +83,18 @@ class Draft:
         old = self.instructions.setdefault(instruction.id, instruction)
         assert old == instruction, f"instruction {instruction.id} mentioned as {old} and as {instruction}"
         self.order.append(Task(instruction.id, microbatch))
+
+    def repeat(self, name: str, microbatch: int, write: Callable[[int], None]) -> None:
+        """Append what `write` appends for `microbatch`: it is called the first time that `name` is repeated, and copied after.
+
+        `write` must append the same instructions for every microbatch.
+        """
+        if name in self.passes:
+            self.order += [Task(instruction, microbatch) for instruction in self.passes[name]]
+            return
+        start = len(self.order)
+        write(microbatch)
+        self.passes[name] = tuple(task.instruction for task in self.order[start:])
 
     def compute(
         self,
@@ -113,13 +126,6 @@ class Draft:
             microbatch,
         )
 
-    def free_after_last_use(self, *names: str) -> None:
-        """Let the last task of the order that touches a buffer free it."""
-        for name in names:
-            users = [t for t in self.order if name in _touched(self.instructions[t.instruction])]
-            last = self.instructions[users[-1].instruction]
-            self.instructions[last.id] = replace(last, frees=(*last.frees, name))
-
     def role(self) -> Role:
         """The finished role, neighbours fused."""
         return fuse(
@@ -131,10 +137,6 @@ class Draft:
                 order=tuple(self.order),
             )
         )
-
-
-def _touched(instruction: Instruction) -> tuple[str, ...]:
-    return (*instruction.reads, *instruction.writes, *instruction.accumulates)
 
 
 def assemble(name: str, chain: Chain, drafts: Iterable[Draft]) -> Program:

@@ -253,13 +253,16 @@ class Program:
     roles: tuple[Role, ...]
     segments: Mapping[str, Segment]
 
+    @cached_property
+    def _role_of(self) -> Mapping[int, Role]:
+        return {rank: role for role in reversed(self.roles) for rank in self.ranks_of(role)}
+
     def role_of(self, rank: int) -> Role:
-        """The role that `rank` plays."""
-        at = self.mesh.coordinates(rank)
-        for role in self.roles:
-            if all(at[axis] == index for axis, index in role.coordinates.items()):
-                return role
-        raise AssertionError(f"no role covers rank {rank} at {at}")
+        """The role that `rank` plays. Raises IndexError for a rank outside the mesh."""
+        if rank not in self._role_of:
+            at = self.mesh.coordinates(rank)
+            raise AssertionError(f"no role covers rank {rank} at {at}")
+        return self._role_of[rank]
 
     def ranks_of(self, role: Role) -> tuple[int, ...]:
         """The ranks that play `role`, ascending."""

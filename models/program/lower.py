@@ -59,7 +59,7 @@ def lower_evaluation(graph: Graph, partition: Partition, strategy: Strategy) -> 
         draft = Draft(stage=stage)
         last = stage == strategy.pipeline - 1
         for m in range(strategy.microbatches):
-            forward_pass(draft, chain, m, training=False)
+            draft.repeat("forward", m, partial(forward_pass, draft, chain, training=False))
             if last:
                 draft.buffer("score", Content.WORKSPACE, Scope.STEP, 2 * SCALAR_BYTES)
                 reads = ("predictions", *(("data",) if "data" in draft.buffers else ()))
@@ -88,10 +88,11 @@ def _synchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
     last_backward = max(i for i, (pass_, _) in enumerate(schedule) if pass_ == "B")
     for i, (pass_, m) in enumerate(schedule):
         if pass_ == "F":
-            forward_pass(draft, chain, m, training=True)
+            draft.repeat("forward", m, partial(forward_pass, draft, chain, training=True))
+        elif i == last_backward and strategy.data > 1:
+            backward_pass(draft, chain, m, finished=_all_reduce)
         else:
-            reduces = i == last_backward and strategy.data > 1
-            backward_pass(draft, chain, m, finished=_all_reduce if reduces else None)
+            draft.repeat("backward", m, partial(backward_pass, draft, chain))
     trained = [s for s in chain.of_stage(draft.stage) if s.backward and s.parameters]
     if trained:
         held = [parameters(draft, chain, s) for s in trained]
@@ -142,8 +143,8 @@ def _asynchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
     one_sided = partial(Instruction, stream="one_sided", phase=Phase.UPDATE, group=DATA)
     draft.do(one_sided(id="get.parameters", kind=Kind.GET, message="shared", reads=(shared,), writes=tuple(held)))
     for m in range(strategy.microbatches):
-        forward_pass(draft, chain, m, training=True)
-        backward_pass(draft, chain, m)
+        draft.repeat("forward", m, partial(forward_pass, draft, chain, training=True))
+        draft.repeat("backward", m, partial(backward_pass, draft, chain))
     summed = [gradients(draft, chain, s) for s in trained]
     _update(draft, chain, trained, optimizer, reads=[*held, *summed], writes=[delta], frees=summed)
     # The put changes what the next get reads: it is the only thing that orders a rank's own steps.

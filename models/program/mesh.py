@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -60,9 +59,11 @@ class Mesh:
 
     def ranks_at(self, fixed: Mapping[str, int]) -> Iterator[int]:
         """The ranks, ascending, whose coordinates agree with `fixed`; axes it leaves out run over their whole size."""
-        spans = [(fixed[axis],) if axis in fixed else range(size) for axis, size in self.axes.items()]
-        for point in product(*spans):
-            yield self.rank(dict(zip(self.axes, point, strict=True)))
+        ranks = [0]
+        for axis, size in self.axes.items():
+            span = (fixed[axis],) if axis in fixed else range(size)
+            ranks = [rank * size + index for rank in ranks for index in span]
+        return iter(ranks)
 
     def group(self, rank: int, group: Group) -> tuple[int, ...]:
         """The members, ascending, of `rank`'s group."""

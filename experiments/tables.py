@@ -1,0 +1,215 @@
+"""What the command line shows: results as rich tables for a terminal of 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from .units import UNAVAILABLE, count, dollars, interval, joules, kilograms, nbytes, seconds
+
+if TYPE_CHECKING:
+    from ..exec.doctor import Finding
+    from ..hwprofiles import ProfileRow, ValueRow
+    from ..models.onnxpp import Graph
+    from ..models.plan import Plan
+    from ..sim import Candidate, Interval, Search, Simulation
+
+__all__ = [
+    "approval_table",
+    "candidates_table",
+    "doctor_table",
+    "memory_table",
+    "operators_table",
+    "profile_table",
+    "profiles_table",
+    "refused_table",
+    "simulation_table",
+]
+
+MOST_ROWS = 12
+
+
+def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _shown(value: Interval | Mapping[str, Any] | None, unit: Callable[[float], str]) -> str:
+    if value is None:
+        return UNAVAILABLE
+    if isinstance(value, Mapping):
+        return interval(value["value"], value["low"], value["high"], unit)
+    return interval(value.value, value.low, value.high, unit)
+
+
+def operators_table(graph: Graph, *, batch: int, operators: str | None = None) -> Table:
+    """Every operator with its family, work and shapes for `batch` samples; the totals below."""
+    from ..models.onnxpp import work
+
+    trained = set(graph.parameters)
+    numbers = ("FLOP", "bytes", "parameters")
+    table = _table(f"{graph.name}, batch {batch}", "operator", "type", "family", *numbers, "result", right=numbers)
+    total_flops = total_bytes = 0.0
+    for operator in graph.operators:
+        forward = work(operator, graph, batch=batch, phase="forward")
+        held = sum(graph.tensors[i].elements(1) for i in dict.fromkeys(operator.inputs) if i in trained)
+        moved = forward.read_bytes + forward.write_bytes
+        total_flops, total_bytes = total_flops + forward.flops, total_bytes + moved
+        result = graph.tensors.get(operator.outputs[0])
+        shape = " x ".join(map(str, result.shape)) if result else "?"
+        table.add_row(
+            operator.name,
+            operator.op_type,
+            operator.family,
+            count(forward.flops) if forward.flops else "",
+            nbytes(moved) if moved else "",
+            count(held) if held else "",
+            shape,
+        )
+    table.add_section()
+    table.add_row(
+        "total, forward", "", "", count(total_flops), nbytes(total_bytes), count(graph.parameter_count), f"loss: {graph.loss or 'none'}"
+    )
+    return table
+
+
+def profiles_table(rows: Sequence[ProfileRow]) -> Table:
+    """The profiles that there are."""
+    table = _table("Hardware profiles", "name", "kind", "what it is")
+    for row in rows:
+        table.add_row(row.name, row.kind, f"cannot be read: {row.problem}" if row.problem else row.summary)
+    return table
+
+
+def profile_table(name: str, rows: Sequence[ValueRow]) -> Table:
+    """Every value of a profile with its source."""
+    table = _table(name, "field", "value", "tier", "source")
+    for row in rows:
+        table.add_row(row.field, row.value, row.tier, row.source)
+    return table
+
+
+def simulation_table(simulation: Simulation) -> Table:
+    """The figures of a simulation, each with unit, interval and provenance."""
+    f = simulation.figures
+    table = _table(f"{simulation.model} on {simulation.cluster}: {simulation.strategy}", "", "predicted (9 cases of 10)", "rests on")
+    basis = {"rent": " (rent)", "energy": " (energy alone)", None: ""}[f.cost_basis]
+    rows: list[tuple[str, Interval | None, Callable[[float], str]]] = [
+        ("step time", f.step_s, seconds),
+        ("throughput", f.samples_per_s, lambda v: f"{v:,.0f} samples/s"),
+        ("energy per step", f.energy_j, joules),
+        (f"cost per step{basis}", f.cost_usd, dollars),
+        ("CO2 per step", f.carbon_kg, kilograms),
+        ("time per epoch", simulation.epoch_s, seconds),
+        ("energy per epoch", simulation.per_epoch(f.energy_j), joules),
+        (f"cost per epoch{basis}", simulation.per_epoch(f.cost_usd), dollars),
+    ]
+    for name, value, unit in rows:
+        if value is None and name.endswith("epoch") and simulation.samples_per_epoch is None:
+            continue
+        table.add_row(name, _shown(value, unit), value.provenance if value else "")
+    table.add_row("devices compute", f"{f.utilisation:.0%} of the time", "simulated")
+    table.add_row("devices wait for communication", f"{f.exposed_communication:.0%}", "simulated")
+    table.add_row("pipeline bubble and idle", f"{f.bubble:.0%}", "simulated")
+    return table
+
+
+def memory_table(simulation: Simulation) -> Table:
+    """Peak memory per rank, and of what."""
+    table = _table("Peak memory per rank", "role", "peak", "of", "made of", "at", right=("peak", "of"))
+    for memory in simulation.memory[:MOST_ROWS]:
+        parts = sorted(memory.by_content.items(), key=lambda item: -item[1])
+        made = ", ".join(f"{name} {nbytes(size)}" for name, size in parts if size >= 0.01 * memory.peak_bytes)
+        peak = nbytes(memory.peak_bytes) if memory.fits else f"{nbytes(memory.peak_bytes)} does not fit"
+        table.add_row(memory.role, peak, nbytes(memory.capacity_bytes), made, memory.at)
+    return table
+
+
+def candidates_table(found: Search) -> Table:
+    """The ranking, best first."""
+    numbers = ("step", "samples/s", "energy", "cost", "memory", "busy")
+    table = _table(f"Ranked by {found.objective}", "#", "strategy", "ranks", *numbers, right=("#", "ranks", *numbers))
+    for place, candidate in enumerate(found.ranked[:MOST_ROWS], start=1):
+        _candidate_row(table, place, candidate)
+    if len(found.ranked) > MOST_ROWS:
+        table.caption = f"and {len(found.ranked) - MOST_ROWS} more; figures are per step, busy: share of the step in which devices compute"
+    return table
+
+
+def _candidate_row(table: Table, place: int, candidate: Candidate) -> None:
+    simulation = candidate.simulation
+    assert simulation is not None
+    f = simulation.figures
+    table.add_row(
+        str(place),
+        str(candidate.strategy),
+        str(simulation.ranks),
+        seconds(f.step_s.value),
+        f"{f.samples_per_s.value:,.0f}",
+        joules(f.energy_j.value) if f.energy_j else UNAVAILABLE,
+        dollars(f.cost_usd.value) if f.cost_usd else UNAVAILABLE,
+        nbytes(simulation.peak_bytes),
+        f"{f.utilisation:.0%}",
+    )
+
+
+def refused_table(found: Search) -> Table:
+    """What was refused, and why."""
+    table = _table("Refused", "strategy", "because")
+    for candidate in found.refused[:MOST_ROWS]:
+        table.add_row(str(candidate.strategy), candidate.refused)
+    if len(found.refused) > MOST_ROWS:
+        table.caption = f"and {len(found.refused) - MOST_ROWS} more"
+    return table
+
+
+def approval_table(plan: Plan, *, steps: int | None) -> Table:
+    """What an approved plan will run, and what it is predicted to take."""
+    figures, recipe = plan.prediction["figures"], plan.recipe
+    table = _table(f"Plan {plan.configuration}", "", "")
+    length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs or 10} epochs"
+    rows = [
+        ("model", f"{plan.model.path} ({plan.prediction['model']})"),
+        ("data", f"{recipe.data.source or 'none: this plan can be simulated, not trained'}"),
+        ("cluster", f"{plan.cluster}, {plan.strategy.ranks} ranks"),
+        ("strategy", str(plan.strategy)),
+        ("training", f"{length}, batch {plan.strategy.batch}, {recipe.optimizer.name}, seed {recipe.seed}, {recipe.precision}"),
+        ("if a rank dies", f"restart from the last checkpoint, up to {plan.max_restarts} times"),
+        ("step time", _shown(figures["step_s"], seconds) + f", {figures['step_s']['provenance']}"),
+    ]
+    if steps is not None:
+        rows += [
+            (f"all {steps:,} steps", _times(figures["step_s"], steps, seconds)),
+            ("energy", _times(figures["energy_j"], steps, joules)),
+            ("cost", _times(figures["cost_usd"], steps, dollars)),
+            ("CO2", _times(figures["carbon_kg"], steps, kilograms)),
+        ]
+    worst = max(plan.prediction["memory"], key=lambda m: m["peak_bytes"])
+    rows += [
+        ("peak memory per rank", f"{nbytes(worst['peak_bytes'])} of {nbytes(worst['capacity_bytes'])}"),
+        ("why this one", plan.reason),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    table.show_header = False
+    return table
+
+
+def _times(value: Mapping[str, float] | None, steps: int, unit: Callable[[float], str]) -> str:
+    if value is None:
+        return f"{UNAVAILABLE} (the cluster's profile lacks what it needs)"
+    return interval(steps * value["value"], steps * value["low"], steps * value["high"], unit)
+
+
+def doctor_table(findings: Sequence[Finding]) -> Table:
+    """What was examined, and how to mend it."""
+    table = _table("hpdlf doctor", "what", "state", "found", "mend")
+    colour = {"ok": "green", "warn": "yellow", "missing": "red"}
+    for finding in findings:
+        table.add_row(finding.name, f"[{colour[finding.status]}]{finding.status}[/]", finding.value, finding.mend)
+    return table

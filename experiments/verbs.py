@@ -1,0 +1,180 @@
+"""The verbs of the public API: what the command line and notebooks call, on paths or on objects.
+
+Each takes a model as an :class:`Onnxpp` value or the path of an ONNX or ONNX++ file, and a cluster as a :class:`Cluster` or its name.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..hwprofiles import Cluster
+from ..hwprofiles import load_cluster as read_cluster
+from ..models.onnxpp import Onnxpp, import_model, is_onnxpp, load_onnxpp
+from ..models.plan import Approval, Strategy, load_plan, write_approval
+
+if TYPE_CHECKING:
+    from ..exec.microbenchmarks import Measurement
+    from ..models.cost import CostModel
+    from ..sim import Search, Simulation
+    from .planning import PlanResult
+    from .whatif import WhatIf
+
+__all__ = ["approve", "export", "load_model", "measure", "plan", "search", "simulate", "whatif"]
+
+Model = Onnxpp | str | Path
+
+
+def load_model(model: Model, *, loss: str | None = None, allow_external: Iterable[str | Path] = ()) -> Onnxpp:
+    """An ONNX++ file as it is; any other ONNX file is imported, with the `loss` appended if it has none.
+
+    Raises:
+        ModelError: the file is no ONNX model that can be used.
+    """
+    if isinstance(model, Onnxpp):
+        return model
+    path = Path(model)
+    if is_onnxpp(path):
+        return load_onnxpp(path, allow_external=allow_external)
+    return import_model(path, loss=loss, allow_external=allow_external, without_weights=True)
+
+
+def _cluster(on: Cluster | str) -> Cluster:
+    return on if isinstance(on, Cluster) else read_cluster(on)
+
+
+def _costs(database: str | Path | None) -> CostModel:
+    from ..models.cost import CostModel
+
+    return CostModel.load(database)
+
+
+def simulate(
+    model: Model,
+    *,
+    on: Cluster | str,
+    batch: int,
+    loss: str | None = "softmax_xent",
+    optimizer: str = "adam",
+    samples: int | None = None,
+    database: str | Path | None = None,
+    fold: bool = True,
+    slowdown: dict[int, float] | None = None,
+    **strategy: Any,
+) -> Simulation:
+    """Predict training `model` on a cluster as a strategy says.
+
+    samples    in one epoch, for figures of epochs
+    strategy   fields of :class:`hpdlf.Strategy`: data, pipeline, microbatches, schedule, solver, precision, bucket_bytes
+
+    Raises:
+        PlanError: the strategy does not divide, does not fit the cluster, or the model has no loss.
+    """
+    from ..sim import simulate as run
+
+    return run(
+        load_model(model, loss=loss).graph,
+        _cluster(on),
+        Strategy.of(batch=batch, **strategy),
+        model=_costs(database),
+        optimizer=optimizer,
+        samples_per_epoch=samples,
+        fold=fold,
+        slowdown=slowdown,
+    )
+
+
+def search(
+    model: Model,
+    *,
+    on: Cluster | str,
+    batch: int,
+    loss: str | None = "softmax_xent",
+    database: str | Path | None = None,
+    **options: Any,
+) -> Search:
+    """Simulate every admissible strategy and rank them; `options` as :func:`hpdlf.sim.search`."""
+    from ..sim import search as run
+
+    return run(load_model(model, loss=loss).graph, _cluster(on), batch=batch, model=_costs(database), **options)
+
+
+def plan(
+    model: Model,
+    *,
+    on: Cluster | str,
+    batch: int,
+    out: str | Path = "plan.json",
+    loss: str | None = "softmax_xent",
+    database: str | Path | None = None,
+    **options: Any,
+) -> PlanResult:
+    """Search for the best way to train `model`, and write it; `options` as :func:`hpdlf.experiments.planning.plan`."""
+    from .planning import plan as write
+
+    return write(
+        _with_weights(model, loss), on=_cluster(on), batch=batch, out=out, cost_model=_costs(database), **options
+    )
+
+
+def _with_weights(model: Model, loss: str | None) -> Onnxpp:
+    """The model as a plan wants it: what is imported here keeps its weights."""
+    if isinstance(model, Onnxpp):
+        return model
+    path = Path(model)
+    return load_onnxpp(path, without_weights=False) if is_onnxpp(path) else import_model(path, loss=loss)
+
+
+def approve(plan_path: str | Path, *, approved_by: str | None = None) -> Approval:
+    """Approve a plan as it lies there; `approved_by` is the login name unless given.
+
+    Raises:
+        ApprovalError: the model or the data are not those that were planned.
+    """
+    path = Path(plan_path).resolve()
+    source = load_plan(path).recipe.data.source
+    found = None
+    if source is not None:
+        from ..exec.data import data_sha256
+
+        found = data_sha256(source, base_folder=path.parent)
+    return write_approval(path, approved_by=getpass.getuser() if approved_by is None else approved_by, data_sha256=found)
+
+
+def export(run: str | Path, out: str | Path) -> Path:
+    """Write the trained weights of a run in the original graph; see :func:`hpdlf.exec.train.export`."""
+    from ..exec.train import export as write
+
+    return write(run, out)
+
+
+def whatif(
+    model: Model,
+    on: Iterable[str],
+    devices: Iterable[int],
+    *,
+    loss: str | None = "softmax_xent",
+    database: str | Path | None = None,
+    **options: Any,
+) -> WhatIf:
+    """A model on several clusters and numbers of devices; `options` as :func:`hpdlf.experiments.whatif.whatif`."""
+    from .whatif import resnet50
+    from .whatif import whatif as run
+
+    loaded = resnet50() if model == "resnet50" else load_model(model, loss=loss)
+    return run(loaded, list(on), list(devices), cost_model=_costs(database), **options)
+
+
+def measure(
+    *, budget_s: float = 75.0, database: str | Path | None = None, progress: Callable[[str, int, int], None] | None = None
+) -> Measurement:
+    """Measure this machine: write the profile ``local`` and put every timed operator into the database."""
+    from ..exec.microbenchmarks import measure_machine
+    from ..models.cost import ObservationDatabase
+    from .calibration import record
+
+    measurement = measure_machine(budget_s=budget_s, progress=progress)
+    record(measurement, ObservationDatabase(Path(database)) if database else None)
+    return measurement
