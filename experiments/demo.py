@@ -68,12 +68,19 @@ class _Shell:
         own = {"HPDLF_PROFILES": str(folder / "profiles"), "HPDLF_DATABASE": str(folder / "observations.duckdb")}
         self.environment = os.environ | own
 
-    def run(self, *words: str) -> None:
-        """Run ``hpdlf WORDS``; the demo ends where a command fails."""
+    def run(self, *words: str) -> list[str]:
+        """Run ``hpdlf WORDS`` and return the lines it printed; the demo ends where a command fails."""
         print(f"\n$ hpdlf {shlex.join(words)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", "hpdlf", *words], cwd=self.folder, env=self.environment, check=False)
-        if done.returncode:
-            raise SystemExit(done.returncode)
+        command = [sys.executable, "-m", "hpdlf", *words]
+        lines = []
+        with subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                print(line, end="", flush=True)
+                lines.append(line.rstrip())
+        if child.returncode:
+            raise SystemExit(child.returncode)
+        return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,11 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shell.run("approve", "plan.json", "--yes")
     shell.run("train", "plan.json", "--out", run)
     shell.run("export", run, "-o", "trained.onnx")
+    refined = shell.run("refine", run)
     shell.run("report", run, "-o", "report.html")
-    shell.run("refine", run)
 
     print(f"\nIn {folder.name}/: whatif.png, plan.json, {run}/, trained.onnx, report.html.", flush=True)
-    print(f"The demo took {time.monotonic() - began:.0f} s.", flush=True)
+    print(f"The demo took {time.monotonic() - began:.0f} s.\n", flush=True)
+    for line in refined:
+        if line.startswith("step time:"):
+            print(line, flush=True)
     return 0
 
 

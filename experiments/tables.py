@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from .units import UNAVAILABLE, count, dollars, interval, joules, kilograms, nbytes, seconds
 
@@ -32,8 +33,16 @@ __all__ = [
 MOST_ROWS = 12
 
 
+class _Plain(Table):
+    """A table whose cells say what they say: brackets are no markup."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """A row; text is taken literally."""
+        super().add_row(*(Text(c) if isinstance(c, str) else c for c in cells), **options)
+
+
 def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    table = _Plain(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
@@ -211,5 +220,5 @@ def doctor_table(findings: Sequence[Finding]) -> Table:
     table = _table("hpdlf doctor", "what", "state", "found", "mend")
     colour = {"ok": "green", "warn": "yellow", "missing": "red"}
     for finding in findings:
-        table.add_row(finding.name, f"[{colour[finding.status]}]{finding.status}[/]", finding.value, finding.mend)
+        table.add_row(finding.name, Text(finding.status, style=colour[finding.status]), finding.value, finding.mend)
     return table

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .planning import PlanResult
     from .whatif import WhatIf
 
-__all__ = ["approve", "export", "load_model", "measure", "plan", "search", "simulate", "whatif"]
+__all__ = ["approve", "export", "load_model", "measure", "plan", "search", "simulate", "steps_of", "whatif"]
 
 Model = Onnxpp | str | Path
 
@@ -178,3 +178,19 @@ def measure(
     measurement = measure_machine(budget_s=budget_s, progress=progress)
     record(measurement, ObservationDatabase(Path(database)) if database else None)
     return measurement
+
+
+def steps_of(plan_path: str | Path) -> int | None:
+    """Optimiser updates in the whole training of a plan; None where it names no data.
+
+    Raises:
+        DataError: the data is not there, or does not fill one batch.
+    """
+    path = Path(plan_path).resolve()
+    found = load_plan(path)
+    if found.recipe.data.source is None:
+        return None
+    from ..exec.data import open_dataset
+
+    dataset = open_dataset(found.recipe.data, base_folder=path.parent)
+    return found.recipe.total_steps(samples=dataset.samples, batch=found.strategy.batch)
