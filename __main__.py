@@ -402,12 +402,13 @@ def refine(
 ) -> None:
     """Take what a run measured into the database, refit the cost model, and show the error before and after."""
     from .experiments.refine import refine as learn
+    from .experiments.tables import refinement_table
 
     found = learn(run, database)
     if as_json:
         typer.echo(found.to_frame().to_json(orient="records", indent=1))
         return
-    _show(f"{found.observations} workloads of {run} are in the database.", found.table(), *found.lines())
+    _show(f"{found.observations} workloads of {run} are in the database.", refinement_table(found), *found.lines())
 
 
 @app.command()

@@ -110,6 +110,10 @@ class RankStatus:
         self._thread = threading.Thread(target=self._beat, name="rank-status", daemon=True)
         self._thread.start()
 
+    def plays(self, role: str) -> None:
+        """What the rank does, once it is known; the file follows with the next beat."""
+        self._values["role"] = role
+
     def running(self, step: int) -> None:
         """The rank is at `step`. Costs nothing: but for the first time, the file follows with the next beat."""
         first = self._values["state"] != "running"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class Saver:
         recipe: Recipe,
         plan_sha256: str,
         trained: tuple[str, ...],
-        epoch_of: Any,
+        epoch_of: Callable[[int], int],
         identity: Mapping[str, Any],
     ) -> None:
         self.folder, self.role, self.writes, self.transport = folder, role, writes, transport

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import PlanError, RunError
+from ..errors import ApprovalError, PlanError, RunError
 from ..models.onnxpp import export_trained, load_onnxpp
-from ..models.plan import Plan, approval_path, check_approval, file_sha256
+from ..models.plan import Plan, approval_path, check_approval, file_sha256, load_plan
 from .checkpoint import latest
 from .data import data_sha256
-from .environment import examine_machine, package_versions
+from .environment import examine_machine, package_versions, rank_environment
+from .mpi import MpiContext, detect_mpi_context
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def train(
 
     out        the run's folder; it must be new, unless `resume`
     resume     go on from the last checkpoint in `out`, whatever plan it was written under
+    tell       sentences about restarts and checkpoints; default: this process's error output
 
     Raises:
         ApprovalError: the plan is not approved, or something changed since.
@@ -54,25 +56,18 @@ def train(
         RunError: the run failed, or `out` already holds one.
     """
     plan_path, folder = Path(plan_path).resolve(), RunFolder(Path(out).resolve())
-    plan = _approved(plan_path)
-    from .mpi import detect_mpi_context
-
-    context = detect_mpi_context()
-    if context and context.size != plan.strategy.ranks:
-        raise PlanError(
-            f"{plan_path.name} is a plan for {plan.strategy.ranks} ranks, {context.launcher} started {context.size}: start "
-            f"{plan.strategy.ranks}, or plan for {context.size} with `hpdlf plan --ranks {context.size}`."
-        )
-    if context is None or context.rank == 0:
-        _lay_out(plan_path, plan, folder, resume)
-    if context:
-        return _join(folder, resume, context.size)
-    return _start(plan, folder, resume, progress, tell)
+    say = tell or (lambda text: print(text, file=sys.stderr, flush=True))
+    if context := detect_mpi_context():
+        return _join(context, plan_path, folder, resume, say)
+    plan = _prepare(plan_path, folder, resume, say)
+    return _start(plan, folder, resume, progress, say)
 
 
-def _approved(plan_path: Path) -> Plan:
-    from ..models.plan import load_plan
+# --- before the ranks ------------------------------------------------------------------------------------------------------
 
+
+def _prepare(plan_path: Path, folder: RunFolder, resume: bool, say: Callable[[str], None]) -> Plan:
+    """Check everything that can be checked before a rank starts, and lay out the folder."""
     plan = load_plan(plan_path)
     source = plan.recipe.data.source
     if source is None:
@@ -81,107 +76,183 @@ def _approved(plan_path: Path) -> Plan:
             "`hpdlf plan --recipe RECIPE`."
         )
     plan, _ = check_approval(plan_path, data_sha256=data_sha256(source, base_folder=plan_path.parent))
+    _lay_out(plan_path, plan, folder, resume)
+    if resume:
+        _tell_origin(folder, say)
     return plan
 
 
 def _lay_out(plan_path: Path, plan: Plan, folder: RunFolder, resume: bool) -> None:
-    exists = (folder.path / "run.json").is_file()
+    exists = folder.about.is_file()
     if exists and not resume:
         raise RunError(f"{folder.path} already holds a run: go on with it by `--resume`, or choose another `--out`.")
     if not exists and folder.path.is_dir() and any(folder.path.iterdir()):
         raise RunError(f"{folder.path} is not empty and holds no run: choose another `--out`.")
     before = folder.read() if exists else {}
+    model, predicted = plan_path.parent / plan.model.path, plan_path.with_suffix(".trace.jsonl")
+    copies = {folder.plan: plan_path, folder.approval: approval_path(plan_path), folder.model: model}
+    if predicted.is_file():
+        copies[folder.predicted] = predicted
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.checkpoints.mkdir(exist_ok=True)
-        shutil.copyfile(plan_path, folder.plan)
-        shutil.copyfile(approval_path(plan_path), folder.approval)
-        model = plan_path.parent / plan.model.path
-        shutil.copyfile(model, folder.model)
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.keep(copies)
+        if not predicted.is_file():
+            folder.predicted.unlink(missing_ok=True)  # that of the plan before
     except OSError as error:
-        raise RunError(f"{folder.path}: the run's folder cannot be written: {error.strerror}. Choose another `--out`.") from None
+        if not exists:
+            with suppress(OSError):
+                folder.checkpoints.rmdir()
+                folder.path.rmdir()
+        raise RunError(
+            f"{folder.path}: the run's folder cannot be written: {error.strerror}. Make room, or choose another `--out`."
+        ) from None
+    if file_sha256(folder.model) != plan.model.sha256:
+        raise ApprovalError(f"{model} changed while it was copied: plan and approve again.")
+    plan_sha256, first_attempt = file_sha256(folder.plan), folder.next_attempt()
+    attempt = {"plan_sha256": plan_sha256, "ranks": plan.strategy.ranks, "first_attempt": first_attempt}
     folder.write(
         {
             "state": "running",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": _now(),
             "ended": None,
             "plan": str(plan_path),
-            "plan_sha256": file_sha256(plan_path),
-            "model": str(model),
+            "plan_sha256": plan_sha256,
+            # External weights lie beside the plan's own file; without them the copy is all there is to read.
+            "model": str(model if plan.external else folder.model),
             "base_folder": str(plan_path.parent),
             "ranks": plan.strategy.ranks,
             "machine": examine_machine().as_dict(),
             "versions": package_versions(),
-            "attempts": [*before.get("attempts", []), {"plan_sha256": file_sha256(plan_path), "ranks": plan.strategy.ranks}],
-            "first_attempt": _attempts(folder),
+            "attempts": [*before.get("attempts", []), attempt],
+            "first_attempt": first_attempt,
             "energy_j": None,
+            "energy_unavailable": [],
             "peak_bytes": {},
         }
     )
-    _predict(plan, folder)
 
 
-def _predict(plan: Plan, folder: RunFolder) -> None:
-    """Keep the simulated trace that came with the plan beside the run: the planner wrote it next to the plan's model."""
-    source = Path(folder.read()["plan"]).with_suffix(".trace.jsonl")
-    if source.is_file():
-        shutil.copyfile(source, folder.predicted)
+def _tell_origin(folder: RunFolder, say: Callable[[str], None]) -> None:
+    found = latest(folder.checkpoints)
+    for reason in found.skipped if found else ():
+        say(f"Passed over: {reason}.")
+    say(f"Going on after step {found.step}." if found else "There is no checkpoint yet: starting from the beginning.")
 
 
-def _join(folder: RunFolder, resume: bool, ranks: int) -> Run:
-    """Be one of the ranks that somebody else started."""
-    if ranks > 1:
-        from mpi4py import MPI
+# --- the ranks -------------------------------------------------------------------------------------------------------------
 
-        MPI.COMM_WORLD.Barrier()  # rank 0 has laid out the folder
-    from .worker import work
 
-    if code := work(folder, resume=resume):
+def _join(
+    context: MpiContext, plan_path: Path, folder: RunFolder, resume: bool, say: Callable[[str], None]
+) -> Run:
+    """Be one of the ranks that somebody else started. Rank 0 checks and speaks for all."""
+    for name, value in rank_environment({}).items():
+        os.environ.setdefault(name, value)
+    comm = _world(context)
+    problem: BaseException | None = None
+    if context.rank == 0:
+        try:
+            _check_ranks(context, plan_path)
+            _prepare(plan_path, folder, resume, say)
+        except BaseException as error:
+            problem = error
+    code = getattr(problem, "exit_code", 1) if problem else 0
+    if comm:
+        code = comm.bcast(code)
+    if problem:
+        raise problem
+    if code:
         raise SystemExit(code)
-    return _finish(folder, "finished")
+    from .worker import leave, work
+
+    try:
+        work(folder, resume=resume)
+    except BaseException as error:
+        with suppress(RunError):
+            _finish(folder, "failed")
+        if isinstance(error, RunError | PlanError) and not comm:
+            raise
+        say(f"Rank {context.rank}: {error}")
+        leave(error, getattr(error, "exit_code", 1))
+    if context.rank == 0:
+        reason = "energy: only a run that `hpdlf train` starts itself reads the counters"
+        _finish(folder, "finished", energy_unavailable=[reason])
+    if comm:
+        comm.Barrier()
+    return Run(folder=folder.path, about=folder.read())
 
 
-def _start(plan: Plan, folder: RunFolder, resume: bool, progress: Progress | None, tell: Callable[[str], None] | None) -> Run:
-    from .energy_meters import find_meters
+def _world(context: MpiContext) -> Any:
+    """MPI's world; None for a single rank, which needs no MPI."""
+    if context.size == 1:
+        return None
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.size != context.size:
+        raise RunError(
+            f"{context.launcher} started {context.size} ranks, but mpi4py's MPI ({MPI.Get_library_version().split(',')[0]}) "
+            f"sees {MPI.COMM_WORLD.size}: start them with that MPI's own mpiexec, or let `hpdlf train` do it. `hpdlf doctor` "
+            "shows both."
+        )
+    return MPI.COMM_WORLD
+
+
+def _check_ranks(context: MpiContext, plan_path: Path) -> None:
+    ranks = load_plan(plan_path).strategy.ranks
+    if context.size != ranks:
+        raise PlanError(
+            f"{plan_path.name} is a plan for {ranks} ranks, {context.launcher} started {context.size}: start {ranks}, or plan "
+            f"for {context.size} with `hpdlf plan --ranks {context.size}`."
+        )
+
+
+def _start(
+    plan: Plan, folder: RunFolder, resume: bool, progress: Progress | None, say: Callable[[str], None]
+) -> Run:
+    from .energy import EnergyCount
     from .launcher import launch
 
     command = [sys.executable, "-m", "hpdlf.exec.worker", str(folder.path), *(["--resume"] if resume else [])]
-    meters = find_meters().found
-    before_j = [m.read_j() for m in meters]
+    energy = EnergyCount()
     try:
         if progress:
             progress.follow(folder.metrics)
-        launched = launch(
-            command,
-            plan.strategy.ranks,
-            run_folder=folder.path,
-            checkpoint_folder=folder.checkpoints,
-            max_restarts=plan.max_restarts,
-            tell=tell,
-        )
+        with energy:
+            launched = launch(
+                command,
+                plan.strategy.ranks,
+                run_folder=folder.path,
+                checkpoint_folder=folder.checkpoints,
+                max_restarts=plan.max_restarts,
+                tell=say,
+            )
     except BaseException:
-        _finish(folder, "failed")
+        with suppress(RunError):  # the disk may be what failed
+            _finish(folder, "failed")
         raise
     finally:
         if progress:
             progress.stop()
-    about = folder.read()
-    about["energy_j"] = sum(m.read_j() - j for m, j in zip(meters, before_j, strict=True)) if meters else None
-    about["restarts"] = [f.reason for f in launched.failures]
-    folder.write(about)
-    return _finish(folder, "finished")
+    return _finish(
+        folder,
+        "finished",
+        energy_j=energy.energy_j,
+        energy_unavailable=energy.unavailable,
+        restarts=[f.reason for f in launched.failures],
+    )
 
 
-def _attempts(folder: RunFolder) -> int:
-    """How often ranks were started in this folder before."""
-    return len({p.name.rpartition("attempt")[2] for p in folder.traces()})
-
-
-def _finish(folder: RunFolder, state: str) -> Run:
-    about = folder.read()
-    about |= {"state": state, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+def _finish(folder: RunFolder, state: str, **more: Any) -> Run:
+    about = folder.read() | {"state": state, "ended": _now()} | more
     folder.write(about)
     return Run(folder=folder.path, about=about)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# --- afterwards ------------------------------------------------------------------------------------------------------------
 
 
 def export(run: str | Path, out: str | Path) -> Path:
@@ -195,7 +266,8 @@ def export(run: str | Path, out: str | Path) -> Path:
     found = latest(folder.checkpoints)
     if found is None:
         raise RunError(f"{folder.path} has no checkpoint to export: train it first with `hpdlf train PLAN --out {folder.path}`.")
-    model = load_onnxpp(Path(about["model"]) if os.path.isfile(about["model"]) else folder.model)
+    beside = Path(about["model"])
+    model = load_onnxpp(beside if beside.is_file() else folder.model)
     names = {n: n.partition("/")[2] for n in found.names if n.startswith(("parameter/", "state/"))}
     export_trained(model, {names[k]: v for k, v in found.read(names).items()}, target)
     return target

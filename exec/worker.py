@@ -6,43 +6,41 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from ..errors import HpdlfError, RunError
-from ..models.onnxpp import Onnxpp, annotation, load_onnxpp, load_values
-from ..models.plan import Partition, Plan, load_plan
-from ..models.program import Instruction, Task
+from ..models.onnxpp import annotation, load_onnxpp
+from ..models.plan import Partition, load_plan
+from ..models.program import Program
 from ..models.program.lower import lower, lower_evaluation
-from ..models.trace import Event, event_line, header_line
-from .checkpoint import Shard, latest, pack, packed_names, unpack, write_manifest, write_shard
+from .checkpoint import Checkpoint, latest
 from .communication import CommunicationActions, communicators
 from .compute import ComputeActions
+from .contents import constants_of, first_contents, starting_values, trained_parameters
 from .data import Dataset, check_dataset, open_dataset
 from .environment import examine_machine, package_versions
-from .initialization import initial_values
-from .interpreter import Interpreter, Values
-from .metrics import METRICS, value
+from .host import EvaluationHost, TrainingHost
+from .interpreter import Interpreter, Moved
+from .mpi import detect_mpi_context
 from .optimizers import make_optimizer
 from .rank_status import RankStatus
+from .recording import Recorder
 from .run_folder import RunFolder
-from .sampling import Sampler, padded_batches, part_of_batch, split_samples
+from .sampling import Sampler, split_samples
+from .saving import Saver
 
-__all__ = ["Worker", "main"]
-
-TRACED_FIRST, TRACED_EVERY = 200, 50
-"""Every task of so many steps is traced, then of every so-manieth step."""
+__all__ = ["Worker", "leave", "main", "work"]
 
 
 class Worker:
@@ -52,159 +50,185 @@ class Worker:
         self.folder, self.status = folder, status
         self.about = folder.read()
         self.attempt = self.about["first_attempt"] + int(os.environ.get("HPDLF_ATTEMPT", "0"))
-        self.base = Path(self.about["base_folder"])
-        self.plan: Plan = load_plan(folder.plan)
-        self.recipe = self.plan.recipe
-        strategy = self.plan.strategy
-        if strategy.precision == "float64":
-            jax.config.update("jax_enable_x64", True)
-        self.model: Onnxpp = load_onnxpp(Path(self.about["model"]))
-        self.graph = self.model.graph
-        placed = annotation(self.model, self.plan.configuration)
-        cut = Partition(
-            stages={n: p.stage for n, p in placed.items()}, segments={n: p.segment for n, p in placed.items()}
-        )
-        optimizer_name = self.recipe.optimizer.name
-        self.program = lower(
-            self.graph, cut, strategy, optimizer=optimizer_name, checkpoint_every=self.recipe.checkpoint_every
-        )
-        self.evaluation = lower_evaluation(self.graph, cut, strategy)
+        self.plan = load_plan(folder.plan)
+        self.recipe, self.strategy = self.plan.recipe, self.plan.strategy
+        jax.config.update("jax_enable_x64", self.strategy.precision == "float64")
+        self.model = load_onnxpp(Path(self.about["model"]))
+        self.program, self.evaluation = self._programs()
+        self._interpreters: list[Interpreter] = []
         self.transport = self._connect()
         self.rank = self.transport.rank if self.transport else 0
-        self.role = self.program.role_of(self.rank)
+        self.role, self.scoring_role = self.program.role_of(self.rank), self.evaluation.role_of(self.rank)
         self.replica = self.program.mesh.coordinates(self.rank)["data"]
         self.clock = self.transport.clock() if self.transport else _clock()
+        status.plays(self.role.name)
 
-        dataset = open_dataset(self.recipe.data, base_folder=self.base)
-        self.dataset = check_dataset(dataset, self.graph, scale=self.recipe.data.scale, precision=strategy.precision)
+        self.dataset = self._dataset()
         train, held_out = split_samples(self.dataset.samples, self.recipe)
+        self.steps = self.recipe.total_steps(samples=self.dataset.samples, batch=self.strategy.batch)
         self.sampler = Sampler(
-            train=train, batch=strategy.batch, seed=self.recipe.seed, shuffle=self.recipe.data.shuffle
+            train=train, batch=self.strategy.batch, seed=self.recipe.seed, shuffle=self.recipe.data.shuffle
         )
-        self.steps = self.recipe.total_steps(samples=self.dataset.samples, batch=strategy.batch)
-        self.scored_dataset, self.scored = self._evaluation_data(held_out)
-        self.optimizer = make_optimizer(
-            self.recipe, total_steps=self.steps, steps_per_epoch=self.sampler.steps_per_epoch
+        self.training_host = TrainingHost(
+            self.role,
+            dataset=self.dataset,
+            sampler=self.sampler,
+            strategy=self.strategy,
+            replica=self.replica,
+            report=self._report,
         )
-        self._moved: dict[tuple[str, int | None, int], int] = {}
-        self._trace: list[Event] = []
-        self._score = np.zeros(2)
-        self._reported_s: float | None = None
-        self.checkpoint = latest(folder.checkpoints) if resume else None
-        self._refuse_another_training()
+        self.evaluation_host = self._evaluation_host(held_out)
+        self.checkpoint = self._checkpoint() if resume else None
         self.first_step = self.checkpoint.step if self.checkpoint else 0
+        self._reported_s: float | None = None
         self._build()
 
     # --- setting up ------------------------------------------------------------------------------------------------------------
 
+    def _programs(self) -> tuple[Program, Program]:
+        placed = annotation(self.model, self.plan.configuration)
+        cut = Partition(
+            stages={name: p.stage for name, p in placed.items()},
+            segments={name: p.segment for name, p in placed.items()},
+        )
+        graph, recipe = self.model.graph, self.recipe
+        train = lower(
+            graph, cut, self.strategy, optimizer=recipe.optimizer.name, checkpoint_every=recipe.checkpoint_every
+        )
+        return train, lower_evaluation(graph, cut, self.strategy)
+
     def _connect(self) -> Any:
-        if self.plan.strategy.ranks == 1:
+        if self.strategy.ranks == 1:
             return None
         from .transport import Transport
 
         streams = sorted({*communicators(self.program), *communicators(self.evaluation)})
-        return Transport(self.program.mesh, streams, stopping=lambda: self.interpreter.stopping())
-
-    def _evaluation_data(self, held_out: np.ndarray) -> tuple[Dataset, np.ndarray]:
-        source = self.recipe.evaluation.source
-        if source is None:
-            return self.dataset, held_out
-        dataset = open_dataset(self.recipe.data, base_folder=self.base, source=source)
-        checked = check_dataset(
-            dataset, self.graph, scale=self.recipe.data.scale, precision=self.plan.strategy.precision
+        return Transport(
+            self.program.mesh, streams, stopping=lambda: any(i.stopping() for i in self._interpreters)
         )
-        return checked, np.arange(checked.samples)
 
-    def _refuse_another_training(self) -> None:
-        """A checkpoint belongs to one model and one order of samples; another cut of the same training may take it up."""
-        if self.checkpoint is None:
-            return
-        about, mine = self.checkpoint.about, self._identity()
-        different = [f"{key} {about.get(key)} there, {mine[key]} here" for key in mine if about.get(key) != mine[key]]
+    def _dataset(self, source: str | None = None) -> Dataset:
+        data = self.recipe.data
+        dataset = open_dataset(data, base_folder=Path(self.about["base_folder"]), source=source)
+        return check_dataset(dataset, self.model.graph, scale=data.scale, precision=self.strategy.precision)
+
+    def _evaluation_host(self, held_out: np.ndarray) -> EvaluationHost:
+        asked = self.recipe.evaluation
+        other = self._dataset(asked.source) if asked.source is not None else None
+        return EvaluationHost(
+            self.scoring_role,
+            self.model.graph,
+            dataset=other or self.dataset,
+            held_out=np.arange(other.samples) if other else held_out,
+            metric=asked.metric,
+            strategy=self.strategy,
+            replica=self.replica,
+        )
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint, as rank 0 finds it, if this training may go on from it.
+
+        A checkpoint belongs to one model and one order of samples; another cut of the same training may take it up.
+        """
+        found: Checkpoint | None = latest(self.folder.checkpoints) if self.rank == 0 else None
+        if self.transport:
+            found = self.transport.share(found)
+        if found is None:
+            return None
+        mine = self._identity()
+        different = [f"{k} {found.about.get(k)} there, {v} here" for k, v in mine.items() if found.about.get(k) != v]
         if different:
             raise RunError(
-                f"{self.checkpoint.path} is of another training: {'; '.join(different)}. Give the plan the same, or train into a "
+                f"{found.path} is of another training: {'; '.join(different)}. Give the plan the same, or train into a "
                 "new folder with `--out`."
             )
+        if found.step > self.steps:
+            raise RunError(
+                f"{found.path} is after step {found.step}, but the plan's training ends after {self.steps}. Give the recipe "
+                "more steps and plan again, or train into a new folder with `--out`."
+            )
+        return found
 
     def _identity(self) -> dict[str, Any]:
-        return {"model": self.model.source_sha256, "batch": self.plan.strategy.batch, "seed": self.recipe.seed}
+        return {"model": self.model.source_sha256, "batch": self.strategy.batch, "seed": self.recipe.seed}
 
     def _build(self) -> None:
-        strategy, graph = self.plan.strategy, self.graph
-        needed = [n for s in self._segments() for n in (*s.parameters, *s.state)]
-        constants = load_values(self.model, {c for s in self._segments() for c in s.constants})
-        if self.checkpoint:
-            names = {f"parameter/{n}" if n in graph.parameters else f"state/{n}": n for n in needed}
-            values = {names[k]: v for k, v in self.checkpoint.read(names).items()}
-        else:
-            values = initial_values(
-                graph,
-                needed,
-                initialization=self.recipe.initialization,
-                seed=self.recipe.seed,
-                load=lambda wanted: load_values(self.model, wanted),
-                precision=strategy.precision,
-            )
-        dtype = np.dtype(strategy.precision)
+        graph, strategy = self.model.graph, self.strategy
+        precision, dtype = strategy.precision, np.dtype(strategy.precision)
+        constants = constants_of(self.model, self.program, self.role)
+        values = starting_values(
+            self.model, self.program, self.role, recipe=self.recipe, precision=precision, checkpoint=self.checkpoint
+        )
+        optimizer = make_optimizer(
+            self.recipe, total_steps=self.steps, steps_per_epoch=self.sampler.steps_per_epoch
+        )
         shared = self._share(values, dtype)
+        moved: Moved = {}
+        self.saver = Saver(
+            self.folder,
+            self.role,
+            writes=self.replica == 0,
+            transport=self.transport,
+            recipe=self.recipe,
+            plan_sha256=self.about["plan_sha256"],
+            trained=trained_parameters(self.program, self.role),
+            epoch_of=self.sampler.epoch_of,
+            identity=self._identity(),
+        )
         training = ComputeActions(
             graph,
             self.program,
             self.role,
             constants=constants,
-            precision=strategy.precision,
-            optimizer=self.optimizer,
-            samples=self._samples,
+            precision=precision,
+            optimizer=optimizer,
+            samples=self.training_host.samples,
             seed=self.recipe.seed,
         )
-        evaluating = ComputeActions(
+        scoring = ComputeActions(
             graph,
             self.evaluation,
-            self.evaluation.role_of(self.rank),
+            self.scoring_role,
             constants=constants,
-            precision=strategy.precision,
+            precision=precision,
             optimizer=None,
-            samples=lambda step, microbatch: np.zeros(self.program.microbatch_samples, np.int32),
+            samples=lambda step, microbatch: np.zeros(self.evaluation.microbatch_samples, np.int32),
             seed=self.recipe.seed,
             training=False,
         )
-        communicating: Mapping[str, Any] = {}
-        scoring: Mapping[str, Any] = {}
+        self.communication: CommunicationActions | None = None
+        messages: Mapping[str, Any] = {}
+        scoring_messages: Mapping[str, Any] = {}
         if self.transport:
             self.communication = CommunicationActions(
-                self.program, self.role, graph, self.transport, dtype=dtype, moved=self._moved, shared=shared
+                self.program, self.role, graph, self.transport, dtype=dtype, moved=moved, shared=shared
             )
-            communicating = self.communication.actions()
-            scoring = CommunicationActions(
-                self.evaluation, self.evaluation.role_of(self.rank), graph, self.transport, dtype=dtype, moved={}
+            messages = self.communication.actions()
+            scoring_messages = CommunicationActions(
+                self.evaluation, self.scoring_role, graph, self.transport, dtype=dtype, moved=moved
             ).actions()
-        host = {
-            "load": self._load,
-            "report.loss": self._report_loss,
-            "checkpoint": self._checkpoint,
-            "commit": self._commit,
-        }
         self.interpreter = Interpreter(
             self.role,
             self.rank,
-            {**training.actions(), **communicating, **host},
+            {**training.actions(), **messages, **self.training_host.actions(), **self.saver.actions()},
             clock=self.clock,
-            record=self._record,
+            record=lambda event: self._recorder.event(event),
             attempt=self.attempt,
-            moved=self._moved,
+            moved=moved,
         )
-        host = {"load": self._load_scored, "score": self._score_predictions, "report.score": self._report_score}
         self.evaluator = Interpreter(
-            self.evaluation.role_of(self.rank),
+            self.scoring_role,
             self.rank,
-            {**evaluating.actions(), **scoring, **host},
+            {**scoring.actions(), **scoring_messages, **self.evaluation_host.actions()},
             clock=self.clock,
+            moved=moved,
         )
-        self._fill(values, constants, shared)
-
-    def _segments(self) -> list[Any]:
-        return [s for s in self.program.segments.values() if s.stage == self.role.coordinates["pipeline"]]
+        self._interpreters = [self.interpreter, self.evaluator]
+        contents = first_contents(
+            self.program, self.role, values, optimizer=optimizer, checkpoint=self.checkpoint, shared=shared
+        )
+        for buffer, content in contents.items():
+            self.interpreter.put(buffer, content)
 
     def _share(self, values: Mapping[str, np.ndarray], dtype: np.dtype[Any]) -> Any:
         if "shared" not in self.role.buffer or not self.transport:
@@ -216,223 +240,72 @@ class Worker:
         vector.open(values)
         return vector
 
-    def _fill(self, values: Mapping[str, np.ndarray], constants: Mapping[str, np.ndarray], shared: Any) -> None:
-        """Give every RUN buffer its first contents."""
-        trained: dict[str, Any] = {}
-        for buffer in self.role.buffers:
-            match buffer.name.partition(".")[0]:
-                case "params" | "state":
-                    arrays = {n: jax.numpy.array(values[n]) for n in buffer.tensors}
-                    self.interpreter.put(buffer.name, arrays)
-                    if buffer.name.startswith("params") and self._is_trained(buffer.name):
-                        trained |= arrays
-                case "constants":
-                    self.interpreter.put(buffer.name, None)
-                case "shared":
-                    self.interpreter.put(buffer.name, shared)
-        if "optimizer" in self.role.buffer:
-            moments = self.optimizer.init(trained)
-            if self.checkpoint:
-                names = packed_names(moments, trained)
-                moments = unpack(moments, self.checkpoint.read(names), trained)
-                moments = jax.tree.map(jax.numpy.array, moments)
-            self.interpreter.put("optimizer", moments)
-        self._trained = tuple(trained)
-
-    def _is_trained(self, buffer: str) -> bool:
-        return self.program.segments[buffer.removeprefix("params.")].backward
-
     # --- running ---------------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """From the checkpoint (or the beginning) to the last step, with evaluations between epochs, and a checkpoint at the end."""
-        with self.folder.trace(self.rank, self.attempt).open("w") as self._trace_file:
-            self._trace_file.write(header_line("measured", self._trace_header()))
-            self._metrics = self.folder.metrics.open("a") if self.rank == 0 else None
+        """From the checkpoint (or the beginning) to the last step, evaluations in between, and a checkpoint at the end."""
+        metrics = self.folder.metrics if self.rank == 0 else None
+        trace = self.folder.trace(self.rank, self.attempt)
+        with Recorder(trace, metrics, about=self._trace_about(), first_step=self.first_step) as self._recorder:
             at = self.first_step
             for stop in self._stops():
                 self.interpreter.run(at, stop)
+                self._recorder.flush()
                 at = stop
-                self._flush()
-                if len(self.scored) and self._evaluates_at(at):
-                    self._evaluate(at)
-            self._save_last()
-            self._flush()
-            if self._metrics:
-                self._metrics.close()
+                if stop == self.steps and not self._saved(stop):
+                    self.saver.save(self.interpreter, stop)
+                if self.evaluation_host.batches:
+                    self._evaluate(stop)
         self._write_result()
 
     def _stops(self) -> list[int]:
-        per_epoch = self.sampler.steps_per_epoch
-        ends = [e for e in range(per_epoch, self.steps, per_epoch) if e > self.first_step]
-        if self.recipe.evaluation.every == "end" or not len(self.scored):
-            ends = []
-        return [*ends, self.steps] if self.first_step < self.steps else []
+        """The steps after which to evaluate, and the last one. A run that was stopped just there evaluates again."""
+        per_epoch = self.sampler.steps_per_epoch if self.recipe.evaluation.every == "epoch" else self.steps
+        ends = range(per_epoch, self.steps, per_epoch) if self.evaluation_host.batches else ()
+        return [*(step for step in ends if step >= max(self.first_step, 1)), self.steps]
 
-    def _evaluates_at(self, step: int) -> bool:
-        return (
-            self.recipe.evaluation.metric != "none"
-            and (self.recipe.evaluation.every == "epoch" or step == self.steps)
-        )
+    def _saved(self, step: int) -> bool:
+        every = self.recipe.checkpoint_every
+        return step == self.first_step or (every is not None and step % every == 0)
 
     def _evaluate(self, step: int) -> None:
         if "shared" in self.role.buffer and self.transport:
             self.transport.barrier()
             self._read_shared()
-        for buffer in self.evaluator.role.buffers:
+        for buffer in self.scoring_role.buffers:
             if (buffer.name, None, None) in self.interpreter.values:
                 self.evaluator.put(buffer.name, self.interpreter.get(buffer.name))
-        self._batches = padded_batches(self.scored, self.plan.strategy.batch)
-        self._score = np.zeros(2)
-        self.evaluator.run(0, len(self._batches))
-        if self.transport and self.plan.strategy.solver == "asynchronous":
-            self._score = self.transport.sum(self._score)
-        if self._metrics:
-            found = {"metric": self.recipe.evaluation.metric, "value": value(self._score)}
-            self._log({"step": step, "evaluation": found, "attempt": self.attempt})
+        self.evaluation_host.start()
+        self.evaluator.run(0, len(self.evaluation_host.batches))
+        everybody = self.transport.sum if self.transport and self.strategy.solver == "asynchronous" else None
+        found = {"metric": self.recipe.evaluation.metric, "value": self.evaluation_host.result(everybody)}
+        self._recorder.metric({"step": step, "evaluation": found, "attempt": self.attempt})
 
     def _read_shared(self) -> None:
+        """Everybody has added what it will: take the shared parameters for one's own."""
         arrays, _ = self.interpreter.get("shared").read()
         for buffer in self.role.buffers:
             if buffer.name.startswith("params."):
-                self.interpreter.put(buffer.name, {n: jax.numpy.array(arrays[n]) for n in buffer.tensors})
+                held = self.interpreter.get(buffer.name)
+                self.interpreter.put(buffer.name, {n: jax.numpy.array(arrays.get(n, held[n])) for n in buffer.tensors})
 
-    # --- host instructions -----------------------------------------------------------------------------------------------------
-
-    def _samples(self, step: int, microbatch: int) -> np.ndarray:
-        strategy = self.plan.strategy
-        return self.sampler.rank_indices(
-            step, microbatch, self.replica, replicas=strategy.data, microbatches=strategy.microbatches
-        )
-
-    def _load(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
-        names = self.role.buffer["data"].tensors
-        arrays = self.dataset.read(self._samples(step, task.microbatch or 0), names)
-        return {"data": {n: jax.device_put(a) for n, a in arrays.items()}}
-
-    def _load_scored(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
-        names = self.evaluator.role.buffer["data"].tensors
-        indices = self._part(self._batches[step][0], task)
-        arrays = self.scored_dataset.read(indices, names)
-        return {"data": {n: jax.device_put(a) for n, a in arrays.items()}}
-
-    def _part(self, batch: np.ndarray, task: Task) -> np.ndarray:
-        strategy = self.plan.strategy
-        return part_of_batch(
-            batch,
-            microbatch=task.microbatch or 0,
-            replica=self.replica,
-            replicas=strategy.data,
-            microbatches=strategy.microbatches,
-        )
-
-    def _score_predictions(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
-        valid = self._part(self._batches[step][1], task)
-        predictions = np.asarray(values["predictions"][self.graph.outputs[0]])
-        labels = np.asarray(values["data"][self.graph.targets[0]])
-        pair = METRICS[self.recipe.evaluation.metric](predictions, labels, valid)
-        return {"score": pair + values.get("score", 0.0)}
-
-    def _report_score(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
-        self._score = self._score + np.asarray(values["score"])
-        return {}
-
-    def _report_loss(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
-        self.status.running(step + 1)
+    def _report(self, step: int, loss: float) -> None:
         now_s = self.clock()
-        loss = float(np.asarray(values["loss"]).reshape(()))
-        if not np.isfinite(loss):
-            raise RunError(
-                f"The loss became {loss} at step {step}. Lower `learning_rate` under [optimizer] in the recipe (or add "
-                "`clip_tensor_norm`), then plan, approve and train again."
-            )
-        if self._metrics:
-            per_s = self.plan.strategy.batch / (now_s - self._reported_s) if self._reported_s is not None else None
-            entry = {"step": step, "loss": loss, "samples_per_s": per_s, "time_s": now_s, "attempt": self.attempt}
-            self._log(entry)
-        self._reported_s = now_s
-        return {}
-
-    def _log(self, entry: Mapping[str, Any]) -> None:
-        assert self._metrics is not None
-        self._metrics.write(json.dumps(entry) + "\n")
-        self._metrics.flush()
-
-    # --- checkpoints -----------------------------------------------------------------------------------------------------------
-
-    def _checkpoint(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
-        if self.replica == 0:
-            self._write_shard(step + 1, values)
-        return {"written": np.ones(1)}
-
-    def _write_shard(self, step: int, values: Values) -> None:
-        tensors: dict[str, np.ndarray] = {}
-        for buffer, held in values.items():
-            kind = buffer.partition(".")[0]
-            if kind == "params":
-                tensors |= {f"parameter/{n}": np.asarray(a) for n, a in held.items()}
-            elif kind == "state":
-                tensors |= {f"state/{n}": np.asarray(a) for n, a in held.items()}
-            elif kind == "optimizer":
-                tensors |= pack(held, self._trained)
-        if "shared" in values:
-            tensors |= {f"parameter/{n}": a for n, a in values["shared"].read()[0].items()}
-        name = self.role.name
-        shard = write_shard(self.folder.checkpoints, step=step, name=name, tensors=tensors)
-        self._note(step, name).write_text(json.dumps(asdict(shard)))
-
-    def _note(self, step: int, role: str) -> Path:
-        return self.folder.checkpoints / f"step-{step:08d}" / f"{role}.shard.json"
-
-    def _commit(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
-        if self.rank == 0:
-            self._write_manifest(step + 1)
-        return {}
-
-    def _write_manifest(self, step: int) -> None:
-        shards = [Shard(**_shard(json.loads(self._note(step, r.name).read_text()))) for r in self.program.roles]
-        write_manifest(
-            self.folder.checkpoints,
-            step=step,
-            epoch=self.sampler.epoch_of(step),
-            seed=self.recipe.seed,
-            plan_sha256=self.about["plan_sha256"],
-            shards=shards,
-            about=self._identity(),
-            keep=self.recipe.keep_checkpoints,
+        before_s, self._reported_s = self._reported_s, now_s
+        self.status.running(step + 1)
+        self._recorder.metric(
+            {
+                "step": step,
+                "loss": loss,
+                "samples_per_s": None if before_s is None else self.strategy.batch / (now_s - before_s),
+                "time_s": now_s,
+                "attempt": self.attempt,
+            }
         )
-
-    def _save_last(self) -> None:
-        """The state after the last step, unless a checkpoint has it already."""
-        if self.transport:
-            self.transport.barrier()
-        found = latest(self.folder.checkpoints)
-        if found and found.step == self.steps:
-            return
-        if self.replica == 0:
-            held = ("params.", "state.", "optimizer", "shared")
-            names = [b.name for b in self.role.buffers if b.name.startswith(held)]
-            self._write_shard(self.steps, {n: self.interpreter.get(n) for n in names})
-        if self.transport:
-            self.transport.barrier()
-        if self.rank == 0:
-            self._write_manifest(self.steps)
 
     # --- what is kept ----------------------------------------------------------------------------------------------------------
 
-    def _record(self, event: Event) -> None:
-        since = event.step - self.first_step
-        if since < TRACED_FIRST or event.step % TRACED_EVERY == 0:
-            self._trace.append(event)
-            if len(self._trace) >= 4096:
-                self._flush()
-
-    def _flush(self) -> None:
-        events, self._trace = self._trace, []
-        self._trace_file.writelines(map(event_line, events))
-        self._trace_file.flush()
-
-    def _trace_header(self) -> dict[str, Any]:
+    def _trace_about(self) -> dict[str, Any]:
         return {
             "plan_sha256": self.about["plan_sha256"],
             "cluster": self.plan.cluster,
@@ -443,28 +316,52 @@ class Worker:
         }
 
     def _write_result(self) -> None:
-        """What the run's summary wants of this rank."""
-        staleness = self.communication.staleness if self.transport else []
+        """What the run's summary wants of every rank."""
+        staleness = self.communication.staleness if self.communication else []
         mine = {
-            "rank": self.rank,
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "mean_staleness": float(np.mean(staleness)) if staleness else None,
         }
         everybody = self.transport.gather(mine) if self.transport else [mine]
         if everybody is not None:
             about = self.folder.read()
-            about["peak_bytes"] = {str(r["rank"]): r["peak_bytes"] for r in everybody}
-            about["mean_staleness"] = {str(r["rank"]): r["mean_staleness"] for r in everybody if r["mean_staleness"] is not None}
+            for key in mine:
+                about[key] = {str(rank): r[key] for rank, r in enumerate(everybody) if r[key] is not None}
             self.folder.write(about)
 
 
-def _shard(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**entry, "tensors": tuple(entry["tensors"])}
-
-
-def _clock() -> Any:
+def _clock() -> Callable[[], float]:
     zero_s = time.perf_counter()
     return lambda: time.perf_counter() - zero_s
+
+
+def work(folder: RunFolder, *, resume: bool) -> None:
+    """Be one rank of the run in `folder`. What ends it too early stands in the folder before it is raised."""
+    # Constants that no backward pass wants are donated all the same; JAX's remark about it is not for users.
+    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+    context = detect_mpi_context()
+    with RankStatus(folder.path, context.rank if context else 0) as status:
+        worker = Worker(folder, resume=resume, status=status)
+        worker.run()
+        if worker.transport:
+            worker.transport.barrier()
+
+
+def leave(error: BaseException, code: int = 1) -> NoReturn:
+    """End this process and all ranks at once: they may be waiting for this one, for ever, in calls that nothing interrupts.
+
+    An error that is no user's is shown whole, where it happened.
+    """
+    if not isinstance(error, HpdlfError):
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.size > 1:
+            MPI.COMM_WORLD.Abort(code)
+    os._exit(code)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -473,38 +370,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args(arguments)
-    return work(RunFolder(options.run), resume=options.resume)
-
-
-def work(folder: RunFolder, *, resume: bool) -> int:
-    """Be one rank of the run in `folder`; returns the exit code. A rank that fails ends the others."""
-    from .mpi import detect_mpi_context
-
-    # Constants that no backward pass wants are donated all the same; JAX's remark about it is not for users.
-    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-    context = detect_mpi_context()
-    rank = context.rank if context else 0
-    status = RankStatus(folder.path, rank)
-    worker = None
     try:
-        worker = Worker(folder, resume=resume, status=status)
-        worker.run()
-        status.finished()
-        if worker.transport:
-            worker.transport.barrier()
-        return 0
+        work(RunFolder(options.run), resume=options.resume)
     except BaseException as error:
-        status.failed(error)
-        if not isinstance(error, HpdlfError):
-            import traceback
-
-            traceback.print_exc()
-        sys.stderr.flush()
-        if context and context.size > 1:
-            from mpi4py import MPI
-
-            MPI.COMM_WORLD.Abort(1)
-        return 1
+        leave(error)
+    return 0
 
 
 if __name__ == "__main__":

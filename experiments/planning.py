@@ -93,7 +93,6 @@ def plan(
         solver=solver,
         ranks=ranks,
         samples_per_epoch=training.train_samples(samples) if samples else None,
-        **({"progress": progress} if progress else {}),
     )
     if not 1 <= choose <= len(found.ranked):
         raise PlanError(f"There are {len(found.ranked)} ranked combinations; `--choose {choose}` is none of them.")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..models.onnxpp import Graph
     from ..models.plan import Plan
     from ..sim import Candidate, Interval, Search, Simulation
+    from .refine import Refinement
 
 __all__ = [
     "approval_table",
@@ -26,6 +27,7 @@ __all__ = [
     "operators_table",
     "profile_table",
     "profiles_table",
+    "refinement_table",
     "refused_table",
     "simulation_table",
 ]
@@ -213,6 +215,32 @@ def _times(value: Mapping[str, float] | None, steps: int, unit: Callable[[float]
     if value is None:
         return f"{UNAVAILABLE} (the cluster's profile lacks what it needs)"
     return interval(steps * value["value"], steps * value["low"], steps * value["high"], unit)
+
+
+def refinement_table(found: Refinement) -> Table:
+    """Predicted beside measured, class by class of tasks, before and after refining."""
+    numbers = ("before", "after", "measured (8 of 10)", "error before", "after", "share")
+    table = _table("Median time of a task", "task", *numbers, right=numbers)
+    earlier = {(r.instruction, r.phase): r for r in found.before.rows}
+    for row in found.after.rows:
+        if not row.share or row.share < 0.002:
+            continue
+        before = earlier.get((row.instruction, row.phase))
+        table.add_row(
+            row.instruction,
+            seconds(before.predicted_s) if before and before.predicted_s is not None else UNAVAILABLE,
+            seconds(row.predicted_s) if row.predicted_s is not None else UNAVAILABLE,
+            interval(row.measured_s, row.low_s, row.high_s, seconds)
+            if row.measured_s is not None and row.low_s is not None and row.high_s is not None
+            else UNAVAILABLE,
+            f"{before.error:+.0%}" if before and before.error is not None else "",
+            f"{row.error:+.0%}" if row.error is not None else "",
+            f"{row.share:.0%}",
+        )
+    noise = found.measured.noise
+    table.caption = "share: of a measured step of one rank" + (f"; noise between steps: ±{noise:.0%}" if noise is not None else "")
+    table.caption_justify = "left"
+    return table
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:

@@ -105,36 +105,46 @@ def _panel(axes: Axes, found: WhatIf, words: str, value: Value, logarithmic: boo
 
 def table(found: WhatIf) -> Table:
     """One row a cluster and number of devices."""
+    from rich import box
     from rich.table import Table
 
-    shown = Table(title=f"{found.model}, {found.batch_per_device} samples per device and step", title_justify="left")
-    shown.add_column("cluster")
-    shown.add_column("devices", justify="right")
-    shown.add_column("best strategy")
-    for name in ("step, ms", "samples/s", "efficiency", "J/sample", "USD/M samples", "GB/device"):
-        shown.add_column(name, justify="right")
+    shown = Table(
+        title=f"{found.model}, {found.batch_per_device} samples per device and step",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    shown.add_column("cluster", no_wrap=True)
+    shown.add_column("devices", justify="right", no_wrap=True)
+    shown.add_column("best", no_wrap=True)
+    for name in ("step (9 of 10 cases)", "samples/s", "scaling", "J/sample", "$/M", "GB"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for cluster in found.clusters:
         for o in (o for o in found.outcomes if o.cluster == cluster):
             shown.add_row(*_cells(o))
         shown.add_section()
-    bounds = "step: with the bounds that hold in nine cases of ten"
-    shown.caption = f"{bounds}; –: unavailable, the profile lacks what it needs"
+    refused = "".join(f"\n{o.cluster}, {o.devices} devices: {o.refused}" for o in found.outcomes if o.refused)
+    shown.caption_justify = "left"
+    shown.caption = (
+        "best: d data, p pipeline, m microbatches; scaling: speed over that of as many single devices; $/M: rent for a million samples; GB: per device; "
+        f"–: unavailable, the profile lacks what it needs{refused}"
+    )
     return shown
 
 
 def _cells(o: Outcome) -> list[str]:
     if o.simulation is None or o.strategy is None:
-        return [o.cluster, str(o.devices), f"none: {o.refused}", *["–"] * 6]
+        return [o.cluster, str(o.devices), "none", *["–"] * 6]
     f = o.simulation.figures
-    strategy = f"data {o.strategy.data}"
+    strategy = f"d{o.strategy.data}"
     if o.strategy.pipeline > 1:
-        strategy += f" × pipeline {o.strategy.pipeline}, {o.strategy.microbatches} microbatches"
+        strategy += f" p{o.strategy.pipeline} m{o.strategy.microbatches}"
     step = f.step_s
     return [
         o.cluster,
         str(o.devices),
         strategy,
-        f"{step.value * 1e3:,.4g} ({step.low * 1e3:,.3g} to {step.high * 1e3:,.3g})",
+        f"{step.value * 1e3:,.1f} ms ({step.low * 1e3:,.0f} to {step.high * 1e3:,.0f})",
         f"{f.samples_per_s.value:,.0f}",
         f"{o.efficiency.value:.0%}" if o.efficiency else "–",
         f"{e.value:.3g}" if (e := o.energy_j_per_sample) else "–",
