@@ -44,8 +44,12 @@ def to_host(array: Any) -> np.ndarray:
 
 
 def to_device(array: np.ndarray) -> Any:
-    """A JAX array over `array`'s memory, which nobody may write afterwards."""
-    return jax.dlpack.from_dlpack(array)
+    """A JAX array over `array`'s memory, which nobody may write afterwards.
+
+    Not through DLPack: that would commit the array to its device, and every function that gets committed and uncommitted arrays in
+    turn is compiled once for each.
+    """
+    return jax.device_put(array)
 
 
 class Transport:
