@@ -85,8 +85,9 @@ class ComputeActions:
         return replace(context, training=self.training)
 
     def _fixed_context(self) -> Callable[[int, int | None], Context]:
-        """Nothing draws random numbers: one context serves all steps, and costs nothing."""
-        fixed = step_context(self.seed, 0, np.zeros(self.program.microbatch_samples, np.int32), self.training)
+        """Nothing draws random numbers: one context without arrays serves all steps, and costs nothing."""
+        nothing: Any = None
+        fixed = Context(key=nothing, samples=nothing, training=self.training)
         return lambda step, microbatch: fixed
 
     def _action(self, instruction: Instruction) -> Action:
@@ -100,18 +101,18 @@ class ComputeActions:
                 self._run(step, local, context)
             return {b: local[b] for b in kept if b in local}
 
-        updated = {b for b in instruction.writes if b in instruction.reads}
-        if whole:  # no residual leaves it, so XLA may see it all
-            compiled = jax.jit(lambda given, renewed, context: run({**given, **renewed}, context), donate_argnums=1)
+        updated = [b for b in instruction.writes if b in instruction.reads]
+        compiled = jax.jit(lambda given, renewed, context: run({**given, **renewed}, context), donate_argnums=1)
 
         def action(instruction: Instruction, task: Task, step: int, values: Values) -> Values:
             context = self._context(step, task.microbatch)
-            if whole:
-                renewed = {b: v for b, v in values.items() if b in updated}
-                written = compiled({b: v for b, v in values.items() if b not in updated}, renewed, context)
+            if whole:  # no residual leaves it, so XLA may see it all
+                renewed = {b: values.pop(b) for b in updated}
+                written: Values = compiled(values, renewed, context)
             else:
                 written = run(values, context)
-            return dict(jax.block_until_ready(written))
+            jax.block_until_ready(written)
+            return written
 
         return action
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Progress:
                     file.seek(position)
                     while (line := file.readline()).endswith("\n"):
                         position = file.tell()
-                        self._show(json.loads(line))
+                        with suppress(ValueError):  # a line that a full disk cut short, and that is removed meanwhile
+                            self._show(json.loads(line))
             if last_look:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,8 @@ class Recorder:
         self._lock = threading.Lock()
         self._events: list[Event] = []
         self._trace = _open(trace, "w")
+        if metrics:
+            _drop_broken_line(metrics)
         self._metrics = _open(metrics, "a") if metrics else None
         self._write(self._trace, header_line("measured", about))
 
@@ -90,6 +93,14 @@ def _open(path: Path, mode: str) -> IO[bytes]:
         return path.open(f"{mode}b", buffering=0)  # nothing is left to fail when it is closed
     except OSError as error:
         raise _failure(path, error) from None
+
+
+def _drop_broken_line(path: Path) -> None:
+    """A disk that was full may have left the last line unfinished; what is appended must not become part of it."""
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
 
 
 def _failure(path: Path, error: OSError) -> RunError:

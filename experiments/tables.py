@@ -24,6 +24,7 @@ __all__ = [
     "candidates_table",
     "doctor_table",
     "memory_table",
+    "model_sentence",
     "operators_table",
     "profile_table",
     "profiles_table",
@@ -58,13 +59,25 @@ def _shown(value: Interval | Mapping[str, Any] | None, unit: Callable[[float], s
     return interval(value.value, value.low, value.high, unit)
 
 
-def operators_table(graph: Graph, *, batch: int, operators: str | None = None) -> Table:
+def model_sentence(graph: Graph) -> str:
+    """A model in one line: operators, parameters, work and loss."""
+    from ..models.onnxpp import work
+
+    flops = sum(work(operator, graph, batch=1, phase="forward").flops for operator in graph.operators)
+    trained = f"{count(graph.parameter_count)} trainable parameters ({nbytes(graph.parameter_bytes())})"
+    work_text = f"{count(flops)}FLOP forward per sample"
+    return f"{graph.name}, {len(graph.operators)} operators, {trained}, {work_text}, loss: {graph.loss or 'none'}."
+
+
+def operators_table(graph: Graph, *, batch: int) -> Table:
     """Every operator with its family, work and shapes for `batch` samples; the totals below."""
     from ..models.onnxpp import work
 
     trained = set(graph.parameters)
     numbers = ("FLOP", "bytes", "parameters")
     table = _table(f"{graph.name}, batch {batch}", "operator", "type", "family", *numbers, "result", right=numbers)
+    table.caption = "forward pass; bytes: operands read and results written, each once"
+    table.caption_justify = "left"
     total_flops = total_bytes = 0.0
     for operator in graph.operators:
         forward = work(operator, graph, batch=batch, phase="forward")
@@ -72,7 +85,7 @@ def operators_table(graph: Graph, *, batch: int, operators: str | None = None) -
         moved = forward.read_bytes + forward.write_bytes
         total_flops, total_bytes = total_flops + forward.flops, total_bytes + moved
         result = graph.tensors.get(operator.outputs[0])
-        shape = " x ".join(map(str, result.shape)) if result else "?"
+        shape = "x".join("N" if str(d) == "batch" else str(d) for d in result.shape) if result else "?"
         table.add_row(
             operator.name,
             operator.op_type,
@@ -84,7 +97,13 @@ def operators_table(graph: Graph, *, batch: int, operators: str | None = None) -
         )
     table.add_section()
     table.add_row(
-        "total, forward", "", "", count(total_flops), nbytes(total_bytes), count(graph.parameter_count), f"loss: {graph.loss or 'none'}"
+        "total, forward",
+        "",
+        "",
+        count(total_flops),
+        nbytes(total_bytes),
+        count(graph.parameter_count),
+        f"loss: {graph.loss or 'none'}",
     )
     return table
 
@@ -108,11 +127,12 @@ def profile_table(name: str, rows: Sequence[ValueRow]) -> Table:
 def simulation_table(simulation: Simulation) -> Table:
     """The figures of a simulation, each with unit, interval and provenance."""
     f = simulation.figures
-    table = _table(f"{simulation.model} on {simulation.cluster}: {simulation.strategy}", "", "predicted (9 cases of 10)", "rests on")
+    title = f"{simulation.model} on {simulation.cluster}: {simulation.strategy}"
+    table = _table(title, "", "predicted (9 cases of 10)", "rests on")
     basis = {"rent": " (rent)", "energy": " (energy alone)", None: ""}[f.cost_basis]
     rows: list[tuple[str, Interval | None, Callable[[float], str]]] = [
         ("step time", f.step_s, seconds),
-        ("throughput", f.samples_per_s, lambda v: f"{v:,.0f} samples/s"),
+        ("samples per second", f.samples_per_s, lambda v: f"{v:,.0f}"),
         ("energy per step", f.energy_j, joules),
         (f"cost per step{basis}", f.cost_usd, dollars),
         ("CO2 per step", f.carbon_kg, kilograms),
@@ -143,27 +163,37 @@ def memory_table(simulation: Simulation) -> Table:
 
 def candidates_table(found: Search) -> Table:
     """The ranking, best first."""
-    numbers = ("step", "samples/s", "energy", "cost", "memory", "busy")
-    table = _table(f"Ranked by {found.objective}", "#", "strategy", "ranks", *numbers, right=("#", "ranks", *numbers))
+    columns = ("#", "ranks", "data", "pipe", "micro", "order", "step", "samples/s", "energy", "cost", "memory", "busy")
+    right = tuple(column for column in columns if column != "order")
+    table = _table(f"Ranked by {found.objective}", *columns, right=right)
     for place, candidate in enumerate(found.ranked[:MOST_ROWS], start=1):
         _candidate_row(table, place, candidate)
-    if len(found.ranked) > MOST_ROWS:
-        table.caption = f"and {len(found.ranked) - MOST_ROWS} more; figures are per step, busy: share of the step in which devices compute"
+    more = len(found.ranked) - MOST_ROWS
+    table.caption = (
+        "data: replicas; pipe: stages; micro: microbatches x samples in each; order: the pipeline's schedule; "
+        "figures are per step, memory per device; busy: share of the step in which devices compute; -: unavailable"
+        + (f"; {more} more combinations" if more > 0 else "")
+    )
+    table.caption_justify = "left"
     return table
 
 
 def _candidate_row(table: Table, place: int, candidate: Candidate) -> None:
-    simulation = candidate.simulation
+    simulation, strategy = candidate.simulation, candidate.strategy
     assert simulation is not None
     f = simulation.figures
+    schedule = "async" if strategy.solver == "asynchronous" else strategy.schedule if strategy.pipeline > 1 else "-"
     table.add_row(
         str(place),
-        str(candidate.strategy),
-        str(simulation.ranks),
+        str(strategy.ranks),
+        str(strategy.data),
+        str(strategy.pipeline),
+        f"{strategy.microbatches} x {strategy.microbatch_samples}",
+        schedule,
         seconds(f.step_s.value),
         f"{f.samples_per_s.value:,.0f}",
-        joules(f.energy_j.value) if f.energy_j else UNAVAILABLE,
-        dollars(f.cost_usd.value) if f.cost_usd else UNAVAILABLE,
+        joules(f.energy_j.value) if f.energy_j else "-",
+        dollars(f.cost_usd.value) if f.cost_usd else "-",
         nbytes(simulation.peak_bytes),
         f"{f.utilisation:.0%}",
     )
@@ -187,22 +217,26 @@ def approval_table(plan: Plan, *, steps: int | None) -> Table:
     rows = [
         ("model", f"{plan.model.path} ({plan.prediction['model']})"),
         ("data", f"{recipe.data.source or 'none: this plan can be simulated, not trained'}"),
-        ("cluster", f"{plan.cluster}, {plan.strategy.ranks} ranks"),
+        ("cluster", f"{plan.cluster}, {plan.strategy.ranks} ranks on devices {_span(plan.placement)}"),
         ("strategy", str(plan.strategy)),
-        ("training", f"{length}, batch {plan.strategy.batch}, {recipe.optimizer.name}, seed {recipe.seed}, {recipe.precision}"),
+        (
+            "training",
+            f"{length}, batch {plan.strategy.batch}, {recipe.optimizer.name}, seed {recipe.seed}, {recipe.precision}",
+        ),
         ("if a rank dies", f"restart from the last checkpoint, up to {plan.max_restarts} times"),
         ("step time", _shown(figures["step_s"], seconds) + f", {figures['step_s']['provenance']}"),
     ]
     if steps is not None:
         rows += [
-            (f"all {steps:,} steps", _times(figures["step_s"], steps, seconds)),
+            (f"all {steps:,} steps", f"{_times(figures['step_s'], steps, seconds)}; starting, evaluating excluded"),
             ("energy", _times(figures["energy_j"], steps, joules)),
             ("cost", _times(figures["cost_usd"], steps, dollars)),
             ("CO2", _times(figures["carbon_kg"], steps, kilograms)),
         ]
     worst = max(plan.prediction["memory"], key=lambda m: m["peak_bytes"])
     rows += [
-        ("peak memory per rank", f"{nbytes(worst['peak_bytes'])} of {nbytes(worst['capacity_bytes'])}"),
+        ("peak memory per rank", f"{nbytes(worst['peak_bytes'])} of {nbytes(worst['capacity_bytes'])}, modelled"),
+        ("bounds", "hold in nine cases of ten"),
         ("why this one", plan.reason),
     ]
     for row in rows:
@@ -211,10 +245,19 @@ def approval_table(plan: Plan, *, steps: int | None) -> Table:
     return table
 
 
-def _times(value: Mapping[str, float] | None, steps: int, unit: Callable[[float], str]) -> str:
+def _times(value: Mapping[str, Any] | None, steps: int, unit: Callable[[float], str]) -> str:
     if value is None:
         return f"{UNAVAILABLE} (the cluster's profile lacks what it needs)"
-    return interval(steps * value["value"], steps * value["low"], steps * value["high"], unit)
+    shown = interval(steps * value["value"], steps * value["low"], steps * value["high"], unit)
+    return f"{shown}, {value['provenance']}"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    """Numbers as a range where they are one."""
+    first, last = min(numbers), max(numbers)
+    if first == last:
+        return str(first)
+    return f"{first} to {last}" if len(numbers) == last - first + 1 else ", ".join(map(str, sorted(numbers)))
 
 
 def refinement_table(found: Refinement) -> Table:
@@ -238,7 +281,8 @@ def refinement_table(found: Refinement) -> Table:
             f"{row.share:.0%}",
         )
     noise = found.measured.noise
-    table.caption = "share: of a measured step of one rank" + (f"; noise between steps: ±{noise:.0%}" if noise is not None else "")
+    between = f"; noise between steps: ±{noise:.0%}" if noise is not None else ""
+    table.caption = f"share: of a measured step of one rank{between}"
     table.caption_justify = "left"
     return table
 

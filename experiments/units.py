@@ -1,7 +1,7 @@
 """Numbers as people read them; inside hpdlf everything is in SI base units.
 
 >>> seconds(0.00123), nbytes(25e9), joules(7.2e6), count(4.1e9), interval(0.0123, 0.011, 0.014, seconds)
-('1.23 ms', '25.00 GB', '2.000 kWh', '4.1 G', '12.3 ms (11.0 ms to 14.0 ms)')
+('1.23 ms', '25.0 GB', '2.000 kWh', '4.1 G', '12.3 ms (11.0 ms to 14.0 ms)')
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ UNAVAILABLE = "unavailable"
 
 def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
     """Three figures, in the largest unit that leaves at least one before the point."""
-    for size, unit in steps:
-        if abs(value) >= size:
-            break
+    size, unit = next((step for step in steps if abs(value) >= step[0]), steps[-1])
     scaled = value / size
     digits = 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
     return f"{scaled:,.{digits}f} {unit}"
@@ -36,10 +34,9 @@ def seconds(value: float) -> str:
 
 def nbytes(value: float) -> str:
     """An amount of memory, in powers of ten."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= size:
-            return f"{value / size:,.2f} {unit}"
-    return f"{value:,.0f} B"
+    if value < 1e3:
+        return f"{value:,.0f} B"
+    return _scaled(value, [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")])
 
 
 def joules(value: float) -> str:

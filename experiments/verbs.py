@@ -1,6 +1,7 @@
 """The verbs of the public API: what the command line and notebooks call, on paths or on objects.
 
-Each takes a model as an :class:`Onnxpp` value or the path of an ONNX or ONNX++ file, and a cluster as a :class:`Cluster` or its name.
+Each takes a model as an :class:`Onnxpp` value or the path of an ONNX or ONNX++ file, and a cluster as a
+:class:`Cluster` or its name.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ApprovalError
 from ..hwprofiles import Cluster
 from ..hwprofiles import load_cluster as read_cluster
-from ..models.onnxpp import Onnxpp, import_model, is_onnxpp, load_onnxpp
-from ..models.plan import Approval, Strategy, load_plan, write_approval
+from ..models.onnxpp import Graph, Onnxpp, import_model, is_onnxpp, load_onnxpp, work
+from ..models.plan import Approval, Strategy, file_sha256, load_plan, write_approval
 
 if TYPE_CHECKING:
     from ..exec.microbenchmarks import Measurement
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from .planning import PlanResult
     from .whatif import WhatIf
 
-__all__ = ["approve", "export", "load_model", "measure", "plan", "search", "simulate", "steps_of", "whatif"]
+__all__ = ["approve", "counts", "export", "load_model", "measure", "plan", "search", "simulate", "steps_of", "whatif"]
 
 Model = Onnxpp | str | Path
 
@@ -39,6 +41,29 @@ def load_model(model: Model, *, loss: str | None = None, allow_external: Iterabl
     if is_onnxpp(path):
         return load_onnxpp(path, allow_external=allow_external)
     return import_model(path, loss=loss, allow_external=allow_external, without_weights=True)
+
+
+def counts(graph: Graph, *, batch: int) -> dict[str, Any]:
+    """What a model's operators do for `batch` samples, as plain values: FLOPs, bytes, parameters, shapes."""
+    trained = graph.trainable
+    rows = []
+    for operator in graph.operators:
+        row: dict[str, Any] = {"name": operator.name, "op_type": operator.op_type, "family": operator.family}
+        for phase in ("forward", "backward"):
+            row[phase] = work(operator, graph, batch=batch, phase=phase)._asdict()
+        row["parameters"] = sum(graph.tensors[i].elements(1) for i in dict.fromkeys(operator.inputs) if i in trained)
+        row["results"] = {t: [str(d) for d in graph.tensors[t].shape] for t in operator.outputs if t in graph.tensors}
+        rows.append(row)
+    return {
+        "name": graph.name,
+        "batch": batch,
+        "parameters": graph.parameter_count,
+        "parameter_bytes": graph.parameter_bytes(),
+        "inputs": list(graph.inputs),
+        "targets": list(graph.targets),
+        "loss": graph.loss,
+        "operators": rows,
+    }
 
 
 def _cluster(on: Cluster | str) -> Cluster:
@@ -67,7 +92,8 @@ def simulate(
     """Predict training `model` on a cluster as a strategy says.
 
     samples    in one epoch, for figures of epochs
-    strategy   fields of :class:`hpdlf.Strategy`: data, pipeline, microbatches, schedule, solver, precision, bucket_bytes
+    strategy   fields of :class:`hpdlf.Strategy`: data, pipeline, microbatches, schedule, solver, precision,
+               bucket_bytes
 
     Raises:
         PlanError: the strategy does not divide, does not fit the cluster, or the model has no loss.
@@ -127,20 +153,34 @@ def _with_weights(model: Model, loss: str | None) -> Onnxpp:
     return load_onnxpp(path, without_weights=False) if is_onnxpp(path) else import_model(path, loss=loss)
 
 
-def approve(plan_path: str | Path, *, approved_by: str | None = None) -> Approval:
-    """Approve a plan as it lies there; `approved_by` is the login name unless given.
+def approve(plan_path: str | Path, *, approved_by: str | None = None, shown_sha256: str | None = None) -> Approval:
+    """Approve a plan as it lies there.
+
+    approved_by    the login name unless given
+    shown_sha256   hash of the plan that the person saw, if it is to be that and no other
 
     Raises:
-        ApprovalError: the model or the data are not those that were planned.
+        ApprovalError: the model or the data are not those that were planned, or the plan is not the one that was shown.
     """
     path = Path(plan_path).resolve()
+    if shown_sha256 is not None and file_sha256(path) != shown_sha256:
+        raise ApprovalError(f"{plan_path} changed since it was shown: look again with `hpdlf approve {plan_path}`.")
     source = load_plan(path).recipe.data.source
     found = None
     if source is not None:
         from ..exec.data import data_sha256
 
         found = data_sha256(source, base_folder=path.parent)
-    return write_approval(path, approved_by=getpass.getuser() if approved_by is None else approved_by, data_sha256=found)
+    return write_approval(path, approved_by=_login() if approved_by is None else approved_by, data_sha256=found)
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        raise ApprovalError(
+            "This account has no login name: say who approves with `hpdlf approve PLAN --as NAME`."
+        ) from None
 
 
 def export(run: str | Path, out: str | Path) -> Path:
@@ -168,7 +208,10 @@ def whatif(
 
 
 def measure(
-    *, budget_s: float = 75.0, database: str | Path | None = None, progress: Callable[[str, int, int], None] | None = None
+    *,
+    budget_s: float = 75.0,
+    database: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Measurement:
     """Measure this machine: write the profile ``local`` and put every timed operator into the database."""
     from ..exec.microbenchmarks import measure_machine

@@ -257,7 +257,9 @@ class _Engine:
 
 def _deadlock(ranks: Mapping[int, _Rank]) -> str:
     stuck = sorted(
-        f"{rank.role.name} rank {rank.number}: {task} of step {step}" for rank in ranks.values() for task, step in rank.at.values()
+        f"{rank.role.name} rank {rank.number}: {task} of step {step}"
+        for rank in ranks.values()
+        for task, step in rank.at.values()
     )
     listed = "\n  ".join(stuck[:12]) + (f"\n  and {len(stuck) - 12} more" if len(stuck) > 12 else "")
     return f"The schedule deadlocks: these tasks wait for each other and none can start.\n  {listed}\nChange the schedule's order."

@@ -29,7 +29,9 @@ from ..models.program import Group, Instruction, Kind, Phase, Program, Role
 
 __all__ = ["Pricing"]
 
-_FREE = Estimate(seconds=0.0, low_s=0.0, high_s=0.0, joules=0.0, low_j=0.0, high_j=0.0, provenance="modelled", bound="host")
+_FREE = Estimate(
+    seconds=0.0, low_s=0.0, high_s=0.0, joules=0.0, low_j=0.0, high_j=0.0, provenance="modelled", bound="host"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +154,15 @@ class Pricing:
     def _computed(self, role: Role, instruction: Instruction) -> Workload:
         samples, device = self.program.microbatch_samples, self.cluster.device
         segments = [
-            (self.program.segments[p.segment].operators, p.phase.value) for p in instruction.parts if p.phase is not Phase.UPDATE
+            (self.program.segments[p.segment].operators, p.phase.value)
+            for p in instruction.parts
+            if p.phase is not Phase.UPDATE
         ]
         workloads = []
         if segments:
-            workloads.append(compute_workload(self.graph, segments, batch=samples, device=device, precision=self.precision))
+            workloads.append(
+                compute_workload(self.graph, segments, batch=samples, device=device, precision=self.precision)
+            )
         if any(p.phase is Phase.UPDATE for p in instruction.parts):
             elements = sum(
                 self.graph.tensors[p].elements(1)
@@ -164,7 +170,9 @@ class Pricing:
                 if s.stage == role.coordinates["pipeline"] and s.backward
                 for p in s.parameters
             )
-            workloads.append(update_workload(elements, optimizer=self.optimizer, device=device, precision=self.precision))
+            workloads.append(
+                update_workload(elements, optimizer=self.optimizer, device=device, precision=self.precision)
+            )
         return _compiled_together(workloads)
 
 

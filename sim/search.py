@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import PlanError
 from ..hwprofiles import Cluster
@@ -13,8 +14,8 @@ from ..models.onnxpp import Graph
 from ..models.plan import Partition, Strategy, partition
 from ..models.program import Program
 from ..models.program.lower import lower
-from .result import Interval, Simulation
-from .simulate import simulate_program
+from .result import Figures, Interval, RoleMemory, Simulation
+from .simulate import middle_figures, role_memory, simulate_program
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,55 @@ __all__ = ["Candidate", "Search", "build", "search", "simulate", "strategies"]
 
 Objective = Literal["time", "energy", "cost"]
 MOST_STAGES = 16
+BEST = 12  # so many of a search's candidates are simulated with their bounds at once
+
+
+class _Cutter:
+    """Partitions of one graph for one cluster. Many strategies share one, and what it takes to find it."""
+
+    def __init__(self, graph: Graph, cluster: Cluster, model: CostModel) -> None:
+        self.graph, self.cluster, self.model = graph, cluster, model
+        self._operator_s: dict[tuple[int, str], list[float]] = {}
+        self._cuts: dict[tuple[object, ...], Partition] = {}
+
+    def cut(self, strategy: Strategy) -> Partition:
+        """The graph cut for `strategy`, by predicted operator times.
+
+        Raises:
+            PlanError: the graph has too few operators for the stages.
+        """
+        samples, stages = strategy.microbatch_samples, strategy.pipeline
+        reduces = strategy.data > 1 and strategy.solver == "synchronous"
+        bucket_bytes = strategy.bucket_bytes if reduces else None
+        key = (samples if stages > 1 else None, stages, bucket_bytes, strategy.precision)
+        if key not in self._cuts:
+            link = self.cluster.link or self.cluster.node.link
+            self._cuts[key] = partition(
+                self.graph,
+                operator_s=self._times(samples, strategy.precision)
+                if stages > 1
+                else [1.0] * len(self.graph.operators),
+                stages=stages,
+                bucket_bytes=bucket_bytes,
+                samples=samples,
+                seconds_per_byte=1.0 / link.message_bandwidth_bytes_per_s if link else 0.0,
+            )
+        return self._cuts[key]
+
+    def _times(self, samples: int, precision: str) -> list[float]:
+        """Seconds of every operator, forward and backward, on one microbatch."""
+        if (samples, precision) not in self._operator_s:
+            self._operator_s[samples, precision] = [
+                self.model.compute(
+                    self.graph,
+                    [((o.name,), "forward"), ((o.name,), "backward")],
+                    batch=samples,
+                    device=self.cluster.device,
+                    precision=precision,
+                ).seconds
+                for o in self.graph.operators
+            ]
+        return self._operator_s[samples, precision]
 
 
 def build(
@@ -39,26 +89,7 @@ def build(
     Raises:
         PlanError: the graph has too few operators for the stages, no loss, or nothing to train.
     """
-    model = model or CostModel.default()
-    samples = strategy.microbatch_samples
-    if strategy.pipeline > 1:
-        operator_s = [
-            model.compute(
-                graph, [((o.name,), "forward"), ((o.name,), "backward")], batch=samples, device=cluster.device, precision=strategy.precision
-            ).seconds
-            for o in graph.operators
-        ]
-    else:
-        operator_s = [1.0] * len(graph.operators)
-    link = cluster.link or cluster.node.link
-    cut = partition(
-        graph,
-        operator_s=operator_s,
-        stages=strategy.pipeline,
-        bucket_bytes=strategy.bucket_bytes if strategy.data > 1 and strategy.solver == "synchronous" else None,
-        samples=samples,
-        seconds_per_byte=1.0 / link.message_bandwidth_bytes_per_s if link else 0.0,
-    )
+    cut = _Cutter(graph, cluster, model or CostModel.default()).cut(strategy)
     return cut, lower(graph, cut, strategy, optimizer=optimizer, checkpoint_every=checkpoint_every)
 
 
@@ -76,16 +107,10 @@ def simulate(
     seed: int = 0,
 ) -> Simulation:
     """Predict training `graph` on `cluster` as `strategy` says: see :func:`hpdlf.sim.simulate.simulate_program`."""
-    model = model or CostModel.default()
-    _, program = build(graph, cluster, strategy, model=model, optimizer=optimizer)
-    return simulate_program(
-        program,
-        graph,
-        cluster,
-        model=model,
-        precision=strategy.precision,
+    return _simulate(
+        _Cutter(graph, cluster, model or CostModel.default()),
+        strategy,
         optimizer=optimizer,
-        strategy=str(strategy),
         samples_per_epoch=samples_per_epoch,
         fold=fold,
         jitter=jitter,
@@ -94,19 +119,43 @@ def simulate(
     )
 
 
+def _simulate(cutter: _Cutter, strategy: Strategy, *, optimizer: str, **options: Any) -> Simulation:
+    return simulate_program(
+        lower(cutter.graph, cutter.cut(strategy), strategy, optimizer=optimizer),
+        cutter.graph,
+        cutter.cluster,
+        model=cutter.model,
+        precision=strategy.precision,
+        optimizer=optimizer,
+        strategy=str(strategy),
+        **options,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A strategy and what became of it: a simulation, or the reason why it was refused."""
+    """A strategy and what became of it: a simulation, or the reason why it was refused.
+
+    figures   by which it was ranked: the bounds of the step's time are not computed, its value stands for them
+    """
 
     strategy: Strategy
-    simulation: Simulation | None
     refused: str = ""
+    figures: Figures | None = None
+    complete: Callable[[], Simulation] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def simulation(self) -> Simulation | None:
+        """The whole simulation with its bounds, None if it was refused. That of the best few is there; that of any other is
+        simulated when it is first asked for.
+        """
+        return self.complete() if self.complete else None
 
     def objective(self, objective: Objective) -> float | None:
         """Seconds, joules or dollars of one step; None where unknown."""
-        if self.simulation is None:
+        if self.figures is None:
             return None
-        f = self.simulation.figures
+        f = self.figures
         interval = {"time": f.step_s, "energy": f.energy_j, "cost": f.cost_usd}[objective]
         return interval.value if interval else None
 
@@ -135,7 +184,11 @@ class Search:
 
         frames = [c.simulation.to_frame().assign(refused="") for c in self.ranked if c.simulation]
         refused = [{"strategy": str(c.strategy), "ranks": c.strategy.ranks, "refused": c.refused} for c in self.refused]
-        return pd.concat([*frames, pd.DataFrame(refused)], ignore_index=True) if refused else pd.concat(frames, ignore_index=True)
+        return (
+            pd.concat([*frames, pd.DataFrame(refused)], ignore_index=True)
+            if refused
+            else pd.concat(frames, ignore_index=True)
+        )
 
 
 def strategies(
@@ -152,12 +205,18 @@ def strategies(
     ranks       only those with exactly so many ranks
     operators   the graph's operators: no more stages than that
     """
-    sizes = sorted({2**i for i in range(devices.bit_length()) if 2**i <= devices} | {devices} | ({ranks} if ranks else set()))
+    sizes = sorted(
+        {2**i for i in range(devices.bit_length()) if 2**i <= devices} | {devices} | ({ranks} if ranks else set())
+    )
     for data in sizes:
         if batch % data:
             continue
         for pipeline in sizes:
-            if data * pipeline > devices or pipeline > min(MOST_STAGES, operators) or (ranks and data * pipeline != ranks):
+            if (
+                data * pipeline > devices
+                or pipeline > min(MOST_STAGES, operators)
+                or (ranks and data * pipeline != ranks)
+            ):
                 continue
             if solver == "asynchronous" and (pipeline > 1 or data == 1):
                 continue
@@ -189,8 +248,13 @@ def search(
     solver: str = "synchronous",
     ranks: int | None = None,
     samples_per_epoch: int | None = None,
+    among: Iterable[Strategy] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Search:
     """Simulate every admissible strategy and rank them.
+
+    among      these strategies instead of all that :func:`strategies` yields for `batch`, `precision`, `solver`, `ranks`
+    progress   called with (done, total) simulations as the search goes on
 
     Raises:
         PlanError: none fits, or the objective cannot be computed for any; the message says why.
@@ -201,49 +265,87 @@ def search(
             f"{ranks} ranks were asked for, cluster {cluster.name} has {cluster.n_devices} devices "
             f"({cluster.n_nodes} nodes of {cluster.devices_per_node}): use `--ranks {cluster.n_devices}` or a larger cluster."
         )
-    candidates = []
     computing = sum(1 for o in graph.operators if o.family != "view")
-    for strategy in strategies(batch, cluster.n_devices, precision=precision, solver=solver, ranks=ranks, operators=computing):
-        candidates.append(_try(graph, cluster, strategy, model, optimizer, samples_per_epoch))
-    refused = tuple(c for c in candidates if c.simulation is None)
-    valued = [c for c in candidates if c.objective(objective) is not None]
-    if not candidates:
+    if among is None:
+        among = strategies(
+            batch, cluster.n_devices, precision=precision, solver=solver, ranks=ranks, operators=computing
+        )
+    tried = list(among)
+    if not tried:
         raise PlanError(
             f"No combination is possible: batch {batch} does not divide over "
             f"{ranks or cluster.n_devices} ranks of {cluster.name}. Choose a batch with more divisors, a power of two say."
         )
+    done, total = 0, len(tried) + min(BEST, len(tried))
+
+    def tell() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    cutter = _Cutter(graph, cluster, model)
+    candidates = []
+    for strategy in tried:
+        candidates.append(_try(cutter, strategy, optimizer, samples_per_epoch))
+        tell()
+    found = _ranked(graph, cluster, candidates, objective)
+    for candidate in found.ranked[:BEST]:
+        _ = candidate.simulation
+        tell()
+    if progress and done < total:
+        progress(total, total)
+    return found
+
+
+def _ranked(graph: Graph, cluster: Cluster, candidates: Sequence[Candidate], objective: Objective) -> Search:
+    refused = tuple(c for c in candidates if c.refused)
     if len(refused) == len(candidates):
         reasons = "\n  ".join(f"{c.strategy}: {c.refused}" for c in refused[:8])
-        raise PlanError(f"{graph.name} does not fit on {cluster.name} in any combination tried:\n  {reasons}\nUse a smaller batch or larger devices.")
+        raise PlanError(
+            f"{graph.name} does not fit on {cluster.name} in any combination tried:\n  {reasons}\n"
+            "Use a smaller batch or larger devices."
+        )
+    valued = [c for c in candidates if c.objective(objective) is not None]
     if not valued:
         raise PlanError(
-            f"The {objective} of {graph.name} on {cluster.name} is unavailable: the cluster's profile lacks the power or price that it "
-            f"needs. See `hpdlf profile show {cluster.name}`, or use `--objective time`."
+            f"The {objective} of {graph.name} on {cluster.name} is unavailable: the cluster's profile lacks the power or "
+            f"price that it needs. See `hpdlf profile show {cluster.name}`, or use `--objective time`."
         )
     # Ties: fewer devices, then the simpler strategy.
     valued.sort(key=lambda c: (c.objective(objective), c.strategy.ranks, c.strategy.pipeline, c.strategy.microbatches))
     return Search(objective=objective, ranked=tuple(valued), refused=refused)
 
 
-def _try(
-    graph: Graph, cluster: Cluster, strategy: Strategy, model: CostModel, optimizer: str, samples_per_epoch: int | None
-) -> Candidate:
+def _try(cutter: _Cutter, strategy: Strategy, optimizer: str, samples_per_epoch: int | None) -> Candidate:
+    graph, cluster, model = cutter.graph, cutter.cluster, cutter.model
     try:
-        simulation = simulate(graph, cluster, strategy, model=model, optimizer=optimizer, samples_per_epoch=samples_per_epoch)
+        program = lower(graph, cutter.cut(strategy), strategy, optimizer=optimizer)
+        for memory in role_memory(program, cluster):
+            if not memory.fits:
+                return Candidate(strategy=strategy, refused=_too_large(memory))
+        figures = middle_figures(
+            program, graph, cluster, model=model, precision=strategy.precision, optimizer=optimizer
+        )
     except PlanError as error:
-        return Candidate(strategy=strategy, simulation=None, refused=str(error))
-    for memory in simulation.memory:
-        if not memory.fits:
-            contents = ", ".join(f"{name} {nbytes / 1e9:.2f}" for name, nbytes in memory.by_content.items() if nbytes >= 5e6)
-            why = (
-                f"{memory.role} needs {memory.peak_bytes / 1e9:.2f} GB ({contents}) at {memory.at}, "
-                f"the device has {memory.capacity_bytes / 1e9:.2f} GB"
-            )
-            return Candidate(strategy=strategy, simulation=None, refused=why)
-    return Candidate(strategy=strategy, simulation=simulation)
+        return Candidate(strategy=strategy, refused=str(error))
+    complete = partial(_simulate, cutter, strategy, optimizer=optimizer, samples_per_epoch=samples_per_epoch)
+    return Candidate(strategy=strategy, figures=figures, complete=complete)
 
 
-_WORDS = {"time": ("fastest", "slower"), "energy": ("most frugal in energy", "more energy"), "cost": ("cheapest", "dearer")}
+def _too_large(memory: RoleMemory) -> str:
+    contents = ", ".join(f"{name} {nbytes / 1e9:.2f}" for name, nbytes in memory.by_content.items() if nbytes >= 5e6)
+    return (
+        f"{memory.role} needs {memory.peak_bytes / 1e9:.2f} GB ({contents}) at {memory.at}, "
+        f"the device has {memory.capacity_bytes / 1e9:.2f} GB"
+    )
+
+
+_WORDS = {
+    "time": ("fastest", "slower"),
+    "energy": ("most frugal in energy", "more energy"),
+    "cost": ("cheapest", "dearer"),
+}
 
 
 def _reason(found: Search) -> str:
@@ -269,11 +371,17 @@ def _reason(found: Search) -> str:
             "waits more for other stages": s.bubble - f.bubble,
         }
         cause, size = max(causes.items(), key=lambda item: item[1])
-        more = f" because it {cause} ({size:+.0%} of the step)" if size > 0.005 and second.strategy.ranks == best.strategy.ranks else ""
+        more = (
+            f" because it {cause} ({size:+.0%} of the step)"
+            if size > 0.005 and second.strategy.ranks == best.strategy.ranks
+            else ""
+        )
         gap = theirs / ours - 1
         sentences.append(f"The next, {second.strategy}, is {gap:.1%} {worse}{more}.")
         if _overlap(best.simulation.figures.step_s, s.step_s) and gap > 0:
-            sentences.append("Their intervals overlap: `hpdlf profile measure` and a refined model would tell them apart.")
+            sentences.append(
+                "Their intervals overlap: `hpdlf profile measure` and a refined model would tell them apart."
+            )
     return " ".join(sentences)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..hwprofiles import Cluster
-from ..models.cost import CostModel, Estimate
+from ..models.cost import CostModel
 from ..models.onnxpp import Graph
 from ..models.program import Kind, Program, peak_memory
 from ..models.trace import Event, Trace
@@ -15,7 +16,7 @@ from .engine import replay
 from .pricing import Pricing
 from .result import Figures, Interval, RoleMemory, Simulation
 
-__all__ = ["simulate_program"]
+__all__ = ["middle_figures", "role_memory", "simulate_program"]
 
 WARM_STEPS, STEADY_STEPS = 1, 2
 
@@ -47,42 +48,105 @@ def simulate_program(
         PlanError: the program needs more devices than there are, or deadlocks.
     """
     model = model or CostModel.default()
-    pricing = Pricing(program=program, graph=graph, cluster=cluster, model=model, precision=precision, optimizer=optimizer)
-    speed = _speeds(program.mesh.size, jitter, slowdown or {}, seed)
-    multiplicity = _fold(pricing, speed) if fold and not jitter else dict.fromkeys(range(program.mesh.size), 1)
-    estimates = {rank: pricing.estimates(rank) for rank in multiplicity}
-    overlap = float(cluster.device.communication_overlap)
-
-    def run(bound: str) -> tuple[Event, ...]:
-        seconds = {
-            rank: {
-                name: getattr(e, bound) * (speed[rank] if _computes(program, rank, name) else 1.0) for name, e in mine.items()
-            }
-            for rank, mine in estimates.items()
-        }
-        return replay(program, seconds, steps=steps, communication_overlap=overlap)
-
-    # Errors of one family and link go the same way everywhere, so the bounds of the step are its times with all tasks at theirs.
-    traces = {bound: run(bound) for bound in ("seconds", "low_s", "high_s")}
-    step_s = Interval(
-        value=_steady_step(traces["seconds"], steps),
-        low=_steady_step(traces["low_s"], steps),
-        high=_steady_step(traces["high_s"], steps),
-        provenance=_provenance(estimates.values()),
+    replaying = _Replaying(
+        program, graph, cluster, model, precision, optimizer, steps, fold, jitter, slowdown or {}, seed
     )
-    batch = program.microbatch_samples * program.microbatches * program.mesh.axes["data"]
+    # Errors of one family and link go the same way everywhere, so the bounds of the step are its times with all tasks at theirs.
+    events = replaying.run("seconds")
+    step_s = Interval(
+        value=_steady_step(events, steps),
+        low=_steady_step(replaying.run("low_s"), steps),
+        high=_steady_step(replaying.run("high_s"), steps),
+        provenance=replaying.provenance,
+    )
     return Simulation(
         model=graph.name,
         cluster=cluster.name,
         strategy=strategy,
         ranks=program.mesh.size,
-        batch=batch,
-        figures=_figures(traces["seconds"], step_s, batch, estimates, multiplicity, cluster, model, steps),
-        memory=_memory(program, cluster),
-        trace=Trace(source="simulated", events=traces["seconds"], about={"cluster": cluster.name, "strategy": strategy}),
-        multiplicity=multiplicity,
+        batch=replaying.batch,
+        figures=_figures(replaying, events, step_s),
+        memory=role_memory(program, cluster),
+        trace=Trace(source="simulated", events=events, about={"cluster": cluster.name, "strategy": strategy}),
+        multiplicity=replaying.multiplicity,
         samples_per_epoch=samples_per_epoch,
     )
+
+
+def middle_figures(
+    program: Program,
+    graph: Graph,
+    cluster: Cluster,
+    *,
+    model: CostModel,
+    precision: str = "float32",
+    optimizer: str = "adam",
+    steps: int = WARM_STEPS + STEADY_STEPS,
+) -> Figures:
+    """The figures of :func:`simulate_program` for a third of its time: the step's bounds are not computed, its value stands
+    for them. A search ranks by them.
+    """
+    replaying = _Replaying(program, graph, cluster, model, precision, optimizer, steps)
+    events = replaying.run("seconds")
+    step_s = _steady_step(events, steps)
+    return _figures(replaying, events, Interval(value=step_s, low=step_s, high=step_s, provenance=replaying.provenance))
+
+
+class _Replaying:
+    """A program on a cluster, priced and folded: ready to be replayed at the middle of its prices or at their bounds."""
+
+    def __init__(
+        self,
+        program: Program,
+        graph: Graph,
+        cluster: Cluster,
+        model: CostModel,
+        precision: str,
+        optimizer: str,
+        steps: int,
+        fold: bool = True,
+        jitter: float = 0.0,
+        slowdown: Mapping[int, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.program, self.cluster, self.model, self.steps = program, cluster, model, steps
+        pricing = Pricing(
+            program=program, graph=graph, cluster=cluster, model=model, precision=precision, optimizer=optimizer
+        )
+        self.speed = _speeds(program.mesh.size, jitter, slowdown or {}, seed)
+        everybody = dict.fromkeys(range(program.mesh.size), 1)
+        self.multiplicity = _fold(pricing, self.speed) if fold and not jitter else everybody
+        self.estimates = {rank: pricing.estimates(rank) for rank in self.multiplicity}
+
+    @property
+    def batch(self) -> int:
+        """Samples in one step."""
+        program = self.program
+        return program.microbatch_samples * program.microbatches * program.mesh.axes["data"]
+
+    @property
+    def provenance(self) -> str:
+        """The least trusted provenance among what takes at least a tenth of the tasks' time."""
+        seconds = dict.fromkeys(("modelled", "learned", "measured"), 0.0)
+        for rank, estimates in self.estimates.items():
+            times = Counter(task.instruction for task in self.program.role_of(rank).order)
+            for name, estimate in estimates.items():
+                seconds[estimate.provenance] += estimate.seconds * times[name] * self.multiplicity[rank]
+        total = sum(seconds.values())
+        return next((p for p, s in seconds.items() if s > 0.0 and s >= 0.1 * total), "modelled")
+
+    def run(self, bound: str) -> tuple[Event, ...]:
+        """The events with every task at one `bound` of its price: "seconds", "low_s" or "high_s"."""
+        seconds = {}
+        for rank, estimates in self.estimates.items():
+            prices = {name: getattr(estimate, bound) for name, estimate in estimates.items()}
+            if self.speed[rank] != 1.0:
+                for instruction in self.program.role_of(rank).instructions:
+                    if instruction.kind is Kind.COMPUTE:
+                        prices[instruction.id] *= self.speed[rank]
+            seconds[rank] = prices
+        overlap = float(self.cluster.device.communication_overlap)
+        return replay(self.program, seconds, steps=self.steps, communication_overlap=overlap)
 
 
 def _speeds(size: int, jitter: float, slowdown: Mapping[int, float], seed: int) -> list[float]:
@@ -90,24 +154,22 @@ def _speeds(size: int, jitter: float, slowdown: Mapping[int, float], seed: int) 
     return [float(drawn[rank]) * slowdown.get(rank, 1.0) for rank in range(size)]
 
 
-def _computes(program: Program, rank: int, instruction: str) -> bool:
-    return program.role_of(rank).instruction[instruction].kind is Kind.COMPUTE
-
-
 def _fold(pricing: Pricing, speed: Sequence[float]) -> dict[int, int]:
     """Replicas whose ranks all cost the same are simulated once: {simulated rank: ranks that it stands for}.
 
-    A replica is a coordinate on the data axis; messages never leave it, collectives over it meet all replicas at the same time.
+    A replica is a coordinate on the data axis. Messages never leave it, and a collective over it meets all replicas at the same
+    time and takes equally long for all of them; so replicas at equal prices do the same at the same time, and nobody else can
+    tell how many they are. Where a replica straddles nodes differently, its messages have other prices and it is unfolded.
     """
     mesh = pricing.program.mesh
-    classes: dict[tuple[object, ...], list[int]] = {}
+    classes: dict[tuple[object, ...], list[tuple[int, ...]]] = {}
     for replica in range(mesh.axes["data"]):
-        ranks = list(mesh.ranks_at({"data": replica}))
-        behaviour = tuple((speed[r], tuple(e.seconds for e in pricing.estimates(r).values())) for r in ranks)
-        classes.setdefault(behaviour, []).append(replica)
-    return {
-        rank: len(replicas) for replicas in classes.values() for rank in sorted(mesh.ranks_at({"data": replicas[0]}))
-    }
+        ranks = tuple(mesh.ranks_at({"data": replica}))
+        behaviour = tuple(
+            (speed[r], *((e.seconds, e.low_s, e.high_s) for e in pricing.estimates(r).values())) for r in ranks
+        )
+        classes.setdefault(behaviour, []).append(ranks)
+    return dict(sorted((rank, len(replicas)) for replicas in classes.values() for rank in replicas[0]))
 
 
 def _steady_step(events: Sequence[Event], steps: int) -> float:
@@ -120,35 +182,12 @@ def _steady_step(events: Sequence[Event], steps: int) -> float:
     return (ends[-1] - ends[0]) / (steps - 1)
 
 
-def _provenance(estimates: Sequence[Mapping[str, Estimate]] | object) -> str:
-    """The least trusted provenance among what takes at least a tenth of the computing time."""
-    seconds: dict[str, float] = {}
-    for mine in estimates:  # type: ignore[attr-defined]
-        for estimate in mine.values():
-            seconds[estimate.provenance] = seconds.get(estimate.provenance, 0.0) + estimate.seconds
-    total = sum(seconds.values())
-    for provenance in ("modelled", "learned", "measured"):
-        if total and seconds.get(provenance, 0.0) >= 0.1 * total:
-            return provenance
-    return "modelled"
-
-
-def _figures(
-    events: Sequence[Event],
-    step_s: Interval,
-    batch: int,
-    estimates: Mapping[int, Mapping[str, Estimate]],
-    multiplicity: Mapping[int, int],
-    cluster: Cluster,
-    model: CostModel,
-    steps: int,
-) -> Figures:
+def _figures(replaying: _Replaying, events: Sequence[Event], step_s: Interval) -> Figures:
     """Read the steady steps off the timeline."""
-    first, last = (1, steps) if steps > 1 else (0, 1)
-    counted = last - first
+    steps, multiplicity = replaying.steps, replaying.multiplicity
+    first = WARM_STEPS if steps > WARM_STEPS else 0
     start_s = max((e.end_s for e in events if e.step < first), default=0.0)
-    end_s = max(e.end_s for e in events)
-    span_s = max(end_s - start_s, 1e-300)
+    span_s = max(max(e.end_s for e in events) - start_s, 1e-300)
     computing: dict[int, list[tuple[float, float]]] = {rank: [] for rank in multiplicity}
     communicating: dict[int, list[tuple[float, float]]] = {rank: [] for rank in multiplicity}
     for event in events:
@@ -157,21 +196,29 @@ def _figures(
         interval = (max(event.start_s, start_s), event.end_s)
         if event.kind == Kind.COMPUTE:
             computing[event.rank].append(interval)
-        elif event.kind != Kind.RECEIVE and Kind(event.kind).communicates:  # who waits to receive is idle: the sender is busy
+        elif event.kind in _OCCUPYING:
             communicating[event.rank].append(interval)
     ranks = sum(multiplicity.values())
     busy = sum(n * _covered(computing[r]) for r, n in multiplicity.items()) / ranks / span_s
     either = sum(n * _covered(computing[r] + communicating[r]) for r, n in multiplicity.items()) / ranks / span_s
-    energy = _energy(events, first, counted, span_s, estimates, multiplicity, cluster, step_s)
+    energy = _energy(replaying, events, first, span_s, step_s.provenance)
+    cost, basis = _money(step_s, energy, ranks, replaying.cluster, replaying.model)
+    carbon = replaying.cluster.carbon_kg_per_j
     return Figures(
         step_s=step_s,
-        samples_per_s=step_s.inverse(batch),
+        samples_per_s=step_s.inverse(replaying.batch),
         energy_j=energy,
-        **_money(step_s, energy, ranks, cluster, model),
+        cost_usd=cost,
+        cost_basis=basis,
+        carbon_kg=energy.times(carbon.value) if energy and carbon else None,
         utilisation=min(busy, 1.0),
         exposed_communication=max(min(either, 1.0) - busy, 0.0),
         bubble=max(1.0 - either, 0.0),
     )
+
+
+# Who waits to receive is idle: the sender is busy.
+_OCCUPYING = frozenset(kind.value for kind in Kind if kind.communicates and kind is not Kind.RECEIVE)
 
 
 def _covered(intervals: list[tuple[float, float]]) -> float:
@@ -185,65 +232,62 @@ def _covered(intervals: list[tuple[float, float]]) -> float:
 
 
 def _energy(
-    events: Sequence[Event],
-    first: int,
-    counted: int,
-    span_s: float,
-    estimates: Mapping[int, Mapping[str, Estimate]],
-    multiplicity: Mapping[int, int],
-    cluster: Cluster,
-    step_s: Interval,
+    replaying: _Replaying, events: Sequence[Event], first: int, span_s: float, provenance: str
 ) -> Interval | None:
-    """Joules of one step at the meter: devices while they compute and while they idle, hosts, the building's overhead.
+    """Joules of one step at the meter of the nodes in use: devices while they compute and while they wait or have no rank, hosts,
+    and the building's overhead. A task costs what it costs at full speed; what slows it (a straggler's own reasons, transfers
+    that need its cores) is time at idle power.
 
     None where the profile lacks the device's idle power, the host's, or the PUE.
     """
+    cluster, multiplicity = replaying.cluster, replaying.multiplicity
     node, device = cluster.node, cluster.device
     if device.idle_w is None or node.host_active_w is None or cluster.pue is None:
         return None
-    joules = low = high = 0.0
-    for rank, times in multiplicity.items():
-        busy_s = 0.0
-        for event in events:
-            if event.rank == rank and event.step >= first and event.kind == Kind.COMPUTE:
-                estimate = estimates[rank][event.instruction]
-                if estimate.joules is None or estimate.low_j is None or estimate.high_j is None:
-                    return None
-                joules, low, high = (
-                    joules + times * estimate.joules,
-                    low + times * estimate.low_j,
-                    high + times * estimate.high_j,
-                )
-                busy_s += estimate.seconds
-        idle_j = times * device.idle_w.value * max(span_s - busy_s, 0.0)
-        joules, low, high = joules + idle_j, low + idle_j, high + idle_j
-    nodes = -(-sum(multiplicity.values()) // cluster.devices_per_node)
-    hosts_j = nodes * node.host_active_w.value * span_s
-    scale = cluster.pue.value / counted
+    tasks = Counter((e.rank, e.instruction) for e in events if e.step >= first and e.kind == Kind.COMPUTE)
+    joules = low = high = busy_s = 0.0
+    for (rank, instruction), count in tasks.items():
+        estimate, times = replaying.estimates[rank][instruction], count * multiplicity[rank]
+        if estimate.joules is None or estimate.low_j is None or estimate.high_j is None:
+            return None
+        joules, low, high = (
+            joules + times * estimate.joules,
+            low + times * estimate.low_j,
+            high + times * estimate.high_j,
+        )
+        busy_s += times * estimate.seconds
+    nodes = _nodes_in_use(cluster, sum(multiplicity.values()))
+    idle_s = max(nodes * cluster.devices_per_node * span_s - busy_s, 0.0)
+    other_j = device.idle_w.value * idle_s + nodes * node.host_active_w.value * span_s
+    scale = cluster.pue.value / (replaying.steps - first)
     return Interval(
-        value=(joules + hosts_j) * scale, low=(low + hosts_j) * scale, high=(high + hosts_j) * scale, provenance=step_s.provenance
+        value=(joules + other_j) * scale,
+        low=(low + other_j) * scale,
+        high=(high + other_j) * scale,
+        provenance=provenance,
     )
+
+
+def _nodes_in_use(cluster: Cluster, ranks: int) -> int:
+    """Ranks fill node after node; a node in use is in use whole."""
+    return -(-ranks // cluster.devices_per_node)
 
 
 def _money(
     step_s: Interval, energy: Interval | None, ranks: int, cluster: Cluster, model: CostModel
-) -> dict[str, Interval | str | None]:
-    """Rent of the nodes in use where the profile has a price; else the price of the energy; else unknown."""
-    nodes = -(-ranks // cluster.devices_per_node)
-    used = cluster.with_nodes(nodes) if nodes < cluster.n_nodes else cluster
-    cost: Interval | None = None
-    basis: str | None = None
-    carbon: Interval | None = None
-    if (rent := model.money_usd(1.0, used)) is not None:
-        cost, basis = step_s.times(rent), "rent"
-    elif energy is not None and cluster.energy_price_usd_per_j is not None:
-        cost, basis = energy.times(cluster.energy_price_usd_per_j.value), "energy"
-    if energy is not None and cluster.carbon_kg_per_j is not None:
-        carbon = energy.times(cluster.carbon_kg_per_j.value)
-    return {"cost_usd": cost, "cost_basis": basis, "carbon_kg": carbon}
+) -> tuple[Interval | None, str | None]:
+    """Rent of the nodes in use where the profile has a price; else the price of the energy; else unknown. And which of them."""
+    rent = model.money_usd(1.0, cluster.with_nodes(_nodes_in_use(cluster, ranks)))
+    if rent is not None:
+        return step_s.times(rent), "rent"
+    price = cluster.energy_price_usd_per_j
+    if energy is not None and price is not None:
+        return energy.times(price.value), "energy"
+    return None, None
 
 
-def _memory(program: Program, cluster: Cluster) -> tuple[RoleMemory, ...]:
+def role_memory(program: Program, cluster: Cluster) -> tuple[RoleMemory, ...]:
+    """Peak memory of every role beside what the device has."""
     capacity_bytes = int(cluster.device.memory_bytes.value)
     rows = []
     for role in program.roles:

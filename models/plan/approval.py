@@ -38,7 +38,9 @@ def approval_path(plan: Path) -> Path:
     return plan.with_name(f"{plan.name}.approval.json")
 
 
-def write_approval(plan_path: Path, *, approved_by: str, data_sha256: str | None, now: datetime | None = None) -> Approval:
+def write_approval(
+    plan_path: Path, *, approved_by: str, data_sha256: str | None, now: datetime | None = None
+) -> Approval:
     """Approve a plan as it lies there.
 
     data_sha256   the training data's hash as it is now; None where the plan names no data
@@ -52,7 +54,9 @@ def write_approval(plan_path: Path, *, approved_by: str, data_sha256: str | None
         raise ApprovalError("Nobody is named as approving: `hpdlf approve PLAN --as NAME`.")
     changed = _changed_files(plan_path, plan) + _changed_data(plan.data_sha256, data_sha256)
     if changed:
-        raise ApprovalError(_message(plan_path, "cannot be approved: it no longer describes what lies there", changed, "hpdlf plan"))
+        raise ApprovalError(
+            _message(plan_path, "cannot be approved: it no longer describes what lies there", changed, "hpdlf plan")
+        )
     approval = Approval(
         approved_by=approved_by.strip(),
         approved_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -80,13 +84,19 @@ def check_approval(plan_path: Path, *, data_sha256: str | None) -> tuple[Plan, A
     try:
         approval = Approval.model_validate_json(path.read_text())
     except FileNotFoundError:
-        raise ApprovalError(f"{plan_path} is not approved. Look at it and approve it with `hpdlf approve {plan_path}`.") from None
+        raise ApprovalError(
+            f"{plan_path} is not approved. Look at it and approve it with `hpdlf approve {plan_path}`."
+        ) from None
     except (OSError, ValidationError, UnicodeDecodeError):
-        raise ApprovalError(f"{path} is no approval that can be read. Approve again with `hpdlf approve {plan_path}`.") from None
+        raise ApprovalError(
+            f"{path} is no approval that can be read. Approve again with `hpdlf approve {plan_path}`."
+        ) from None
     changed = [] if file_sha256(plan_path) == approval.plan_sha256 else [f"the plan {plan_path.name}"]
     changed += _changed_files(plan_path, plan) + _changed_data(approval.data_sha256, data_sha256)
     if changed:
-        raise ApprovalError(_message(plan_path, "changed since it was approved", changed, "hpdlf plan` and `hpdlf approve"))
+        raise ApprovalError(
+            _message(plan_path, "changed since it was approved", changed, "hpdlf plan` and `hpdlf approve")
+        )
     return plan, approval
 
 

@@ -49,7 +49,13 @@ def crossing_tensors(graph: Graph) -> list[tuple[str, ...]]:
 
 
 def partition(
-    graph: Graph, *, operator_s: Sequence[float], stages: int, bucket_bytes: int | None, samples: int, seconds_per_byte: float
+    graph: Graph,
+    *,
+    operator_s: Sequence[float],
+    stages: int,
+    bucket_bytes: int | None,
+    samples: int,
+    seconds_per_byte: float,
 ) -> Partition:
     """Cut `graph` into `stages`.
 
@@ -72,7 +78,9 @@ def partition(
         wire_s[first + 1 : last + 1] = [np.inf] * (last - first)
     ends = _balance(np.asarray(operator_s, dtype=float), np.asarray(wire_s), stages)
     if any(wire_s[end] == np.inf for end in ends):
-        raise PlanError(f"{graph.name} cannot be cut into {stages} pipeline stages without separating the users of a tied parameter.")
+        raise PlanError(
+            f"{graph.name} cannot be cut into {stages} pipeline stages without separating the users of a tied parameter."
+        )
     stage_of: dict[str, int] = {}
     segment_of: dict[str, str] = {}
     start = 0
@@ -114,7 +122,11 @@ def _buckets(graph: Graph, start: int, end: int, bucket_bytes: int | None) -> li
     uses = _uses(graph, start, end)
     cuts, filled = [], 0
     for i in range(end - 1, start, -1):
-        filled += sum(graph.tensors[p].nbytes(1) for p in dict.fromkeys(graph.operators[i].inputs) if p in uses and uses[p][0] == i)
+        filled += sum(
+            graph.tensors[p].nbytes(1)
+            for p in dict.fromkeys(graph.operators[i].inputs)
+            if p in uses and uses[p][0] == i
+        )
         splits_tied = any(first < i <= last for first, last in uses.values())
         if filled >= bucket_bytes and not splits_tied:
             cuts.append(i)

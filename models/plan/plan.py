@@ -80,7 +80,9 @@ def write_plan(plan: Plan, path: Path) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise PlanError(f"{path}: the plan cannot be written: {error.strerror}. Choose another place with `-o FILE`.") from None
+        raise PlanError(
+            f"{path}: the plan cannot be written: {error.strerror}. Choose another place with `-o FILE`."
+        ) from None
 
 
 def load_plan(path: Path) -> Plan:
@@ -97,7 +99,9 @@ def load_plan(path: Path) -> Plan:
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise PlanError(f"{path} is no plan: it is not JSON. {mend}") from None
     if isinstance(table, dict) and isinstance(table.get("format"), int) and table["format"] > FORMAT:
-        raise PlanError(f"{path} has plan format {table['format']}, this hpdlf reads {FORMAT}: `pip install --upgrade hpdlf`.")
+        raise PlanError(
+            f"{path} has plan format {table['format']}, this hpdlf reads {FORMAT}: `pip install --upgrade hpdlf`."
+        )
     try:
         return Plan.model_validate(table)
     except ValidationError as error:

@@ -78,6 +78,8 @@ def _dependencies(role: Role) -> tuple[tuple[Dependency, ...], ...]:
     for steps_back, touches in ((1, lasting), (0, everything)):  # only RUN buffers reach from one step into the next
         for position, task in enumerate(role.order):
             instruction, touch = role.instruction[task.instruction], touches[task.instruction]
+            if steps_back and not touch.seen:
+                continue
             slot: dict[str, object] = {
                 name: (name, task.microbatch) if scope[name] is Scope.MICROBATCH else name for name in touch.seen
             }
@@ -86,7 +88,9 @@ def _dependencies(role: Role) -> tuple[tuple[Dependency, ...], ...]:
                 needed = {d for name in touch.seen for d in writers.get(slot[name], ())}
                 needed.update(d for name in touch.changed for d in readers.get(slot[name], ()))
                 needed.update(Dependency(matching(other, task), 0) for other in instruction.after)
-                needed.update(Dependency(matching(e.instruction, task), e.steps_back) for e in instruction.after_earlier)
+                needed.update(
+                    Dependency(matching(e.instruction, task), e.steps_back) for e in instruction.after_earlier
+                )
                 needed.discard(here)
                 found.append(tuple(sorted(needed)))
             for name in touch.read:
@@ -113,6 +117,7 @@ def check(program: Program) -> list[str]:
 
 def _check_role(role: Role) -> list[str]:
     problems = []
+    of_microbatch = {b.name for b in role.buffers if b.scope is Scope.MICROBATCH}
     defined = {(b.name, None) for b in role.buffers if b.scope is Scope.RUN}
     freed: set[tuple[str, int | None]] = set()
     for task in role.order:
@@ -121,29 +126,26 @@ def _check_role(role: Role) -> list[str]:
         if instruction is None:
             problems.append(f"{where}: no such instruction")
             continue
-        named = (*instruction.reads, *instruction.writes, *instruction.accumulates, *instruction.frees)
+        named = dict.fromkeys((*instruction.reads, *instruction.writes, *instruction.accumulates, *instruction.frees))
         unknown = [b for b in named if b not in role.buffer]
         if unknown:
             problems.append(f"{where}: unknown buffer {', '.join(unknown)}")
             continue
-
-        def slot(name: str, task: Task = task) -> tuple[str, int | None]:
-            return name, task.microbatch if role.buffer[name].scope is Scope.MICROBATCH else None
-
+        slot = {name: (name, task.microbatch if name in of_microbatch else None) for name in named}
         for name in instruction.reads:
-            if slot(name) in freed:
+            if slot[name] in freed:
                 problems.append(f"{where}: reads {name} after it was freed")
-            elif slot(name) not in defined:
+            elif slot[name] not in defined:
                 problems.append(f"{where}: reads {name} before anything wrote it")
         for name in (*instruction.writes, *instruction.accumulates):
-            defined.add(slot(name))
-            freed.discard(slot(name))
+            defined.add(slot[name])
+            freed.discard(slot[name])
         for name in instruction.frees:
-            if slot(name) in freed:
+            if slot[name] in freed:
                 problems.append(f"{where}: frees {name} twice")
-            elif slot(name) not in defined:
+            elif slot[name] not in defined:
                 problems.append(f"{where}: frees {name} before anything wrote it")
-            freed.add(slot(name))
+            freed.add(slot[name])
     for name, microbatch in sorted(defined - freed, key=str):
         if role.buffer[name].scope is not Scope.RUN:
             problems.append(f"{role.name}: {Task(name, microbatch)} is never freed")
@@ -161,13 +163,17 @@ def _check_partner(program: Program, role: Role, instruction: Instruction) -> li
         return [f"{where}: {error}"]
     partners = [i for i in other.instructions if i.kind is wanted and i.message == instruction.message]
     if len(partners) != 1:
-        return [f"{where}: {other.name} has {len(partners)} instructions to {wanted} {instruction.message}, expected one"]
+        return [
+            f"{where}: {other.name} has {len(partners)} instructions to {wanted} {instruction.message}, expected one"
+        ]
     here = [t.microbatch for t in role.order if t.instruction == instruction.id]
     there = [t.microbatch for t in other.order if t.instruction == partners[0].id]
     if sorted(here, key=str) != sorted(there, key=str):
         return [f"{where}: {len(here)} tasks here, {len(there)} to {wanted} it in {other.name}"]
     if role.payload_bytes(instruction) != other.payload_bytes(partners[0]):
-        return [f"{where}: {role.payload_bytes(instruction)} bytes here, {other.payload_bytes(partners[0])} in {other.name}"]
+        return [
+            f"{where}: {role.payload_bytes(instruction)} bytes here, {other.payload_bytes(partners[0])} in {other.name}"
+        ]
     return []
 
 

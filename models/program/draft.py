@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ...errors import PlanError
+from ..cost import residual_bytes, workspace_bytes
+from ..cost.memo import memo_of
 from ..onnxpp.graph import Graph
 from ..plan.partition import Partition
 from ..plan.strategy import Strategy
 from .dependencies import check
 from .fuse import fuse
-from .instruction import Buffer, Content, Instruction, Kind, Part, Program, Role, Scope, Segment, Task
+from .instruction import Buffer, Content, Instruction, Kind, Part, Phase, Program, Role, Scope, Segment, Task
 from .mesh import Group, Mesh
 from .segments import build_segments
 
@@ -36,7 +38,9 @@ class Chain:
         segments = build_segments(graph, partition)
         stages = 1 + max(s.stage for s in segments)
         if stages != strategy.pipeline:
-            raise PlanError(f"{graph.name} is partitioned into {stages} stages, the strategy has {strategy.pipeline}: plan it again.")
+            raise PlanError(
+                f"{graph.name} is partitioned into {stages} stages, the strategy has {strategy.pipeline}: plan it again."
+            )
         return cls(graph=graph, strategy=strategy, segments=segments)
 
     def of_stage(self, stage: int) -> tuple[Segment, ...]:
@@ -47,10 +51,33 @@ class Chain:
         """The segment that follows, in this stage or the next."""
         return self.segments[segment.number + 1] if segment.number + 1 < len(self.segments) else None
 
-    def nbytes(self, tensors: Iterable[str], *, samples: int | None = None) -> int:
+    def nbytes(self, tensors: tuple[str, ...], *, samples: int | None = None) -> int:
         """Bytes of `tensors` for `samples` (one microbatch) in the working precision."""
-        count = self.strategy.microbatch_samples if samples is None else samples
-        return sum(self.graph.tensors[t].nbytes(count, self.strategy.precision) for t in tensors)
+        count, precision = self.strategy.microbatch_samples if samples is None else samples, self.strategy.precision
+        tensor = self.graph.tensors
+        return self._once(
+            ("nbytes", tensors, count, precision), lambda: sum(tensor[t].nbytes(count, precision) for t in tensors)
+        )
+
+    def residual_bytes(self, segment: Segment) -> int:
+        """What a segment's forward pass keeps of a microbatch for its backward pass."""
+        about = {"batch": self.strategy.microbatch_samples, "precision": self.strategy.precision}
+        key = ("residual_bytes", segment.operators, *about.values())
+        return self._once(key, lambda: residual_bytes(self.graph, segment.operators, **about))
+
+    def workspace_bytes(self, segment: Segment, phase: Phase) -> int:
+        """What a segment's pass over a microbatch needs while it runs."""
+        about = {"batch": self.strategy.microbatch_samples, "phase": phase.value, "precision": self.strategy.precision}
+        key = ("workspace_bytes", segment.operators, *about.values())
+        return self._once(key, lambda: workspace_bytes(self.graph, segment.operators, **about))
+
+    def _once(self, key: tuple[object, ...], count: Callable[[], int]) -> int:
+        """A size of the graph, counted once for all the strategies that are tried on it."""
+        memo = memo_of(self.graph)
+        if key not in memo:
+            memo[key] = count()
+        found: int = memo[key]
+        return found
 
 
 @dataclass

@@ -102,21 +102,27 @@ def _merge(role: Role, chain: Sequence[Instruction]) -> Role:
         after_earlier=tuple(dict.fromkeys(e for i in chain for e in i.after_earlier)),
     )
     new_id = {**{i.id: i.id for i in role.instructions}, **dict.fromkeys(members, name)}
-    instructions = [fused if i.id == first.id else i for i in role.instructions if i.id == first.id or i.id not in members]
+    instructions = [
+        fused if i.id == first.id else i for i in role.instructions if i.id == first.id or i.id not in members
+    ]
     return replace(
         role,
         instructions=tuple(
             replace(
                 i,
                 after=tuple(dict.fromkeys(new_id[other] for other in i.after)),
-                after_earlier=tuple(dict.fromkeys(Earlier(new_id[e.instruction], e.steps_back) for e in i.after_earlier)),
+                after_earlier=tuple(
+                    dict.fromkeys(Earlier(new_id[e.instruction], e.steps_back) for e in i.after_earlier)
+                ),
             )
             if i.after or i.after_earlier
             else i
             for i in instructions
         ),
         order=tuple(
-            Task(new_id[t.instruction], t.microbatch) for t in role.order if t.instruction == first.id or t.instruction not in members
+            Task(new_id[t.instruction], t.microbatch)
+            for t in role.order
+            if t.instruction == first.id or t.instruction not in members
         ),
     )
 

@@ -24,7 +24,20 @@ from typing import NamedTuple
 
 from .mesh import Group, Mesh, Peer
 
-__all__ = ["Buffer", "Content", "Earlier", "Instruction", "Kind", "Part", "Phase", "Program", "Role", "Scope", "Segment", "Task"]
+__all__ = [
+    "Buffer",
+    "Content",
+    "Earlier",
+    "Instruction",
+    "Kind",
+    "Part",
+    "Phase",
+    "Program",
+    "Role",
+    "Scope",
+    "Segment",
+    "Task",
+]
 
 
 class Kind(StrEnum):

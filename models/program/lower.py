@@ -24,7 +24,12 @@ __all__ = ["lower", "lower_evaluation"]
 
 
 def lower(
-    graph: Graph, partition: Partition, strategy: Strategy, *, optimizer: str = "adam", checkpoint_every: int | None = None
+    graph: Graph,
+    partition: Partition,
+    strategy: Strategy,
+    *,
+    optimizer: str = "adam",
+    checkpoint_every: int | None = None,
 ) -> Program:
     """The program of one training step.
 
@@ -117,10 +122,19 @@ def _all_reduce(draft: Draft, chain: Chain, segment: Segment) -> None:
 
 
 def _update(
-    draft: Draft, chain: Chain, trained: list[Segment], optimizer: str, *, reads: list[str], writes: list[str], frees: list[str]
+    draft: Draft,
+    chain: Chain,
+    trained: list[Segment],
+    optimizer: str,
+    *,
+    reads: list[str],
+    writes: list[str],
+    frees: list[str],
 ) -> None:
     size = state_copies(optimizer) * sum(chain.nbytes(s.parameters, samples=1) for s in trained)
-    moments = draft.buffer("optimizer", Content.OPTIMIZER, Scope.RUN, size + SCALAR_BYTES)  # every optimiser counts its steps
+    moments = draft.buffer(
+        "optimizer", Content.OPTIMIZER, Scope.RUN, size + SCALAR_BYTES
+    )  # every optimiser counts its steps
     draft.compute(
         "update",
         (Part("", Phase.UPDATE),),
@@ -148,7 +162,11 @@ def _asynchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
     summed = [gradients(draft, chain, s) for s in trained]
     _update(draft, chain, trained, optimizer, reads=[*held, *summed], writes=[delta], frees=summed)
     # The put changes what the next get reads: it is the only thing that orders a rank's own steps.
-    draft.do(one_sided(id="put.update", kind=Kind.PUT, message="shared", reads=(delta,), accumulates=(shared,), frees=(delta,)))
+    draft.do(
+        one_sided(
+            id="put.update", kind=Kind.PUT, message="shared", reads=(delta,), accumulates=(shared,), frees=(delta,)
+        )
+    )
     draft.do(one_sided(id="notify.version", kind=Kind.NOTIFY, message="version", after=("put.update",)))
 
 
@@ -174,7 +192,9 @@ def _share_and_report(draft: Draft, chain: Chain, buffer: str, *, contributes: b
             )
         )
     draft.do(
-        Instruction(id=f"report.{buffer}", kind=Kind.REPORT, stream="host", phase=Phase.HOST, reads=(buffer,), frees=(buffer,))
+        Instruction(
+            id=f"report.{buffer}", kind=Kind.REPORT, stream="host", phase=Phase.HOST, reads=(buffer,), frees=(buffer,)
+        )
     )
 
 

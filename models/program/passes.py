@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..cost import residual_bytes, workspace_bytes
 from .draft import SCALAR_BYTES, Chain, Draft
 from .instruction import Content, Earlier, Instruction, Kind, Part, Phase, Scope, Segment
 from .mesh import Peer
@@ -24,7 +23,9 @@ def parameters(draft: Draft, chain: Chain, segment: Segment) -> str:
 
 def state(draft: Draft, chain: Chain, segment: Segment) -> str:
     """The buffer of what a segment's forward pass replaces (running statistics)."""
-    return draft.buffer(f"state.{segment.name}", Content.STATE, Scope.RUN, chain.nbytes(segment.state, samples=1), segment.state)
+    return draft.buffer(
+        f"state.{segment.name}", Content.STATE, Scope.RUN, chain.nbytes(segment.state, samples=1), segment.state
+    )
 
 
 def gradients(draft: Draft, chain: Chain, segment: Segment) -> str:
@@ -73,8 +74,12 @@ def forward_pass(draft: Draft, chain: Chain, microbatch: int, *, training: bool)
     if readers:
         tensors = tuple(dict.fromkeys(t for s in readers for t in s.data))
         draft.buffer("data", Content.INPUTS, Scope.MICROBATCH, chain.nbytes(tensors), tensors)
-        ahead = (Earlier(f"forward.{readers[0].name}", 2),)  # the next step's data load while this step computes, no further
-        load = Instruction(id="load", kind=Kind.LOAD, stream="load", phase=Phase.HOST, writes=("data",), after_earlier=ahead)
+        ahead = (
+            Earlier(f"forward.{readers[0].name}", 2),
+        )  # the next step's data load while this step computes, no further
+        load = Instruction(
+            id="load", kind=Kind.LOAD, stream="load", phase=Phase.HOST, writes=("data",), after_earlier=ahead
+        )
         draft.do(load, microbatch)
     first = segments[0].number
     if first > 0:
@@ -88,8 +93,9 @@ def forward_pass(draft: Draft, chain: Chain, microbatch: int, *, training: bool)
         _message(draft, Kind.SEND, _activations(draft, chain, last), +1, Phase.FORWARD, microbatch)
 
 
-def _forward(draft: Draft, chain: Chain, segment: Segment, microbatch: int, *, training: bool, frees_data: bool) -> None:
-    graph, strategy = chain.graph, chain.strategy
+def _forward(
+    draft: Draft, chain: Chain, segment: Segment, microbatch: int, *, training: bool, frees_data: bool
+) -> None:
     reads, writes, accumulates, frees = [], [], [], []
     if segment.parameters:
         reads.append(parameters(draft, chain, segment))
@@ -113,26 +119,20 @@ def _forward(draft: Draft, chain: Chain, segment: Segment, microbatch: int, *, t
         size = chain.nbytes(segment.outputs)
         writes.append(draft.buffer("predictions", Content.ACTIVATIONS, Scope.MICROBATCH, size, segment.outputs))
     if training and segment.backward:
-        size = residual_bytes(graph, segment.operators, batch=strategy.microbatch_samples, precision=strategy.precision)
-        writes.append(draft.buffer(f"res.{segment.name}", Content.RESIDUALS, Scope.MICROBATCH, size))
+        writes.append(
+            draft.buffer(f"res.{segment.name}", Content.RESIDUALS, Scope.MICROBATCH, chain.residual_bytes(segment))
+        )
     if training and segment.has_loss:
         accumulates.append(draft.buffer("loss", Content.WORKSPACE, Scope.STEP, SCALAR_BYTES))
     draft.compute(
         f"forward.{segment.name}",
         (Part(segment.name, Phase.FORWARD),),
         microbatch,
-        workspace_bytes=_workspace(chain, segment, Phase.FORWARD),
+        workspace_bytes=chain.workspace_bytes(segment, Phase.FORWARD),
         reads=reads,
         writes=writes,
         accumulates=accumulates,
         frees=frees,
-    )
-
-
-def _workspace(chain: Chain, segment: Segment, phase: Phase) -> int:
-    strategy = chain.strategy
-    return workspace_bytes(
-        chain.graph, segment.operators, batch=strategy.microbatch_samples, phase=phase.value, precision=strategy.precision
     )
 
 
@@ -166,7 +166,7 @@ def _backward(draft: Draft, chain: Chain, segment: Segment, microbatch: int) -> 
         f"backward.{segment.name}",
         (Part(segment.name, Phase.BACKWARD),),
         microbatch,
-        workspace_bytes=_workspace(chain, segment, Phase.BACKWARD),
+        workspace_bytes=chain.workspace_bytes(segment, Phase.BACKWARD),
         reads=reads,
         writes=writes,
         accumulates=accumulates,

@@ -6,20 +6,12 @@ from dataclasses import replace
 from itertools import groupby
 
 from ...errors import PlanError
+from ..cost.residuals import wants_gradient
 from ..onnxpp.graph import Graph
 from ..plan.partition import Partition, crossing_tensors
 from .instruction import Segment
 
-__all__ = ["build_segments", "trained_tensors"]
-
-
-def trained_tensors(graph: Graph) -> frozenset[str]:
-    """Floating-point tensors whose value depends on a trainable parameter: those that want a gradient."""
-    found = set(graph.parameters)
-    for operator in graph.operators:
-        if any(name in found for name in operator.inputs):
-            found.update(t for t in operator.outputs if t and graph.tensors[t].is_float)
-    return frozenset(found)
+__all__ = ["build_segments"]
 
 
 def build_segments(graph: Graph, partition: Partition) -> tuple[Segment, ...]:
@@ -29,7 +21,7 @@ def build_segments(graph: Graph, partition: Partition) -> tuple[Segment, ...]:
         PlanError: the partition does not follow the graph's order, or separates the users of a tied parameter.
     """
     crossing = crossing_tensors(graph)
-    trained = trained_tensors(graph)
+    trained = wants_gradient(graph)
     constants = frozenset(graph.constants) - set(graph.state)
     labels = {*graph.inputs, *graph.targets}
     owner: dict[str, int] = {}
@@ -40,10 +32,12 @@ def build_segments(graph: Graph, partition: Partition) -> tuple[Segment, ...]:
         operators = tuple(members)
         end = start + len(operators)
         if name in seen:
-            raise PlanError(f"Segment {name} of {graph.name} is not a run of neighbours: plan it again with `hpdlf plan`.")
+            raise PlanError(
+                f"Segment {name} of {graph.name} is not a run of neighbours: plan it again with `hpdlf plan`."
+            )
         seen.add(name)
         read = dict.fromkeys(t for o in operators for t in o.inputs)
-        parameters = tuple(t for t in read if t in set(graph.parameters))
+        parameters = tuple(t for t in read if t in graph.trainable)
         for parameter in parameters:
             if owner.setdefault(parameter, len(segments)) != len(segments):
                 raise PlanError(
