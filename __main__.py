@@ -14,7 +14,8 @@ import typer
 from . import __version__
 from .errors import ApprovalError, HpdlfError, ModelError, PlanError
 from .experiments import options as o
-from .experiments.console import complain, draw, print_json, show, status
+from .experiments.console import complain, draw, help_alone, print_json, show, status
+from .experiments.profile_commands import commands as profile_commands
 
 __all__ = ["app", "main"]
 
@@ -32,8 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"max_content_width": 100},
 )
-profile = typer.Typer(help="Hardware profiles: list them, show one, measure this machine.", rich_markup_mode=None)
-app.add_typer(profile, name="profile")
+app.add_typer(profile_commands, name="profile")
 
 
 @app.callback(invoke_without_command=True)
@@ -45,19 +45,7 @@ def _root(
     if version:
         typer.echo(f"hpdlf {__version__}")
         raise typer.Exit
-    _help_alone(context)
-
-
-@profile.callback(invoke_without_command=True)
-def _profile(context: typer.Context) -> None:
-    _help_alone(context)
-
-
-def _help_alone(context: typer.Context) -> None:
-    """Without a command: show those that there are, and end as wrong usage does."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
-        raise typer.Exit(2)
+    help_alone(context)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -124,56 +112,6 @@ def inspect(
         show(operators_table(graph, batch=batch))
 
 
-# --- profiles --------------------------------------------------------------------------------------------------------
-
-
-@profile.command("list")
-def profile_list(as_json: o.Json = False) -> None:
-    """The clusters and devices that there are."""
-    from .experiments.tables import profiles_table
-    from .hwprofiles import list_profiles
-
-    rows = list_profiles()
-    if as_json:
-        print_json([row._asdict() for row in rows])
-    else:
-        show(profiles_table(rows))
-
-
-@profile.command("show")
-def profile_show(name: o.Profile, as_json: o.Json = False) -> None:
-    """Every value of a cluster's profile, with its source and tier."""
-    from .experiments.tables import profile_table
-    from .hwprofiles import describe, load_cluster
-
-    cluster = load_cluster(name)
-    rows = describe(cluster)
-    if as_json:
-        print_json([row._asdict() for row in rows])
-    else:
-        show(profile_table(f"{cluster.name}: {cluster.description}", rows))
-
-
-@profile.command("measure")
-def profile_measure(budget: o.Budget = 75.0, database: o.Database = None) -> None:
-    """Measure this machine: write its profile, `local`, and learn its speeds."""
-    from .experiments.verbs import measure
-
-    with status("measuring") as now:
-        found = measure(
-            budget_s=budget,
-            database=database,
-            progress=lambda text, done, total: now.update(f"measuring {min(done + 1, total)}/{total}: {text}"),
-        )
-    show(f"Wrote {found.path}: {found.cluster.description}, measured in {found.seconds:.0f} s.")
-    for skipped in found.skipped:
-        show(f"  left out: {skipped}")
-    if found.notes:
-        others = f", and {len(found.notes) - 1} more like it" if len(found.notes) > 1 else ""
-        show(f"  disturbed: {found.notes[0]}{others}")
-    show("Use it with `--on local`.")
-
-
 # --- predicting ------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +129,7 @@ def simulate(
     optimizer: o.Optimizer = "adam",
     samples: o.Samples = None,
     loss: o.Loss = "softmax_xent",
+    allow_external: o.AllowExternal = None,
     database: o.Database = None,
     as_json: o.Json = False,
     trace: o.Trace = None,
@@ -206,6 +145,7 @@ def simulate(
         on=on,
         batch=batch,
         loss=loss,
+        allow_external=allow_external or (),
         optimizer=optimizer,
         samples=samples,
         database=database,
@@ -286,6 +226,7 @@ def plan(
     choose: o.Choose = 1,
     max_restarts: o.MaxRestarts = 3,
     loss: o.Loss = "softmax_xent",
+    allow_external: o.AllowExternal = None,
     database: o.Database = None,
     as_json: o.Json = False,
 ) -> None:
@@ -311,6 +252,7 @@ def plan(
             choose=choose,
             max_restarts=max_restarts,
             loss=loss,
+            allow_external=allow_external or (),
             database=database,
             progress=lambda done, total: now.update(f"simulating: {done} of {total} combinations"),
         )
@@ -318,7 +260,7 @@ def plan(
         print_json(found.plan.model_dump(mode="json"))
         return
     refused = [refused_table(found.search)] if found.search.refused else []
-    show(candidates_table(found.search), *refused, found.plan.reason)
+    show(*refused, candidates_table(found.search), found.plan.reason)  # what matters most is read last
     show(f"\nWrote {out}. Look at it and approve it with `hpdlf approve {out}`.")
 
 

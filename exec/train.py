@@ -170,7 +170,7 @@ def _join(
     except BaseException as error:
         with suppress(RunError):
             _finish(folder, "failed")
-        if isinstance(error, RunError | PlanError) and not comm:
+        if comm is None:
             raise
         say(f"Rank {context.rank}: {error}")
         leave(error, getattr(error, "exit_code", 1))

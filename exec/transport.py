@@ -1,8 +1,9 @@
 """Messages between ranks over MPI: NumPy views of JAX arrays, without copies where the library allows.
 
 Every stream has a communicator of its own, so that its order is its own. Waiting must not burn the core that computes: small and
-one-to-one messages are polled with short sleeps, a large collective first gathers everybody that way and then runs MPI's blocking
-call, which makes progress without Python.
+one-to-one messages are polled with short sleeps. A large all-reduce goes through shared memory where all its ranks are on one
+node (:mod:`.node_reduction`); elsewhere it first gathers everybody by polling and then runs MPI's blocking call, which makes
+progress without Python.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from mpi4py import MPI
 
 from ..errors import RunError
 from ..models.program import Group, Mesh
+from .node_reduction import NodeReduction
 
 __all__ = ["SharedVector", "Transport", "aligned_empty"]
 
 Arrays = Mapping[str, Any]
 
 POLL_S = 30e-6
-BLOCKING_BYTES = 64 * 1024
+LARGE_BYTES = 64 * 1024
 ALIGNMENT_BYTES = 64
 
 
@@ -67,6 +69,7 @@ class Transport:
         self._world = world.Dup()
         self._comms = {stream: world.Dup() for stream in streams}
         self._groups: dict[tuple[str, Group], MPI.Comm] = {}
+        self._on_node: dict[tuple[str, Group], NodeReduction | None] = {}
         for stream in streams:
             for group in (Group(("data",)), Group(("pipeline", "data"))):
                 members = mesh.group(self.rank, group)
@@ -99,28 +102,45 @@ class Transport:
         return arrays
 
     def all_reduce(self, stream: str, group: Group, arrays: Sequence[Any]) -> list[np.ndarray]:
-        """The element-wise sums over the group; the same bits on every member. Small arrays travel together."""
-        comm = self._groups[stream, group]
+        """The element-wise sums over the group; the same bits on every member."""
         views = [to_host(a) for a in arrays]
-        results: list[np.ndarray | None] = [None] * len(views)
-        if sum(v.nbytes for v in views) >= BLOCKING_BYTES:
-            self.wait(comm.Ibarrier())
-        small = [i for i, v in enumerate(views) if v.nbytes < BLOCKING_BYTES]
+        results = [aligned_empty(v.shape, v.dtype) for v in views]
+        for dtype in dict.fromkeys(v.dtype for v in views):
+            of_type = [i for i, v in enumerate(views) if v.dtype == dtype]
+            self._reduce(stream, group, [views[i] for i in of_type], [results[i] for i in of_type])
+        return results
+
+    def _reduce(self, stream: str, group: Group, views: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+        """Sum arrays of one dtype. What is large in all takes the way for large ones; small arrays travel together."""
+        comm = self._groups[stream, group]
+        if sum(v.nbytes for v in views) < LARGE_BYTES:
+            self._reduce_packed(comm, views, results)
+            return
+        if (on_node := self._node_reduction(stream, group)) is not None:
+            on_node.sum(views, results)
+            return
+        self.wait(comm.Ibarrier())
+        small = [i for i, v in enumerate(views) if v.nbytes < LARGE_BYTES]
         for i, view in enumerate(views):
             if i not in small:
-                results[i] = aligned_empty(view.shape, view.dtype)
                 comm.Allreduce(view, results[i], op=MPI.SUM)
-        for dtype in dict.fromkeys(views[i].dtype for i in small):
-            these = [i for i in small if views[i].dtype == dtype]
-            packed = np.concatenate([views[i].ravel() for i in these])
-            summed = np.empty_like(packed)
-            self.wait(comm.Iallreduce(packed, summed, op=MPI.SUM))
-            offset = 0
-            for i in these:
-                results[i] = aligned_empty(views[i].shape, dtype)
-                results[i][...] = summed[offset : offset + views[i].size].reshape(views[i].shape)  # type: ignore[index]
-                offset += views[i].size
-        return [r for r in results if r is not None]
+        if small:
+            self._reduce_packed(comm, [views[i] for i in small], [results[i] for i in small])
+
+    def _node_reduction(self, stream: str, group: Group) -> NodeReduction | None:
+        """Opened when first wanted, which is in the same place of the program on every member."""
+        if (stream, group) not in self._on_node:
+            self._on_node[stream, group] = NodeReduction.open(self._groups[stream, group], self.wait)
+        return self._on_node[stream, group]
+
+    def _reduce_packed(self, comm: MPI.Comm, views: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+        packed = np.concatenate([v.ravel() for v in views])
+        summed = np.empty_like(packed)
+        self.wait(comm.Iallreduce(packed, summed, op=MPI.SUM))
+        offset = 0
+        for result in results:
+            result[...] = summed[offset : offset + result.size].reshape(result.shape)
+            offset += result.size
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sums over all ranks of a few numbers. For between runs of a program."""

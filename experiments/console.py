@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 
 if TYPE_CHECKING:
+    import typer
     from rich.console import Console
     from rich.status import Status
 
-__all__ = ["complain", "draw", "print_json", "show", "status"]
+__all__ = ["complain", "draw", "help_alone", "print_json", "show", "status"]
 
 COLUMNS = 100
 
@@ -62,6 +63,15 @@ def complain(message: str) -> None:
         _console(stderr=True).print(message)
     else:
         print(message, file=sys.stderr)
+
+
+def help_alone(context: typer.Context) -> None:
+    """Without a command: show those that there are, and end as wrong usage does."""
+    import typer
+
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 def _console(*, stderr: bool = False) -> Console:

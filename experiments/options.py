@@ -99,8 +99,7 @@ WithoutWeights = Annotated[
 InspectBatch = Annotated[int, Option("--batch", metavar="B", min=1, help="Samples to count for.")]
 
 # Strategies
-Batch = Annotated[int, Option("--batch", metavar="B", min=1, help="Samples per optimiser update, over all ranks.")
-]
+Batch = Annotated[int, Option("--batch", metavar="B", min=1, help="Samples per optimiser update, over all ranks.")]
 Data = Annotated[int, Option("--data", metavar="D", min=1, help="Replicas (data parallel).")]
 Pipeline = Annotated[int, Option("--pipeline", metavar="P", min=1, help="Pipeline stages.")]
 Microbatches = Annotated[
@@ -110,7 +109,8 @@ Microbatches = Annotated[
 Schedule = Annotated[str, Option("--schedule", help="1f1b or gpipe.")]
 Solver = Annotated[str, Option("--solver", help="synchronous or asynchronous.")]
 Precision = Annotated[
-    str | None, Option("--precision", help="float64, float32, tf32, bfloat16 or float16 (default: the recipe's, float32).")
+    str | None,
+    Option("--precision", help="float64, float32, tf32, bfloat16 or float16 (default: the recipe's, float32)."),
 ]
 Optimizer = Annotated[str, Option("--optimizer", help="sgd, momentum, adam, ...: decides the memory of its state.")]
 Samples = Annotated[int | None, Option("--samples", metavar="N", min=1, help="Samples of an epoch, for its figures.")]

@@ -46,6 +46,7 @@ class _Plain(Table):
 
 def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     table = _Plain(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    table.collapse_padding = True
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
@@ -169,9 +170,12 @@ def candidates_table(found: Search) -> Table:
     for place, candidate in enumerate(found.ranked[:MOST_ROWS], start=1):
         _candidate_row(table, place, candidate)
     more = len(found.ranked) - MOST_ROWS
+    assert found.best.simulation is not None
+    step = found.best.simulation.figures.step_s
     table.caption = (
         "data: replicas; pipe: stages; micro: microbatches x samples in each; order: the pipeline's schedule; "
-        "figures are per step, memory per device; busy: share of the step in which devices compute; -: unavailable"
+        "figures are per step, memory per device; busy: share of the step in which devices compute; -: unavailable. "
+        f"All are {step.provenance}: the first one's step takes {seconds(step.low)} to {seconds(step.high)} in nine cases of ten"
         + (f"; {more} more combinations" if more > 0 else "")
     )
     table.caption_justify = "left"

@@ -82,6 +82,7 @@ def simulate(
     on: Cluster | str,
     batch: int,
     loss: str | None = "softmax_xent",
+    allow_external: Iterable[str | Path] = (),
     optimizer: str = "adam",
     samples: int | None = None,
     database: str | Path | None = None,
@@ -101,7 +102,7 @@ def simulate(
     from ..sim import simulate as run
 
     return run(
-        load_model(model, loss=loss).graph,
+        load_model(model, loss=loss, allow_external=allow_external).graph,
         _cluster(on),
         Strategy.of(batch=batch, **strategy),
         model=_costs(database),
@@ -134,6 +135,7 @@ def plan(
     batch: int,
     out: str | Path = "plan.json",
     loss: str | None = "softmax_xent",
+    allow_external: Iterable[str | Path] = (),
     database: str | Path | None = None,
     **options: Any,
 ) -> PlanResult:
@@ -141,16 +143,18 @@ def plan(
     from .planning import plan as write
 
     return write(
-        _with_weights(model, loss), on=_cluster(on), batch=batch, out=out, cost_model=_costs(database), **options
+        _with_weights(model, loss, allow_external), on=_cluster(on), batch=batch, out=out, cost_model=_costs(database), **options
     )
 
 
-def _with_weights(model: Model, loss: str | None) -> Onnxpp:
+def _with_weights(model: Model, loss: str | None, allow_external: Iterable[str | Path]) -> Onnxpp:
     """The model as a plan wants it: what is imported here keeps its weights."""
     if isinstance(model, Onnxpp):
         return model
     path = Path(model)
-    return load_onnxpp(path, without_weights=False) if is_onnxpp(path) else import_model(path, loss=loss)
+    if is_onnxpp(path):
+        return load_onnxpp(path, without_weights=False, allow_external=allow_external)
+    return import_model(path, loss=loss, allow_external=allow_external)
 
 
 def approve(plan_path: str | Path, *, approved_by: str | None = None, shown_sha256: str | None = None) -> Approval:

@@ -23,11 +23,11 @@ LINE_EVERY_S = 5.0
 
 
 class Watch(Progress):
-    """Progress of a run of `steps` steps, predicted to take `step_s` seconds each."""
+    """Progress of a run of `steps` steps of `batch` samples, predicted to take `step_s` seconds each."""
 
-    def __init__(self, steps: int, step_s: float, bar: Any = None) -> None:
+    def __init__(self, steps: int, step_s: float, batch: int, bar: Any = None) -> None:
         super().__init__(self._saw)
-        self.steps, self.step_s = steps, step_s
+        self.steps, self.step_s, self.batch = steps, step_s, batch
         self._bar = bar
         self._task = bar.add_task("training", total=steps, told="starting ranks and compiling") if bar else None
         self._speeds: list[float] = []
@@ -45,7 +45,8 @@ class Watch(Progress):
     def _saw(self, entry: dict[str, Any]) -> None:
         if "evaluation" in entry:
             found = entry["evaluation"]
-            self._evaluations.append(f"{found['metric']} {found['value']:.4f} after step {entry['step']}")
+            value = "unavailable" if found["value"] is None else f"{found['value']:.4f}"
+            self._evaluations.append(f"{found['metric']} {value} after step {entry['step']}")
             return
         self._loss = entry["loss"]
         if entry["samples_per_s"]:
@@ -59,11 +60,14 @@ class Watch(Progress):
             print(f"step {done}/{self.steps}: {told}", flush=True)
 
     def _told(self, done: int) -> str:
-        predicted_s = (self.steps - done) * self.step_s
+        left = max(self.steps - done, 0)
         if not self._speeds:
             return f"loss {self._loss:.4f}"
         speed = sorted(self._speeds)[len(self._speeds) // 2]
-        return f"loss {self._loss:.4f}, {speed:,.0f} samples/s, left {seconds(max(predicted_s, 0.0))} as predicted"
+        told = f"loss {self._loss:.4f}, {speed:,.0f} samples/s"
+        if not left:
+            return told
+        return f"{told}, {seconds(left * self.batch / speed)} left (predicted {seconds(left * self.step_s)})"
 
     def summary(self) -> list[str]:
         """What the run came to."""
@@ -78,10 +82,10 @@ def watch(plan_path: Path) -> Iterator[Watch]:
     steps = steps_of(plan_path) or 0
     step_s = float(plan.prediction["figures"]["step_s"]["value"]) if plan.prediction else 0.0
     if not sys.stdout.isatty():
-        yield Watch(steps, step_s)
+        yield Watch(steps, step_s, plan.strategy.batch)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    with Bar(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[told]}")) as bar:
-        yield Watch(steps, step_s, bar)
+    with Bar(TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.fields[told]}")) as bar:
+        yield Watch(steps, step_s, plan.strategy.batch, bar)

@@ -11,86 +11,20 @@ from ..errors import PlanError
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel
 from ..models.onnxpp import Graph
-from ..models.plan import Partition, Strategy, partition
-from ..models.program import Program
+from ..models.plan import Strategy
 from ..models.program.lower import lower
+from .cutting import Cutter
 from .result import Figures, Interval, RoleMemory, Simulation
 from .simulate import middle_figures, role_memory, simulate_program
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Candidate", "Search", "build", "search", "simulate", "strategies"]
+__all__ = ["Candidate", "Objective", "Search", "search", "simulate", "strategies"]
 
 Objective = Literal["time", "energy", "cost"]
 MOST_STAGES = 16
 BEST = 12  # so many of a search's candidates are simulated with their bounds at once
-
-
-class _Cutter:
-    """Partitions of one graph for one cluster. Many strategies share one, and what it takes to find it."""
-
-    def __init__(self, graph: Graph, cluster: Cluster, model: CostModel) -> None:
-        self.graph, self.cluster, self.model = graph, cluster, model
-        self._operator_s: dict[tuple[int, str], list[float]] = {}
-        self._cuts: dict[tuple[object, ...], Partition] = {}
-
-    def cut(self, strategy: Strategy) -> Partition:
-        """The graph cut for `strategy`, by predicted operator times.
-
-        Raises:
-            PlanError: the graph has too few operators for the stages.
-        """
-        samples, stages = strategy.microbatch_samples, strategy.pipeline
-        reduces = strategy.data > 1 and strategy.solver == "synchronous"
-        bucket_bytes = strategy.bucket_bytes if reduces else None
-        key = (samples if stages > 1 else None, stages, bucket_bytes, strategy.precision)
-        if key not in self._cuts:
-            link = self.cluster.link or self.cluster.node.link
-            self._cuts[key] = partition(
-                self.graph,
-                operator_s=self._times(samples, strategy.precision)
-                if stages > 1
-                else [1.0] * len(self.graph.operators),
-                stages=stages,
-                bucket_bytes=bucket_bytes,
-                samples=samples,
-                seconds_per_byte=1.0 / link.message_bandwidth_bytes_per_s if link else 0.0,
-            )
-        return self._cuts[key]
-
-    def _times(self, samples: int, precision: str) -> list[float]:
-        """Seconds of every operator, forward and backward, on one microbatch."""
-        if (samples, precision) not in self._operator_s:
-            self._operator_s[samples, precision] = [
-                self.model.compute(
-                    self.graph,
-                    [((o.name,), "forward"), ((o.name,), "backward")],
-                    batch=samples,
-                    device=self.cluster.device,
-                    precision=precision,
-                ).seconds
-                for o in self.graph.operators
-            ]
-        return self._operator_s[samples, precision]
-
-
-def build(
-    graph: Graph,
-    cluster: Cluster,
-    strategy: Strategy,
-    *,
-    model: CostModel | None = None,
-    optimizer: str = "adam",
-    checkpoint_every: int | None = None,
-) -> tuple[Partition, Program]:
-    """Partition `graph` for `strategy` on `cluster` by predicted operator times, and lower it.
-
-    Raises:
-        PlanError: the graph has too few operators for the stages, no loss, or nothing to train.
-    """
-    cut = _Cutter(graph, cluster, model or CostModel.default()).cut(strategy)
-    return cut, lower(graph, cut, strategy, optimizer=optimizer, checkpoint_every=checkpoint_every)
 
 
 def simulate(
@@ -108,7 +42,7 @@ def simulate(
 ) -> Simulation:
     """Predict training `graph` on `cluster` as `strategy` says: see :func:`hpdlf.sim.simulate.simulate_program`."""
     return _simulate(
-        _Cutter(graph, cluster, model or CostModel.default()),
+        Cutter(graph, cluster, model or CostModel.default()),
         strategy,
         optimizer=optimizer,
         samples_per_epoch=samples_per_epoch,
@@ -119,7 +53,7 @@ def simulate(
     )
 
 
-def _simulate(cutter: _Cutter, strategy: Strategy, *, optimizer: str, **options: Any) -> Simulation:
+def _simulate(cutter: Cutter, strategy: Strategy, *, optimizer: str, **options: Any) -> Simulation:
     return simulate_program(
         lower(cutter.graph, cutter.cut(strategy), strategy, optimizer=optimizer),
         cutter.graph,
@@ -137,11 +71,13 @@ class Candidate:
     """A strategy and what became of it: a simulation, or the reason why it was refused.
 
     figures   by which it was ranked: the bounds of the step's time are not computed, its value stands for them
+    memory    of each role
     """
 
     strategy: Strategy
     refused: str = ""
     figures: Figures | None = None
+    memory: tuple[RoleMemory, ...] = ()
     complete: Callable[[], Simulation] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -179,16 +115,29 @@ class Search:
         return _reason(self)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a candidate, the ranked first."""
+        """One row a candidate, the ranked first. Bounds are missing where they were not simulated, figures where refused."""
         import pandas as pd
 
-        frames = [c.simulation.to_frame().assign(refused="") for c in self.ranked if c.simulation]
-        refused = [{"strategy": str(c.strategy), "ranks": c.strategy.ranks, "refused": c.refused} for c in self.refused]
-        return (
-            pd.concat([*frames, pd.DataFrame(refused)], ignore_index=True)
-            if refused
-            else pd.concat(frames, ignore_index=True)
-        )
+        rows = [_row(c) for c in (*self.ranked, *self.refused)]
+        return pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in rows for name in row)))
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    strategy, f = candidate.strategy, candidate.figures
+    row: dict[str, Any] = {"strategy": str(strategy), "ranks": strategy.ranks, "batch": strategy.batch}
+    if f is not None:
+        simulation = vars(candidate).get("simulation")
+        complete = f if simulation is None else simulation.figures
+        for name in ("step_s", "samples_per_s", "energy_j", "cost_usd", "carbon_kg"):
+            interval = getattr(complete, name)
+            known = interval is not None and (simulation is not None or name in ("energy_j", "carbon_kg"))
+            row[name] = interval.value if interval else None
+            row[f"{name}_low"] = interval.low if known else None
+            row[f"{name}_high"] = interval.high if known else None
+        row |= {"utilisation": f.utilisation, "exposed_communication": f.exposed_communication, "bubble": f.bubble}
+        row |= {"peak_bytes": max((m.peak_bytes for m in candidate.memory), default=None)}
+        row |= {"provenance": f.step_s.provenance}
+    return row | {"refused": candidate.refused}
 
 
 def strategies(
@@ -200,14 +149,15 @@ def strategies(
     ranks: int | None = None,
     operators: int = MOST_STAGES,
 ) -> Iterator[Strategy]:
-    """The combinations worth a simulation: powers of two (and all devices) for replicas and stages, as far as the batch divides.
+    """The combinations worth a simulation: replicas and stages that are powers of two, or that divide the number of devices (of
+    ranks, where it is given), as far as the batch divides.
 
     ranks       only those with exactly so many ranks
     operators   the graph's operators: no more stages than that
     """
-    sizes = sorted(
-        {2**i for i in range(devices.bit_length()) if 2**i <= devices} | {devices} | ({ranks} if ranks else set())
-    )
+    powers = (1 << i for i in range(devices.bit_length()))
+    divisors = (n for whole in {devices, ranks or 1} for n in range(1, whole + 1) if whole % n == 0)
+    sizes = sorted({n for n in (*powers, *divisors) if n <= devices})
     for data in sizes:
         if batch % data:
             continue
@@ -284,7 +234,7 @@ def search(
         if progress:
             progress(done, total)
 
-    cutter = _Cutter(graph, cluster, model)
+    cutter = Cutter(graph, cluster, model)
     candidates = []
     for strategy in tried:
         candidates.append(_try(cutter, strategy, optimizer, samples_per_epoch))
@@ -317,20 +267,20 @@ def _ranked(graph: Graph, cluster: Cluster, candidates: Sequence[Candidate], obj
     return Search(objective=objective, ranked=tuple(valued), refused=refused)
 
 
-def _try(cutter: _Cutter, strategy: Strategy, optimizer: str, samples_per_epoch: int | None) -> Candidate:
+def _try(cutter: Cutter, strategy: Strategy, optimizer: str, samples_per_epoch: int | None) -> Candidate:
     graph, cluster, model = cutter.graph, cutter.cluster, cutter.model
     try:
         program = lower(graph, cutter.cut(strategy), strategy, optimizer=optimizer)
-        for memory in role_memory(program, cluster):
-            if not memory.fits:
-                return Candidate(strategy=strategy, refused=_too_large(memory))
+        memory = role_memory(program, cluster)
+        if crowded := next((m for m in memory if not m.fits), None):
+            return Candidate(strategy=strategy, memory=memory, refused=_too_large(crowded))
         figures = middle_figures(
             program, graph, cluster, model=model, precision=strategy.precision, optimizer=optimizer
         )
     except PlanError as error:
         return Candidate(strategy=strategy, refused=str(error))
     complete = partial(_simulate, cutter, strategy, optimizer=optimizer, samples_per_epoch=samples_per_epoch)
-    return Candidate(strategy=strategy, figures=figures, complete=complete)
+    return Candidate(strategy=strategy, figures=figures, memory=memory, complete=complete)
 
 
 def _too_large(memory: RoleMemory) -> str:
@@ -350,39 +300,41 @@ _WORDS = {
 
 def _reason(found: Search) -> str:
     best = found.best
-    assert best.simulation is not None
-    f = best.simulation.figures
+    assert best.figures is not None
+    f = best.figures
     superlative, worse = _WORDS[found.objective]
     sentences = [
         f"{best.strategy} is the {superlative} of {len(found.ranked)} combinations that fit"
         + (f" ({len(found.refused)} do not)" if found.refused else "")
-        + f": its {best.strategy.ranks} device{'s' if best.strategy.ranks > 1 else ''} compute {f.utilisation:.0%} of the time, "
-        f"wait for communication {f.exposed_communication:.0%} and for each other {f.bubble:.0%}."
+        + f": its {best.strategy.ranks} device{'s' if best.strategy.ranks > 1 else ''} compute {f.utilisation:.0%} of the "
+        f"time, wait for communication {f.exposed_communication:.0%} and for each other {f.bubble:.0%}."
     ]
     if len(found.ranked) > 1:
-        second = found.ranked[1]
-        assert second.simulation is not None
-        ours, theirs = best.objective(found.objective), second.objective(found.objective)
-        assert ours is not None and theirs is not None
-        s = second.simulation.figures
-        causes = {
-            "computes less of the time": f.utilisation - s.utilisation,
-            "waits more for communication": s.exposed_communication - f.exposed_communication,
-            "waits more for other stages": s.bubble - f.bubble,
-        }
-        cause, size = max(causes.items(), key=lambda item: item[1])
-        more = (
-            f" because it {cause} ({size:+.0%} of the step)"
-            if size > 0.005 and second.strategy.ranks == best.strategy.ranks
-            else ""
-        )
-        gap = theirs / ours - 1
-        sentences.append(f"The next, {second.strategy}, is {gap:.1%} {worse}{more}.")
-        if _overlap(best.simulation.figures.step_s, s.step_s) and gap > 0:
-            sentences.append(
-                "Their intervals overlap: `hpdlf profile measure` and a refined model would tell them apart."
-            )
+        sentences += _beside_the_second(found, worse)
     return " ".join(sentences)
+
+
+def _beside_the_second(found: Search, worse: str) -> list[str]:
+    best, second = found.ranked[:2]
+    ours, theirs = best.objective(found.objective), second.objective(found.objective)
+    assert ours is not None
+    assert theirs is not None
+    assert best.simulation is not None
+    assert second.simulation is not None
+    f, s = best.simulation.figures, second.simulation.figures
+    causes = {
+        "computes less of the time": f.utilisation - s.utilisation,
+        "waits more for communication": s.exposed_communication - f.exposed_communication,
+        "waits more for other stages": s.bubble - f.bubble,
+    }
+    cause, size = max(causes.items(), key=lambda item: item[1])
+    comparable = size > 0.005 and second.strategy.ranks == best.strategy.ranks
+    more = f" because it {cause} ({size:+.0%} of the step)" if comparable else ""
+    gap = theirs / ours - 1
+    sentences = [f"The next, {second.strategy}, is {gap:.1%} {worse}{more}."]
+    if _overlap(f.step_s, s.step_s) and gap > 0:
+        sentences.append("Their intervals overlap: `hpdlf profile measure` and a refined model would tell them apart.")
+    return sentences
 
 
 def _overlap(a: Interval, b: Interval) -> bool:

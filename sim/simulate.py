@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import inf
 
 import numpy as np
 
+from ..errors import PlanError
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel
 from ..models.onnxpp import Graph
@@ -41,11 +43,12 @@ def simulate_program(
 
     fold       simulate one rank for all that behave alike
     jitter     standard deviation of the logarithm of every rank's own speed (unfolds all ranks)
-    slowdown   {rank: factor on its computing times} for stragglers (unfolds those ranks)
+    slowdown   {rank: factor on its computing times} for stragglers (unfolds their replicas)
     seed       of the jitter
 
     Raises:
-        PlanError: the program needs more devices than there are, or deadlocks.
+        PlanError: the program needs more devices than there are, or deadlocks; a rank that does not exist is slowed down,
+            or a factor is not above 0.
     """
     model = model or CostModel.default()
     replaying = _Replaying(
@@ -150,6 +153,11 @@ class _Replaying:
 
 
 def _speeds(size: int, jitter: float, slowdown: Mapping[int, float], seed: int) -> list[float]:
+    strange = {rank: factor for rank, factor in slowdown.items() if not (0 <= rank < size and 0.0 < factor < inf)}
+    if strange:
+        raise PlanError(f"Slow ranks {strange}: give ranks from 0 to {size - 1} and factors above 0, as in {{3: 1.5}}.")
+    if not 0.0 <= jitter < inf:
+        raise PlanError(f"A jitter of {jitter} cannot be: give 0, or a small number such as 0.05.")
     drawn = np.random.Generator(np.random.Philox(seed)).lognormal(0.0, jitter, size) if jitter else np.ones(size)
     return [float(drawn[rank]) * slowdown.get(rank, 1.0) for rank in range(size)]
 
@@ -188,12 +196,13 @@ def _figures(replaying: _Replaying, events: Sequence[Event], step_s: Interval) -
     first = WARM_STEPS if steps > WARM_STEPS else 0
     start_s = max((e.end_s for e in events if e.step < first), default=0.0)
     span_s = max(max(e.end_s for e in events) - start_s, 1e-300)
+    gathered_s = _gathered(replaying.program, events)
     computing: dict[int, list[tuple[float, float]]] = {rank: [] for rank in multiplicity}
     communicating: dict[int, list[tuple[float, float]]] = {rank: [] for rank in multiplicity}
-    for event in events:
+    for event, ready_s in zip(events, gathered_s, strict=True):
         if event.end_s <= start_s:
             continue
-        interval = (max(event.start_s, start_s), event.end_s)
+        interval = (max(event.start_s, ready_s, start_s), event.end_s)
         if event.kind == Kind.COMPUTE:
             computing[event.rank].append(interval)
         elif event.kind in _OCCUPYING:
@@ -219,6 +228,27 @@ def _figures(replaying: _Replaying, events: Sequence[Event], step_s: Interval) -
 
 # Who waits to receive is idle: the sender is busy.
 _OCCUPYING = frozenset(kind.value for kind in Kind if kind.communicates and kind is not Kind.RECEIVE)
+_COLLECTIVE = frozenset(kind.value for kind in Kind if kind.is_collective)
+
+
+def _gathered(program: Program, events: Sequence[Event]) -> list[float]:
+    """For every event, when its collective had gathered: before that its rank waits for others. 0 for any other event."""
+    places: dict[tuple[int, str], tuple[object, ...]] = {}
+    last_s: dict[tuple[object, ...], float] = {}
+    keys: list[tuple[object, ...] | None] = []
+    for event in events:
+        if event.kind not in _COLLECTIVE:
+            keys.append(None)
+            continue
+        if (place := (event.rank, event.instruction)) not in places:
+            instruction = program.role_of(event.rank).instruction[event.instruction]
+            assert instruction.group is not None
+            first = program.mesh.group(event.rank, instruction.group)[0]
+            places[place] = (first, instruction.group, instruction.message)
+        key = (*places[place], event.step, event.microbatch)
+        last_s[key] = max(last_s.get(key, 0.0), event.start_s)
+        keys.append(key)
+    return [0.0 if key is None else last_s[key] for key in keys]
 
 
 def _covered(intervals: list[tuple[float, float]]) -> float:

@@ -13,7 +13,22 @@ import pytest
 import hpdlf
 from hpdlf.models.zoo import digits_cnn
 
-VERBS = ["approve", "doctor", "export", "import_model", "load_cluster", "load_model", "measure", "plan", "refine", "report", "search", "simulate", "train", "whatif"]
+VERBS = [
+    "approve",
+    "doctor",
+    "export",
+    "import_model",
+    "load_cluster",
+    "load_model",
+    "measure",
+    "plan",
+    "refine",
+    "report",
+    "search",
+    "simulate",
+    "train",
+    "whatif",
+]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
 from hpdlf.hwprofiles import cluster_from_toml
 from hpdlf.models.plan import load_recipe
 from hpdlf.models.program import (
@@ -138,8 +139,9 @@ def _command_lines(document: Path) -> Iterator[tuple[int, str]]:
 
 
 def _root_command() -> Any:
-    from hpdlf.__main__ import app
     from typer.main import get_command
+
+    from hpdlf.__main__ import app
 
     return get_command(app)
 
@@ -245,7 +247,7 @@ def _instruction(line: str) -> Instruction:
             said[keyword].append(word)
     group = Group(axes=tuple(said["group"])) if "group" in said else None
     assert (group is not None) == (Kind(kind).is_collective or Kind(kind).is_one_sided), line
-    lists = {k: tuple(said.get(k, ())) for k in LISTS}
+    lists: dict[str, Any] = {k: tuple(said.get(k, ())) for k in LISTS}
     return Instruction(
         id=name,
         kind=Kind(kind),

@@ -18,13 +18,15 @@ from .plan import HashedFile, Plan, file_sha256, load_plan
 
 __all__ = ["Approval", "approval_path", "check_approval", "write_approval"]
 
+FORMAT: Literal[1] = 1
+
 
 class Approval(BaseModel):
     """Who approved which bytes, and when (UTC, ISO 8601)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[1] = FORMAT
     approved_by: str
     approved_at: str
     plan_sha256: str
@@ -67,8 +69,15 @@ def write_approval(
     )
     target = approval_path(plan_path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(approval.model_dump(mode="json"), indent=1) + "\n")
-    part.replace(target)
+    try:
+        part.write_text(json.dumps(approval.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ApprovalError(
+            f"{target}: the approval cannot be written: {error.strerror}. It lies beside the plan: make that folder writable, "
+            "or copy the plan and its model to another."
+        ) from None
     return approval
 
 
@@ -82,7 +91,12 @@ def check_approval(plan_path: Path, *, data_sha256: str | None) -> tuple[Plan, A
     plan = load_plan(plan_path)
     path = approval_path(plan_path)
     try:
-        approval = Approval.model_validate_json(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        if (newer := _format(text)) > FORMAT:
+            raise ApprovalError(
+                f"{path} has approval format {newer}, this hpdlf reads {FORMAT}: `pip install --upgrade hpdlf`."
+            )
+        approval = Approval.model_validate_json(text)
     except FileNotFoundError:
         raise ApprovalError(
             f"{plan_path} is not approved. Look at it and approve it with `hpdlf approve {plan_path}`."
@@ -91,6 +105,7 @@ def check_approval(plan_path: Path, *, data_sha256: str | None) -> tuple[Plan, A
         raise ApprovalError(
             f"{path} is no approval that can be read. Approve again with `hpdlf approve {plan_path}`."
         ) from None
+    # The plan names the model's and the external files' hashes: what is approved of the plan is approved of them.
     changed = [] if file_sha256(plan_path) == approval.plan_sha256 else [f"the plan {plan_path.name}"]
     changed += _changed_files(plan_path, plan) + _changed_data(approval.data_sha256, data_sha256)
     if changed:
@@ -100,14 +115,27 @@ def check_approval(plan_path: Path, *, data_sha256: str | None) -> tuple[Plan, A
     return plan, approval
 
 
+def _format(text: str) -> int:
+    """The format that an approval claims; 0 where it claims none."""
+    try:
+        table = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return 0
+    claimed = table.get("format") if isinstance(table, dict) else None
+    return claimed if isinstance(claimed, int) else 0
+
+
 def _changed_files(plan_path: Path, plan: Plan) -> list[str]:
     changed = []
     for file in (plan.model, *plan.external):
         path = plan_path.parent / file.path
-        if not path.is_file():
-            changed.append(f"{file.path} (it is not there)")
-        elif file_sha256(path) != file.sha256:
-            changed.append(file.path)
+        try:
+            if not path.is_file():
+                changed.append(f"{file.path} (it is not there)")
+            elif file_sha256(path) != file.sha256:
+                changed.append(file.path)
+        except OSError as error:
+            changed.append(f"{file.path} (it cannot be read: {error.strerror})")
     return changed
 
 

@@ -1,14 +1,15 @@
 """Cutting a graph into pipeline stages of equal time, and stages into segments.
 
-Operators keep their topological order, so a cut is a position in it. Stages minimise the longest stage (Fernandez Pinto's linear
-partitioning by dynamic programming); among equals the fewest bytes cross the cuts. Within a stage, segments are cut where a
-bucket of gradients is full, so that its all-reduce can start while earlier layers still compute.
+Operators keep their topological order, so a cut is a position in it. The longest of the stages is made as short as can be, what
+crosses its cuts included (linear partitioning by dynamic programming). Within a stage, segments are cut where a bucket of
+gradients is full, so that its all-reduce can start while earlier layers still compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -115,35 +116,34 @@ def _balance(operator_s: np.ndarray, wire_s: np.ndarray, stages: int) -> list[in
 
 
 def _buckets(graph: Graph, start: int, end: int, bucket_bytes: int | None) -> list[int]:
-    """Segment numbers of the operators start..end, filled from the back as gradients appear; a parameter used twice (tied) must
-    not lie in two segments, so a cut never separates its users."""
+    """Segment numbers of the operators start..end. Buckets are filled from the back, as gradients appear, and a cut never
+    separates the users of a parameter that is used more than once (tied).
+    """
     if bucket_bytes is None:
         return [0] * (end - start)
     uses = _uses(graph, start, end)
+    ready: dict[int, int] = {}  # bytes of gradients that an operator's backward pass completes
+    for name, (first, _) in uses.items():
+        ready[first] = ready.get(first, 0) + graph.tensors[name].nbytes(1)
+    tied = {i for first, last in uses.values() for i in range(first + 1, last + 1)}
     cuts, filled = [], 0
     for i in range(end - 1, start, -1):
-        filled += sum(
-            graph.tensors[p].nbytes(1)
-            for p in dict.fromkeys(graph.operators[i].inputs)
-            if p in uses and uses[p][0] == i
-        )
-        splits_tied = any(first < i <= last for first, last in uses.values())
-        if filled >= bucket_bytes and not splits_tied:
+        filled += ready.get(i, 0)
+        if filled >= bucket_bytes and i not in tied:
             cuts.append(i)
             filled = 0
-    # What is left at the front is too small for a bucket of its own unless it computes parameters' gradients at all.
-    if cuts and not filled and not any(first < cuts[-1] for first, _ in uses.values()):
+    # What is left at the front has no gradients of its own to send: no bucket.
+    if cuts and not any(first < cuts[-1] for first, _ in uses.values()):
         cuts.pop()
-    cuts.sort()
-    return [sum(1 for c in cuts if c <= i) for i in range(start, end)]
+    opens = set(cuts)
+    return list(accumulate(int(i in opens) for i in range(start, end)))
 
 
 def _uses(graph: Graph, start: int, end: int) -> dict[str, tuple[int, int]]:
     """The first and the last operator among start..end that uses each trainable parameter."""
-    parameters = set(graph.parameters)
     uses: dict[str, tuple[int, int]] = {}
     for i in range(start, end):
         for name in graph.operators[i].inputs:
-            if name in parameters:
+            if name in graph.trainable:
                 uses[name] = (uses.get(name, (i, i))[0], i)
     return uses

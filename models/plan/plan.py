@@ -20,7 +20,8 @@ from .strategy import Strategy
 
 __all__ = ["HashedFile", "Plan", "file_sha256", "load_plan", "write_plan"]
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
+MOST_PROBLEMS = 30  # of a message
 
 
 class HashedFile(BaseModel):
@@ -93,10 +94,10 @@ def load_plan(path: Path) -> Plan:
     """
     mend = "Make one with `hpdlf plan MODEL --on CLUSTER --batch B -o PLAN`."
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PlanError(f"{path}: the plan cannot be read: {error.strerror}. {mend}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise PlanError(f"{path} is no plan: it is not JSON. {mend}") from None
     if isinstance(table, dict) and isinstance(table.get("format"), int) and table["format"] > FORMAT:
         raise PlanError(
@@ -105,5 +106,21 @@ def load_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate(table)
     except ValidationError as error:
-        problems = "\n".join(f"  {'.'.join(map(str, p['loc'])) or 'file'}: {p['msg']}" for p in error.errors()[:10])
-        raise PlanError(f"{path} is no plan that can be used:\n{problems}\n{mend}") from None
+        problems = [f"  {'.'.join(map(str, p['loc'])) or 'the file'}: {_in_words(p)}" for p in error.errors()]
+        if len(problems) > MOST_PROBLEMS:
+            problems[MOST_PROBLEMS:] = [f"  and {len(problems) - MOST_PROBLEMS} more"]
+        listed = "\n".join(problems)
+        raise PlanError(f"{path} is no plan that can be used:\n{listed}\n{mend}") from None
+
+
+def _in_words(problem: Any) -> str:
+    """One of pydantic's problems, for somebody who looks into a plan file."""
+    match problem["type"]:
+        case "extra_forbidden":
+            return "there is no such field"
+        case "missing":
+            return "it is missing"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+        case _:
+            return f"{problem['msg'][0].lower()}{problem['msg'][1:]}, not {problem['input']!r:.80}"

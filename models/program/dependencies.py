@@ -104,7 +104,9 @@ def _dependencies(role: Role) -> tuple[tuple[Dependency, ...], ...]:
 
 
 def check(program: Program) -> list[str]:
-    """What is wrong with a program: use before definition, use after or double free, leaks, unmatched messages. Empty when nothing is."""
+    """What is wrong with a program: use before definition, use after or double free, leaks, unmatched messages
+    and collectives. Empty when nothing is.
+    """
     problems: list[str] = []
     for role in program.roles:
         problems += _check_role(role)
@@ -112,13 +114,15 @@ def check(program: Program) -> list[str]:
         for instruction in role.instructions:
             if instruction.kind in (Kind.SEND, Kind.RECEIVE):
                 problems += _check_partner(program, role, instruction)
+            elif instruction.kind.is_collective:
+                problems += _check_meeting(program, role, instruction)
     return problems
 
 
 def _check_role(role: Role) -> list[str]:
     problems = []
     of_microbatch = {b.name for b in role.buffers if b.scope is Scope.MICROBATCH}
-    defined = {(b.name, None) for b in role.buffers if b.scope is Scope.RUN}
+    defined: set[tuple[str, int | None]] = {(b.name, None) for b in role.buffers if b.scope is Scope.RUN}
     freed: set[tuple[str, int | None]] = set()
     for task in role.order:
         where = f"{role.name}: {task}"
@@ -166,15 +170,45 @@ def _check_partner(program: Program, role: Role, instruction: Instruction) -> li
         return [
             f"{where}: {other.name} has {len(partners)} instructions to {wanted} {instruction.message}, expected one"
         ]
-    here = [t.microbatch for t in role.order if t.instruction == instruction.id]
-    there = [t.microbatch for t in other.order if t.instruction == partners[0].id]
-    if sorted(here, key=str) != sorted(there, key=str):
+    here, there = _tasks(role, instruction), _tasks(other, partners[0])
+    if here != there:
         return [f"{where}: {len(here)} tasks here, {len(there)} to {wanted} it in {other.name}"]
     if role.payload_bytes(instruction) != other.payload_bytes(partners[0]):
         return [
             f"{where}: {role.payload_bytes(instruction)} bytes here, {other.payload_bytes(partners[0])} in {other.name}"
         ]
     return []
+
+
+def _check_meeting(program: Program, role: Role, instruction: Instruction) -> list[str]:
+    """Every role whose ranks are in the group must come to the same collective as often and with as many bytes."""
+    assert instruction.group is not None
+    where, axes = f"{role.name}: {instruction.id}", instruction.group.axes
+    outside = {axis: index for axis, index in role.coordinates.items() if axis not in axes}
+    problems = []
+    for other in program.roles:
+        if any(other.coordinates.get(axis, index) != index for axis, index in outside.items()):
+            continue
+        same = [i for i in other.instructions if (i.kind, i.group, i.message) == _meeting(instruction)]
+        if len(same) != 1:
+            found = f"{len(same)} instructions"
+            problems.append(
+                f"{where}: {other.name} has {found} to {instruction.kind} {instruction.message}, expected one"
+            )
+        elif _tasks(other, same[0]) != _tasks(role, instruction) or same[0].every != instruction.every:
+            problems.append(f"{where}: {other.name} does not come to {instruction.message} as often")
+        elif role.payload_bytes(instruction) != other.payload_bytes(same[0]):
+            there = other.payload_bytes(same[0])
+            problems.append(f"{where}: {role.payload_bytes(instruction)} bytes here, {there} in {other.name}")
+    return problems
+
+
+def _meeting(instruction: Instruction) -> tuple[object, ...]:
+    return instruction.kind, instruction.group, instruction.message
+
+
+def _tasks(role: Role, instruction: Instruction) -> list[int | None]:
+    return sorted((t.microbatch for t in role.order if t.instruction == instruction.id), key=str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +233,7 @@ def peak_memory(program: Program, role: Role) -> MemoryPeak:
     size = {b.name: held(b) for b in role.buffers}
     content = {b.name: b.content for b in role.buffers}
     of_microbatch = {b.name for b in role.buffers if b.scope is Scope.MICROBATCH}
-    live = {(b.name, None) for b in role.buffers if b.scope is Scope.RUN}
+    live: set[tuple[str, int | None]] = {(b.name, None) for b in role.buffers if b.scope is Scope.RUN}
     by_content: Counter[Content] = Counter()
     for name, _ in live:
         by_content[content[name]] += size[name]

@@ -61,15 +61,19 @@ class Chain:
 
     def residual_bytes(self, segment: Segment) -> int:
         """What a segment's forward pass keeps of a microbatch for its backward pass."""
-        about = {"batch": self.strategy.microbatch_samples, "precision": self.strategy.precision}
-        key = ("residual_bytes", segment.operators, *about.values())
-        return self._once(key, lambda: residual_bytes(self.graph, segment.operators, **about))
+        names, batch, precision = segment.operators, self.strategy.microbatch_samples, self.strategy.precision
+        return self._once(
+            ("residual_bytes", names, batch, precision),
+            lambda: residual_bytes(self.graph, names, batch=batch, precision=precision),
+        )
 
     def workspace_bytes(self, segment: Segment, phase: Phase) -> int:
         """What a segment's pass over a microbatch needs while it runs."""
-        about = {"batch": self.strategy.microbatch_samples, "phase": phase.value, "precision": self.strategy.precision}
-        key = ("workspace_bytes", segment.operators, *about.values())
-        return self._once(key, lambda: workspace_bytes(self.graph, segment.operators, **about))
+        names, batch, precision = segment.operators, self.strategy.microbatch_samples, self.strategy.precision
+        return self._once(
+            ("workspace_bytes", names, batch, phase, precision),
+            lambda: workspace_bytes(self.graph, names, batch=batch, phase=phase.value, precision=precision),
+        )
 
     def _once(self, key: tuple[object, ...], count: Callable[[], int]) -> int:
         """A size of the graph, counted once for all the strategies that are tried on it."""

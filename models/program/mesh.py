@@ -46,7 +46,7 @@ class Mesh:
         if not 0 <= rank < self.size:
             raise IndexError(f"rank {rank} is outside a mesh of {self.size}")
         at = {}
-        for axis, size in reversed(self.axes.items()):
+        for axis, size in reversed(list(self.axes.items())):
             rank, at[axis] = divmod(rank, size)
         return {axis: at[axis] for axis in self.axes}
 

@@ -75,9 +75,7 @@ def test_the_predicted_program_is_the_one_that_will_run(
         stages={name: p.stage for name, p in placed.items()}, segments={name: p.segment for name, p in placed.items()}
     )
     options = {"optimizer": written.recipe.optimizer.name}
-    program = lower(
-        annotated.graph, cut, written.strategy, checkpoint_every=written.recipe.checkpoint_every, **options
-    )
+    program = lower(annotated.graph, cut, written.strategy, checkpoint_every=written.recipe.checkpoint_every, **options)
     again = simulate_program(program, annotated.graph, cluster, precision=written.strategy.precision, **options)
     told = read_trace(out.with_suffix(".trace.jsonl"))
     assert told.task_ids == again.trace.task_ids
