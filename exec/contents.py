@@ -1,4 +1,4 @@
-"""What a role's RUN buffers hold before the first step: from the model, the recipe's initialisation, or a checkpoint."""
+"""What a role's RUN buffers hold before the first step: from model file, initialisation rule or checkpoint."""
 
 from __future__ import annotations
 

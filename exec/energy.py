@@ -11,7 +11,7 @@ from .energy_meters import Meter, Meters, find_meters
 __all__ = ["EnergyCount"]
 
 READ_S = 20.0
-"""Counters start again at their highest value, after minutes at full load, and only notice if they are read meanwhile."""
+"""Counters start again after minutes at full load, and only notice if they are read meanwhile."""
 
 
 class EnergyCount:

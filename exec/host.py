@@ -64,10 +64,18 @@ class TrainingHost:
 
 
 class EvaluationHost:
-    """Loads the samples that are held out, in whole batches, and adds up their score: a step of the program is a batch."""
+    """Loads the samples that are held out and adds up their score: a step of the evaluation's program is a batch."""
 
     def __init__(
-        self, role: Role, graph: Graph, *, dataset: Dataset, held_out: np.ndarray, metric: str, strategy: Strategy, replica: int
+        self,
+        role: Role,
+        graph: Graph,
+        *,
+        dataset: Dataset,
+        held_out: np.ndarray,
+        metric: str,
+        strategy: Strategy,
+        replica: int,
     ) -> None:
         self.role, self.graph, self.dataset, self.metric = role, graph, dataset, metric
         self.strategy, self.replica = strategy, replica

@@ -1,7 +1,8 @@
 """The interpreter in real time: a rank's role, every stream a thread, every task timed.
 
-It is the twin of ``sim/engine.py``: the same program, the same dependencies, the same trace. Streams that mostly wait (messages,
-data, reports) are threads of their own; the stream ``compute`` is the calling thread. A failure on any stream stops the rank.
+It is the twin of ``sim/engine.py``: the same program, the same dependencies, the same trace. Streams that mostly wait
+(messages, data, reports) are threads of their own; the stream ``compute`` is the calling thread. A failure on any
+stream stops the rank.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ LOOK_S = 0.2
 
 
 class Action(Protocol):
-    """What an instruction does: given the buffers that it reads (and what it adds to, once defined), returns what it writes."""
+    """What an instruction does: it gets the buffers that it reads (and adds to, once defined) and returns those that it
+    writes."""
 
     def __call__(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values: ...
 
@@ -83,13 +85,14 @@ class Interpreter:
     def run(self, first: int, last: int) -> None:
         """Steps first..last-1.
 
-        Raises what a task raised first. Other streams are told to stop; one that is inside a call that never returns is left
-        behind, so the process should end.
+        Raises what a task raised first. Other streams are told to stop; one that is inside a call that never returns is
+        left behind, so the process should end.
         """
         self._ended = [first - 1] * len(self.role.order)
         others = [s for s in self._streams if s != "compute"]
         threads = [
-            threading.Thread(target=self._guarded, args=(s, first, last), name=f"hpdlf-{s}", daemon=True) for s in others
+            threading.Thread(target=self._guarded, args=(s, first, last), name=f"hpdlf-{s}", daemon=True)
+            for s in others
         ]
         for thread in threads:
             thread.start()
@@ -121,7 +124,7 @@ class Interpreter:
                 if step - need.steps_back >= first:
                     self._wait(stream, step - need.steps_back, need.position)
             if self._failure:
-                raise Stopped("another stream of this rank failed")
+                raise StoppedError("another stream of this rank failed")
             start_s = self.clock()
             self._perform(instruction, task, step)
             end_s = self.clock()
@@ -139,7 +142,7 @@ class Interpreter:
             self._awaited[stream] = position, step
             while self._ended[position] < step:
                 if self._failure:
-                    raise Stopped("another stream of this rank failed")
+                    raise StoppedError("another stream of this rank failed")
                 self._awake[stream].wait()
             del self._awaited[stream]
 
@@ -191,7 +194,7 @@ class Interpreter:
         )
 
 
-class Stopped(HpdlfError):
+class StoppedError(HpdlfError):
     """A stream ended because another one failed; never the first failure."""
 
     exit_code = 1

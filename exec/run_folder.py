@@ -1,6 +1,6 @@
 """Where a run keeps its files.
 
-    RUN/plan.json, approval.json, model.onnx   copies of what was approved (external weights stay where the plan has them)
+    RUN/plan.json, approval.json, model.onnx   copies of what was approved (external weights stay with the plan)
     RUN/run.json                               what ran, where, how it went
     RUN/metrics.jsonl                          one line a step, one an evaluation
     RUN/trace.rank<R>.attempt<A>.jsonl         what every rank did, when

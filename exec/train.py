@@ -63,7 +63,7 @@ def train(
     return _start(plan, folder, resume, progress, say)
 
 
-# --- before the ranks ------------------------------------------------------------------------------------------------------
+# --- before the ranks -------------------------------------------------------------------------------------------------
 
 
 def _prepare(plan_path: Path, folder: RunFolder, resume: bool, say: Callable[[str], None]) -> Plan:
@@ -72,8 +72,8 @@ def _prepare(plan_path: Path, folder: RunFolder, resume: bool, say: Callable[[st
     source = plan.recipe.data.source
     if source is None:
         raise PlanError(
-            f"{plan_path} names no data to train on: write a recipe with `[data]` and `source = ...`, then plan again with "
-            "`hpdlf plan --recipe RECIPE`."
+            f"{plan_path} names no data to train on: write a recipe with `[data]` and `source = ...`, then plan again "
+            "with `hpdlf plan --recipe RECIPE`."
         )
     plan, _ = check_approval(plan_path, data_sha256=data_sha256(source, base_folder=plan_path.parent))
     _lay_out(plan_path, plan, folder, resume)
@@ -104,7 +104,8 @@ def _lay_out(plan_path: Path, plan: Plan, folder: RunFolder, resume: bool) -> No
                 folder.checkpoints.rmdir()
                 folder.path.rmdir()
         raise RunError(
-            f"{folder.path}: the run's folder cannot be written: {error.strerror}. Make room, or choose another `--out`."
+            f"{folder.path}: the run's folder cannot be written: {error.strerror}. Make room, or choose another "
+            "`--out`."
         ) from None
     if file_sha256(folder.model) != plan.model.sha256:
         raise ApprovalError(f"{model} changed while it was copied: plan and approve again.")
@@ -139,7 +140,7 @@ def _tell_origin(folder: RunFolder, say: Callable[[str], None]) -> None:
     say(f"Going on after step {found.step}." if found else "There is no checkpoint yet: starting from the beginning.")
 
 
-# --- the ranks -------------------------------------------------------------------------------------------------------------
+# --- the ranks --------------------------------------------------------------------------------------------------------
 
 
 def _join(
@@ -190,9 +191,9 @@ def _world(context: MpiContext) -> Any:
 
     if MPI.COMM_WORLD.size != context.size:
         raise RunError(
-            f"{context.launcher} started {context.size} ranks, but mpi4py's MPI ({MPI.Get_library_version().split(',')[0]}) "
-            f"sees {MPI.COMM_WORLD.size}: start them with that MPI's own mpiexec, or let `hpdlf train` do it. `hpdlf doctor` "
-            "shows both."
+            f"{context.launcher} started {context.size} ranks, but mpi4py's MPI "
+            f"({MPI.Get_library_version().split(',')[0]}) sees {MPI.COMM_WORLD.size}: start them with that MPI's own "
+            "mpiexec, or let `hpdlf train` do it. `hpdlf doctor` shows both."
         )
     return MPI.COMM_WORLD
 
@@ -201,8 +202,8 @@ def _check_ranks(context: MpiContext, plan_path: Path) -> None:
     ranks = load_plan(plan_path).strategy.ranks
     if context.size != ranks:
         raise PlanError(
-            f"{plan_path.name} is a plan for {ranks} ranks, {context.launcher} started {context.size}: start {ranks}, or plan "
-            f"for {context.size} with `hpdlf plan --ranks {context.size}`."
+            f"{plan_path.name} is a plan for {ranks} ranks, {context.launcher} started {context.size}: start {ranks}, "
+            f"or plan for {context.size} with `hpdlf plan --ranks {context.size}`."
         )
 
 
@@ -252,7 +253,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-# --- afterwards ------------------------------------------------------------------------------------------------------------
+# --- afterwards -------------------------------------------------------------------------------------------------------
 
 
 def export(run: str | Path, out: str | Path) -> Path:
@@ -265,7 +266,9 @@ def export(run: str | Path, out: str | Path) -> Path:
     about = folder.read()
     found = latest(folder.checkpoints)
     if found is None:
-        raise RunError(f"{folder.path} has no checkpoint to export: train it first with `hpdlf train PLAN --out {folder.path}`.")
+        raise RunError(
+            f"{folder.path} has no checkpoint to export: train it first with `hpdlf train PLAN --out {folder.path}`."
+        )
     beside = Path(about["model"])
     model = load_onnxpp(beside if beside.is_file() else folder.model)
     names = {n: n.partition("/")[2] for n in found.names if n.startswith(("parameter/", "state/"))}

@@ -213,11 +213,12 @@ def _write(
         model, configuration=configuration, stages=cut.stages, segments=cut.segments, n_devices=strategy.ranks
     )
     onnx_path = path.with_suffix(".onnx")
+    external = _external(annotated, path.parent)
     save_onnxpp(annotated, onnx_path)
     result = Plan(
         configuration=configuration,
         model=HashedFile(path=onnx_path.name, sha256=file_sha256(onnx_path)),
-        external=_external(annotated, path.parent),
+        external=tuple(HashedFile(path=name, sha256=file_sha256(path.parent / name)) for name in external),
         data_sha256=data_sha256,
         cluster=on.name,
         cluster_sha256=on.sha256,
@@ -241,19 +242,17 @@ def _write(
     return PlanResult(path=path, plan=result, simulation=simulation, chosen=chosen, search=found)
 
 
-def _external(model: Onnxpp, folder: Path) -> tuple[HashedFile, ...]:
-    """The files of external weights, which must lie in the plan's folder to be run from there."""
-    found = []
+def _external(model: Onnxpp, folder: Path) -> list[str]:
+    """The files of external weights by their places, which must be in the plan's folder to be run from there."""
     entries = (entry for tensor in model.proto.graph.initializer for entry in tensor.external_data)
-    for name in sorted({entry.value for entry in entries if entry.key == "location"}):
-        file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()):
+    names = sorted({entry.value for entry in entries if entry.key == "location"})
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise PlanError(
                 f"The weights {name} lie outside the plan's folder {folder}, and a run reads nothing outside it: put "
                 "them beside the model, save it with that location, and import it again."
             )
-        found.append(HashedFile(path=name, sha256=file_sha256(file)))
-    return tuple(found)
+    return names
 
 
 def _reason(found: Search, choose: int, fixed: Mapping[str, object]) -> str:

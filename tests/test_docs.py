@@ -1,9 +1,10 @@
 """The texts keep up with the code: links resolve, commands parse, examples run, named files and names exist."""
 
+import ast
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,6 +122,40 @@ def test_names_in_the_contributor_guide_exist() -> None:
     words = {part for name in code if not name.endswith((".py", ".md")) for part in name.split(".")}
     looks_like_code = {w for w in words if "_" in w.strip("_") or w.startswith("_") or re.fullmatch(r"[A-Z]\w*[a-z]\w*", w)}
     assert not {w for w in looks_like_code - FUTURE if not re.search(rf"(?:\b|(?=_)){re.escape(w)}\b", _source())}
+
+
+def _house() -> dict[str, tuple[str, ...] | None]:
+    """Which rooms each room may import from, by the guide's table; None: any."""
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## The house")[1].split("\n## ")[0]
+    rooms: dict[str, tuple[str, ...] | None] = {}
+    for row in re.findall(r"^\| `([\w/.]+)`.*\| (.*) \|$", section, flags=re.MULTILINE):
+        allowed = tuple(re.findall(r"`([\w/]+)`", row[1].partition("never")[0]))
+        rooms[row[0].strip("/").removesuffix(".py")] = None if row[1].startswith("everything") else (*allowed, "errors")
+    return rooms
+
+
+def _room(parts: Sequence[str], rooms: Iterable[str]) -> str:
+    """The room that a module, by the parts of its path, lies in: the longest name that fits."""
+    path = "/".join(parts)
+    return max((r for r in rooms if path == r or path.startswith(f"{r}/")), key=len, default=parts[0] if parts else "")
+
+
+def test_rooms_import_what_the_guide_says() -> None:
+    house = _house()
+    assert {"hwprofiles", "models/onnxpp", "models/trace", "sim", "exec", "experiments"} <= set(house)
+    wrong = []
+    for file in sorted(f for folder in ROOMS[:5] for f in (ROOT / folder).rglob("*.py")):
+        here = file.relative_to(ROOT).with_suffix("").parts
+        allowed = house.get(_room(here, house), ())
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.level:
+                continue
+            target = [*here[: len(here) - node.level], *(node.module or "").split(".")]
+            there = _room([t for t in target if t], house)
+            own = there in ("", _room(here, house))  # "": the version of the package itself
+            if allowed is not None and not own and not any(f"{there}/".startswith(f"{a}/") for a in allowed):
+                wrong.append(f"{'/'.join(here)} imports {there}")
+    assert not wrong, "\n".join(wrong)
 
 
 # --- commands ----------------------------------------------------------------------------------------------------------

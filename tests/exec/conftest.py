@@ -59,7 +59,7 @@ class Planner:
         model: onnx.ModelProto | None = None,
         approve: bool = True,
         max_restarts: int = 3,
-        steps: int = 20,
+        steps: int | None = 20,
         **recipe: Any,
     ) -> Planned:
         """An approved plan called `name`; `recipe` fields beside the defaults."""
@@ -83,7 +83,7 @@ class Planner:
             cluster,
             precision=strategy.precision,
             optimizer=optimizer,
-            steps=steps,
+            steps=steps or 3,
             fold=False,
             strategy=str(strategy),
         )

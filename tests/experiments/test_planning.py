@@ -109,6 +109,23 @@ def test_external_weights_come_along_and_are_hashed(cluster: Cluster, tmp_path: 
     np.testing.assert_array_equal(values[name], load_values(model, [name])[name])
 
 
+def test_weights_outside_the_plans_folder_are_refused(cluster: Cluster, tmp_path: Path) -> None:
+    proto = digits_cnn(channels=(4, 8), hidden=16)
+    convert_model_to_external_data(proto, location="w.bin", size_threshold=0)
+    for name in ("weights", "model"):
+        (tmp_path / name).mkdir()
+    onnx.save(proto, tmp_path / "weights" / "m.onnx")
+    moved = onnx.load(tmp_path / "weights" / "m.onnx", load_external_data=False)
+    for entry in (e for t in moved.graph.initializer for e in t.external_data if e.key == "location"):
+        entry.value = "../weights/w.bin"
+    source = tmp_path / "model" / "m.onnx"
+    source.write_bytes(moved.SerializeToString())
+    model = import_model(source, loss="softmax_xent", allow_external=[tmp_path / "weights"])
+    with pytest.raises(PlanError, match="lie outside the plan's folder"):
+        plan(model, on=cluster, batch=32, ranks=2, out=tmp_path / "model" / "p.json")
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["m.onnx"]
+
+
 def test_parts_of_the_strategy_can_be_fixed(model: Onnxpp, cluster: Cluster, tmp_path: Path) -> None:
     def chosen(**parts: object) -> PlanResult:
         return plan(model, on=cluster, batch=24, out=tmp_path / "p.json", **parts)  # type: ignore[arg-type]
