@@ -236,14 +236,18 @@ def _label_problems(graph: Graph, label: Tensor, column: Column, samples: int) -
     ]
 
 
-def data_sha256(source: str, *, base_folder: Path) -> str:
-    """The hash that a plan and its approval carry: over the bytes of the file, or over names and bytes of the `.npy`
-    files of a folder.
+def data_sha256(source: str, evaluation: str | None = None, *, base_folder: Path) -> str:
+    """The hash that a plan and its approval carry: over the bytes of the file, or over names and bytes of the `.npy` files of a folder;
+    with `evaluation`, a source of its own in the recipe, over both.
 
-    For `module:attribute` it is that of the module's source file: code that it imports and data that it reads are not
-    covered. Nothing is run to find it.
+    For `module:attribute` it is that of the module's source file: code that it imports and data that it reads are not covered.
+    Nothing is run to find it.
 
     Raises:
         DataError: there is no such data.
     """
-    return sha256_of_files(source_files(source, base_folder=base_folder))
+    files = source_files(source, base_folder=base_folder)
+    if evaluation is not None:
+        scored = source_files(evaluation, base_folder=base_folder)
+        files = {f"training/{n}": f for n, f in files.items()} | {f"evaluation/{n}": f for n, f in scored.items()}
+    return sha256_of_files(files)

@@ -75,7 +75,8 @@ def _prepare(plan_path: Path, folder: RunFolder, resume: bool, say: Callable[[st
             f"{plan_path} names no data to train on: write a recipe with `[data]` and `source = ...`, then plan again "
             "with `hpdlf plan --recipe RECIPE`."
         )
-    plan, _ = check_approval(plan_path, data_sha256=data_sha256(source, base_folder=plan_path.parent))
+    found = data_sha256(source, plan.recipe.evaluation.source, base_folder=plan_path.parent)
+    plan, _ = check_approval(plan_path, data_sha256=found)
     _lay_out(plan_path, plan, folder, resume)
     if resume:
         _tell_origin(folder, say)

@@ -175,7 +175,7 @@ def _check_data(model: Onnxpp, recipe: Recipe, folder: Path, precision: str | No
         dataset = open_dataset(recipe.data, base_folder=folder, source=source)
         check_dataset(dataset, model.graph, scale=recipe.data.scale, precision=recipe.precision)
         counts.append(dataset.samples)
-    return counts[0], data_sha256(recipe.data.source, base_folder=folder)
+    return counts[0], data_sha256(recipe.data.source, recipe.evaluation.source, base_folder=folder)
 
 
 def _write(

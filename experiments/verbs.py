@@ -169,12 +169,12 @@ def approve(plan_path: str | Path, *, approved_by: str | None = None, shown_sha2
     path = Path(plan_path).resolve()
     if shown_sha256 is not None and file_sha256(path) != shown_sha256:
         raise ApprovalError(f"{plan_path} changed since it was shown: look again with `hpdlf approve {plan_path}`.")
-    source = load_plan(path).recipe.data.source
+    recipe = load_plan(path).recipe
     found = None
-    if source is not None:
+    if recipe.data.source is not None:
         from ..exec.data import data_sha256
 
-        found = data_sha256(source, base_folder=path.parent)
+        found = data_sha256(recipe.data.source, recipe.evaluation.source, base_folder=path.parent)
     return write_approval(path, approved_by=_login() if approved_by is None else approved_by, data_sha256=found)
 
 

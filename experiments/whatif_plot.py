@@ -126,7 +126,8 @@ def table(found: WhatIf) -> Table:
     refused = "".join(f"\n{o.cluster}, {o.devices} devices: {o.refused}" for o in found.outcomes if o.refused)
     shown.caption_justify = "left"
     shown.caption = (
-        "best: d data, p pipeline, m microbatches; scaling: speed over that of as many single devices; $/M: rent for a million samples; GB: per device; "
+        "best: d data, p pipeline, m microbatches; scaling: speed over that of as many single devices; "
+        "$/M: rent for a million samples; GB: per device; "
         f"–: unavailable, the profile lacks what it needs{refused}"
     )
     return shown

@@ -287,3 +287,13 @@ def test_columns_say_what_they_hold() -> None:
         samples=2, shape=(3,), dtype=np.dtype("float32"), array=None, fetch=lambda i: np.zeros((len(i), 3), "float32")
     )
     assert column.read(np.array([0, 1])).shape == (2, 3)
+
+
+def test_the_hash_covers_the_evaluations_own_data(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", x=np.zeros(4))
+    np.savez(tmp_path / "test.npz", x=np.zeros(2))
+    alone = data_sha256("train.npz", base_folder=tmp_path)
+    both = data_sha256("train.npz", "test.npz", base_folder=tmp_path)
+    np.savez(tmp_path / "test.npz", x=np.ones(2))
+    assert data_sha256("train.npz", base_folder=tmp_path) == alone
+    assert data_sha256("train.npz", "test.npz", base_folder=tmp_path) != both

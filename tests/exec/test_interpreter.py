@@ -239,12 +239,16 @@ def test_a_failure_on_the_calling_thread_wakes_streams_that_wait_for_it() -> Non
 def test_a_stream_that_never_returns_does_not_keep_the_failure_back() -> None:
     forever = threading.Event()
 
+    def hang(i: Instruction, t: Task, step: int, v: Values) -> Values:
+        forever.wait(20)
+        return {}
+
     def work(i: Instruction, t: Task, step: int, v: Values) -> Values:
         raise ValueError("mine")
 
     interpreter, _ = interpret(
         role([], [instruction("hang", "reduce"), instruction("work")], [Task("hang"), Task("work")]),
-        {"hang": lambda i, t, step, v: {} if forever.wait(20) else {}, "work": work},
+        {"hang": hang, "work": work},
     )
     began = time.monotonic()
     with pytest.raises(ValueError, match="mine"):

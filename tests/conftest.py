@@ -1,0 +1,54 @@
+"""Graphs that are made for a test: chains of equal layers, whose times and bytes one can work out on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+from hpdlf.models.onnxpp import Graph
+from hpdlf.models.onnxpp.graph import Dim, Operator, Tensor
+
+MakeChain = Callable[..., Graph]
+
+
+@pytest.fixture(scope="session")
+def make_chain() -> MakeChain:
+    """make_chain(layers, width, tied={layer: layer whose weight it shares}): so many square matrix products, then a loss."""
+
+    def make(layers: int, width: int = 4, tied: Mapping[int, int] | None = None) -> Graph:
+        tied = tied or {}
+        batch, square = (Dim(per_sample=1), Dim(width)), (Dim(width), Dim(width))
+        weight = {i: f"w{tied.get(i, i)}" for i in range(layers)}
+        shapes = {"h0": batch, "y": (Dim(per_sample=1),), "loss": ()}
+        shapes |= {f"h{i + 1}": batch for i in range(layers)} | dict.fromkeys(weight.values(), square)
+        products = [
+            Operator(
+                name=f"product{i}",
+                op_type="MatMul",
+                family="matmul",
+                inputs=(f"h{i}", weight[i]),
+                outputs=(f"h{i + 1}",),
+            )
+            for i in range(layers)
+        ]
+        loss = Operator(
+            name="loss", op_type="SoftmaxCrossEntropyLoss", family="loss", inputs=(f"h{layers}", "y"), outputs=("loss",)
+        )
+        return Graph(
+            name="chain",
+            opset=20,
+            operators=(*products, loss),
+            tensors={
+                name: Tensor(name=name, dtype="int64" if name == "y" else "float32", shape=shape)
+                for name, shape in shapes.items()
+            },
+            inputs=("h0",),
+            targets=("y",),
+            outputs=(f"h{layers}",),
+            loss="loss",
+            parameters=tuple(dict.fromkeys(weight.values())),
+            state={},
+            constants=(),
+        )
+
+    return make
