@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -92,17 +91,12 @@ def run_process(folder: Path, *words: str, **environment: str) -> subprocess.Com
 # --- in processes of their own ---------------------------------------------------------------------------------------
 
 
-def test_help_is_quick_and_names_every_command(tmp_path: Path) -> None:
-    times_s = []
-    for _ in range(3):
-        start_s = time.perf_counter()
-        done = run_process(tmp_path, "--help", COLUMNS="80")
-        times_s.append(time.perf_counter() - start_s)
+def test_help_names_every_command(tmp_path: Path) -> None:
+    done = run_process(tmp_path, "--help", COLUMNS="80")
     assert done.returncode == 0
     for command in COMMANDS:
         assert f"\n  {command} " in done.stdout
     assert "..." not in done.stdout.partition("Commands:")[2]  # no summary is cut off
-    assert min(times_s) < 0.5
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -267,3 +267,17 @@ def test_a_rank_that_fails_alone_is_what_the_user_hears_of(
         training.result(90)
     assert training.folder.read()["state"] == "failed"
     assert training.told == []
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_under_somebody_elses_mpiexec_speaks_for_itself(
+    planner: Any, run_under_mpiexec: Any, tmp_path: Path
+) -> None:
+    (planner.folder / "broken.py").write_text(BROKEN.replace("WHEN", "320"))
+    plan = planner("broken", Strategy(batch=64, data=2), steps=1000, data={"source": "broken:samples"})
+    done = run_under_mpiexec(2, (plan.path, tmp_path / "run", False))
+    assert done.returncode == 1
+    assert "Rank 1: " in done.stderr
+    assert "cannot be had" in done.stderr
+    assert "Rank 0: " not in done.stderr
+    assert RunFolder(tmp_path / "run").read()["state"] == "failed"
