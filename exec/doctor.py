@@ -233,7 +233,7 @@ def _allocator() -> list[Finding]:
 
 
 def _profile() -> list[Finding]:
-    path = user_folder() / "local.toml"
+    path = user_folder() / "clusters" / "local.toml"
     try:
         load_cluster("local")
     except HpdlfError as error:

@@ -77,7 +77,11 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
     trained = set(graph.parameters)
     numbers = ("FLOP", "bytes", "parameters")
     table = _table(f"{graph.name}, batch {batch}", "operator", "type", "family", *numbers, "result", right=numbers)
-    table.caption = "forward pass; bytes: operands read and results written, each once"
+    given = ", ".join(_tensor(graph, name) for name in (*graph.inputs, *graph.targets))
+    table.caption = (
+        f"forward pass; bytes: operands read and results written, each once\nfed with: {given}\n"
+        f"predicts: {', '.join(_tensor(graph, name) for name in graph.outputs)}"
+    )
     table.caption_justify = "left"
     total_flops = total_bytes = 0.0
     for operator in graph.operators:
@@ -107,6 +111,11 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
         f"loss: {graph.loss or 'none'}",
     )
     return table
+
+
+def _tensor(graph: Graph, name: str) -> str:
+    tensor = graph.tensors[name]
+    return f"{name} ({' x '.join('N' if str(d) == 'batch' else str(d) for d in tensor.shape)}) {tensor.dtype}"
 
 
 def profiles_table(rows: Sequence[ProfileRow]) -> Table:
