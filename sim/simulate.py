@@ -210,7 +210,7 @@ def _figures(replaying: _Replaying, events: Sequence[Event], step_s: Interval) -
     ranks = sum(multiplicity.values())
     busy = sum(n * _covered(computing[r]) for r, n in multiplicity.items()) / ranks / span_s
     either = sum(n * _covered(computing[r] + communicating[r]) for r, n in multiplicity.items()) / ranks / span_s
-    energy = _energy(replaying, events, first, span_s, step_s.provenance)
+    energy = _energy(replaying, events, first, span_s, step_s)
     cost, basis = _money(step_s, energy, ranks, replaying.cluster, replaying.model)
     carbon = replaying.cluster.carbon_kg_per_j
     return Figures(
@@ -262,7 +262,7 @@ def _covered(intervals: list[tuple[float, float]]) -> float:
 
 
 def _energy(
-    replaying: _Replaying, events: Sequence[Event], first: int, span_s: float, provenance: str
+    replaying: _Replaying, events: Sequence[Event], first: int, span_s: float, step_s: Interval
 ) -> Interval | None:
     """Joules of one step at the meter of the nodes in use: devices while they compute and while they wait or have no rank, hosts,
     and the building's overhead. A task costs what it costs at full speed; what slows it (a straggler's own reasons, transfers
@@ -282,8 +282,9 @@ def _energy(
             return None
         joules, low, high = (
             joules + times * estimate.joules,
-            low + times * estimate.low_j,
-            high + times * estimate.high_j,
+            # An estimate's joules are bounded for its own seconds: the bounds of the time come on top.
+            low + times * estimate.low_j * _share(estimate.low_s, estimate.seconds),
+            high + times * estimate.high_j * _share(estimate.high_s, estimate.seconds),
         )
         busy_s += times * estimate.seconds
     nodes = _nodes_in_use(cluster, sum(multiplicity.values()))
@@ -292,10 +293,14 @@ def _energy(
     scale = cluster.pue.value / (replaying.steps - first)
     return Interval(
         value=(joules + other_j) * scale,
-        low=(low + other_j) * scale,
-        high=(high + other_j) * scale,
-        provenance=provenance,
+        low=(low + other_j * _share(step_s.low, step_s.value)) * scale,
+        high=(high + other_j * _share(step_s.high, step_s.value)) * scale,
+        provenance=step_s.provenance,
     )
+
+
+def _share(bound_s: float, value_s: float) -> float:
+    return bound_s / value_s if value_s else 1.0
 
 
 def _nodes_in_use(cluster: Cluster, ranks: int) -> int:

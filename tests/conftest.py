@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
+
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.onnxpp.graph import Dim, Operator, Tensor
 

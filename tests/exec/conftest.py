@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+
 from hpdlf.exec.data import data_sha256
 from hpdlf.exec.environment import rank_environment
 from hpdlf.exec.mpi import find_mpiexec

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from hpdlf.errors import RunError
 from hpdlf.exec.assignment import Assignment, TrainingData
 from hpdlf.exec.checkpoint import write_manifest, write_shard

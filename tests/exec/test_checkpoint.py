@@ -8,6 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
 from hpdlf.errors import RunError
 from hpdlf.exec.checkpoint import (
     Checkpoint,
@@ -23,9 +27,6 @@ from hpdlf.exec.checkpoint import (
 from hpdlf.exec.optimizers import make_optimizer
 from hpdlf.exec.tensor_files import write_tensors
 from hpdlf.models.plan.recipe import Recipe
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 
 def save(folder: Path, step: int, stages: list[dict[str, np.ndarray]], keep: int = 2) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from hpdlf.errors import DataError
 from hpdlf.exec.data import Dataset, check_dataset, data_sha256, open_dataset
 from hpdlf.exec.data_sources import Column

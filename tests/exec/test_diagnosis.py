@@ -4,6 +4,7 @@ import doctest
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import RunError
 from hpdlf.exec import diagnosis
 from hpdlf.exec.diagnosis import Said, diagnose, is_launcher_noise, oom_kills, read_mpiexec

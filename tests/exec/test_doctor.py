@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hpdlf.exec import doctor
 from hpdlf.exec.doctor import Finding, examine
 

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+
 from hpdlf.exec.energy import EnergyCount
 from hpdlf.exec.energy_meters import Meter, Meters
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+
 from hpdlf.exec.environment import compilation_cache, examine_machine, package_versions, rank_environment
 
 

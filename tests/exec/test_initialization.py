@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
+
 from hpdlf.errors import DataError
 from hpdlf.exec.initialization import fans, initial_values
 from hpdlf.models.onnxpp.graph import Dim, Graph, Operator, Tensor

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hpdlf.exec.interpreter import Interpreter, Values
 from hpdlf.models.program import Buffer, Content, Earlier, Instruction, Kind, Phase, Role, Scope, Task
 from hpdlf.models.trace import Event
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def buffer(name: str, scope: Scope = Scope.STEP) -> Buffer:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import DataError, RunError
 from hpdlf.exec.launcher import Launched, launch
 from hpdlf.exec.mpi import find_mpiexec

@@ -4,11 +4,12 @@ import doctest
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hpdlf.errors import DataError
 from hpdlf.exec import metrics
 from hpdlf.exec.metrics import accuracy, mse, value
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def test_doctests() -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+
 from hpdlf.errors import RunError
 from hpdlf.exec.energy_meters import find_rapl_meters
 from hpdlf.exec.microbenchmarks import measure_machine

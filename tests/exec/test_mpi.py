@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import RunError
 from hpdlf.exec import mpi
 from hpdlf.exec.mpi import MpiContext, Mpiexec, detect_mpi_context, find_mpiexec, identify

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from hpdlf.exec import optimizers
 from hpdlf.exec.optimizers import learning_rate, make_optimizer
 from hpdlf.models.plan.recipe import OPTIMIZERS, Recipe, state_copies

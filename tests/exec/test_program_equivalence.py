@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
+
 from hpdlf.errors import RunError
 from hpdlf.exec.checkpoint import latest
 from hpdlf.exec.mpi import find_mpiexec
@@ -19,7 +21,6 @@ from hpdlf.exec.train import export
 from hpdlf.experiments.compare import violations
 from hpdlf.models.plan import Strategy
 from hpdlf.models.trace import Trace, read_trace
-from onnx import helper, numpy_helper
 
 pytestmark = pytest.mark.mpi
 

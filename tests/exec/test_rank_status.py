@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import DataError
 from hpdlf.exec.rank_status import RankStatus, process_started, read_reports
 

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import RunError
 from hpdlf.exec.recording import HELD_EVENTS, TRACED_EVERY, TRACED_FIRST, Recorder
 from hpdlf.models.trace import Event, read_trace

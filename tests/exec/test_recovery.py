@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from hpdlf.errors import HpdlfError, RunError
 from hpdlf.exec.checkpoint import checkpoints
 from hpdlf.exec.mpi import find_mpiexec

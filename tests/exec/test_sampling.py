@@ -4,12 +4,13 @@ import doctest
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hpdlf.errors import DataError
 from hpdlf.exec import random_streams, sampling
 from hpdlf.exec.sampling import Sampler, padded_batches, split_samples
 from hpdlf.models.plan.recipe import Recipe
-from hypothesis import given
-from hypothesis import strategies as st
 
 seeds = st.integers(0, 2**63 - 1)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
+
 from hpdlf.errors import ModelError
 from hpdlf.exec.operators import Context, registry, step_context
 from hpdlf.exec.segments import BAKED_BYTES, Segment, build_segment

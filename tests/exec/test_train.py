@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from hpdlf.errors import ApprovalError, DataError, HpdlfError, PlanError, RunError
 from hpdlf.exec.checkpoint import write_manifest, write_shard
 from hpdlf.exec.run_folder import RunFolder

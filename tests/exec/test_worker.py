@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from hpdlf.errors import RunError
 from hpdlf.exec.checkpoint import checkpoints
 from hpdlf.exec.mpi import find_mpiexec

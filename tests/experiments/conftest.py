@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from hpdlf.hwprofiles import load_cluster
 from hpdlf.models.cost import CostModel
 from hpdlf.models.onnxpp import annotate, import_model, save_onnxpp

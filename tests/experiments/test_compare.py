@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import DataError
 from hpdlf.experiments.compare import compare, step_times, violations
 from hpdlf.experiments.recorded import read_run

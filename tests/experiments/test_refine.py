@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import DataError, RunError
 from hpdlf.experiments.recorded import read_run
 from hpdlf.experiments.refine import refine

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+
 from hpdlf.experiments.refine import refine
 from hpdlf.experiments.report import report
 from hpdlf.models.plan import Strategy

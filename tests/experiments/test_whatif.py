@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from hpdlf.errors import PlanError, ProfileError
 from hpdlf.experiments.whatif import whatif
 from hpdlf.models.onnxpp import Onnxpp, import_model

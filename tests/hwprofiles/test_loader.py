@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+
 from hpdlf.errors import ProfileError
 from hpdlf.hwprofiles import TIERS, cluster_from_toml, describe, list_profiles, load_cluster, load_device, write_cluster
 from hpdlf.hwprofiles.loader import SHIPPED, profile_files

@@ -4,10 +4,11 @@ import dataclasses
 import pickle
 
 import pytest
-from hpdlf.errors import PlanError, ProfileError
-from hpdlf.hwprofiles import Link, Quantity, load_cluster
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hpdlf.errors import PlanError, ProfileError
+from hpdlf.hwprofiles import Link, Quantity, load_cluster
 
 
 def test_devices_are_numbered_node_by_node():

@@ -1,6 +1,9 @@
 """Units: closed forms, and what is refused."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hpdlf.hwprofiles.units import (
     AMOUNT,
     CARBON_PER_ENERGY,
@@ -19,8 +22,6 @@ from hpdlf.hwprofiles.units import (
     parse_unit,
     to_si,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from hpdlf.errors import DataError
-from hpdlf.models.trace import COLUMNS, Event, Trace, event_line, header_line, read_trace, write_trace
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hpdlf.errors import DataError
+from hpdlf.models.trace import COLUMNS, Event, Trace, event_line, header_line, read_trace, write_trace
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8)
 seconds = st.floats(0, 1e6, allow_nan=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
+
 from hpdlf.models.onnxpp import Graph, import_model
 from hpdlf.models.zoo import small
 

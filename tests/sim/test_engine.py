@@ -7,6 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hpdlf.errors import PlanError
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.plan import Strategy, partition
@@ -27,8 +30,6 @@ from hpdlf.models.program import (
 from hpdlf.models.program.lower import lower
 from hpdlf.models.trace import Event
 from hpdlf.sim.engine import replay
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MakeChain = Callable[..., Graph]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from hpdlf.hwprofiles import load_cluster
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.plan import Strategy

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from hpdlf.errors import PlanError
 from hpdlf.hwprofiles import load_cluster
 from hpdlf.models.cost import CostModel, one_sided_workload

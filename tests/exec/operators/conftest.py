@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import onnx
 import pytest
+
 from hpdlf.exec.operators import step_context
 from hpdlf.exec.segments import build_segment
 from hpdlf.models.onnxpp import Graph, Operator

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hpdlf.exec.operators import registered
 from onnx.backend.test.case import node as node_cases
+
+from hpdlf.exec.operators import registered
 
 # Where the standard keeps the tests of an operator, if not in a module of its lower-case name.
 MODULES = {"BatchNormalization": "batch_normalization", "SoftmaxCrossEntropyLoss": "softmax_cross_entropy_loss"}

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
+
 from hpdlf.exec.operators import convolution, lowering, step_context
 from hpdlf.exec.operators.window import window_of
 from hpdlf.models.onnxpp import Operator
-from jax.test_util import check_grads
 
 pytestmark = pytest.mark.usefixtures("x64")
 

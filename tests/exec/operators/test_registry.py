@@ -5,6 +5,7 @@ import doctest
 import jax
 import numpy as np
 import pytest
+
 from hpdlf.errors import ModelError
 from hpdlf.exec.operators import elementwise, lowering, registry, static, step_context, window
 from hpdlf.models.onnxpp import Operator

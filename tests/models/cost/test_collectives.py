@@ -1,12 +1,13 @@
 from math import log2
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hpdlf.errors import PlanError
 from hpdlf.hwprofiles import Cluster, load_cluster
 from hpdlf.models.cost import CostModel, collective_workload
 from hpdlf.models.cost.collectives import KINDS, collective_legs, flat
-from hypothesis import given
-from hypothesis import strategies as st
 
 KIND = st.sampled_from(KINDS)
 

@@ -1,9 +1,10 @@
 import pickle
 
 import pytest
-from hpdlf.models.cost import Estimate
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hpdlf.models.cost import Estimate
 
 positive = st.floats(min_value=1e-9, max_value=1e6)
 

@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+
 from hpdlf.models.cost import CostModel, Factor, Factors, Observation, Workload, fit
 
 PRIOR = Factors(

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import DataError
 from hpdlf.models.cost.factors import PRIOR_FILE
 from hpdlf.models.cost.fit_prior import derive, main

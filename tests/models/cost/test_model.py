@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import DataError, PlanError
 from hpdlf.hwprofiles import load_cluster
 from hpdlf.models.cost import (

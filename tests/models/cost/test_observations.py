@@ -2,6 +2,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import DataError
 from hpdlf.models.cost import Observation, ObservationDatabase, default_database
 from hpdlf.models.cost.observations import DATABASE_VERSION

@@ -1,4 +1,5 @@
 import pytest
+
 from hpdlf.models.cost import residual_bytes, residual_tensors, workspace_bytes
 from hpdlf.models.onnxpp import Dim, Graph, Operator, Tensor
 

@@ -1,6 +1,7 @@
 import time
 
 import pytest
+
 from hpdlf.errors import ProfileError
 from hpdlf.hwprofiles import Device, Quantity
 from hpdlf.models.cost import CostModel, compute_workload, fingerprint, fusion, operator_roofline

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from hpdlf.models.onnxpp import Onnxpp, import_model, save_onnxpp
 from hpdlf.models.zoo import conv_bn_net
 

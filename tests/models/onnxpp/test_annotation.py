@@ -2,6 +2,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+
 from hpdlf.errors import ModelError
 from hpdlf.models.onnxpp import Onnxpp, annotate, annotation, load_onnxpp, save_onnxpp
 

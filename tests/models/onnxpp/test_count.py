@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hpdlf.models.onnxpp import FAMILIES, PHASES, Graph, Onnxpp, Work, family, import_model, work
-from hpdlf.models.zoo import digits_cnn, mlp
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
+from hpdlf.models.onnxpp import FAMILIES, PHASES, Graph, Onnxpp, Work, family, import_model, work
+from hpdlf.models.zoo import digits_cnn, mlp
 
 
 def imported(model: onnx.ModelProto, tmp_path: Path, **options: str) -> Graph:

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
+
 from hpdlf.errors import ModelError
 from hpdlf.models.onnxpp import Onnxpp, export_trained, import_model, load_onnxpp, load_values, save_onnxpp
 from hpdlf.models.zoo import conv_bn_net, mlp
-from onnx import helper
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from hpdlf.errors import ModelError
 from hpdlf.models.onnxpp import Dim, Onnxpp, import_model, load_onnxpp, load_values, save_onnxpp, work
 from hpdlf.models.zoo import conv_bn_net, digits_cnn, mlp
-from onnx import TensorProto, helper, numpy_helper
 
 ort = pytest.importorskip("onnxruntime")
 SHARED = Path(__file__).parents[4] / "shared" / "onnx"

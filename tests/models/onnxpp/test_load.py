@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hpdlf.errors import ModelError
-from hpdlf.models.onnxpp import Onnxpp, import_model, load_onnxpp
-from hpdlf.models.zoo import mlp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from hpdlf.errors import ModelError
+from hpdlf.models.onnxpp import Onnxpp, import_model, load_onnxpp
+from hpdlf.models.zoo import mlp
 
 
 def model_of(nodes: list[NodeProto], weights: list[TensorProto] = (), **more: object) -> onnx.ModelProto:

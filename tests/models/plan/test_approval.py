@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import ApprovalError, PlanError
 from hpdlf.models.plan import (
     HashedFile,

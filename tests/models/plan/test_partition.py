@@ -4,11 +4,12 @@ from collections.abc import Callable
 from itertools import combinations, groupby, pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hpdlf.errors import PlanError
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.plan import Partition, crossing_tensors, partition
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MakeChain = Callable[..., Graph]
 

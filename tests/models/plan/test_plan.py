@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import PlanError
 from hpdlf.models.plan import HashedFile, Plan, Recipe, Strategy, file_sha256, load_plan, write_plan
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hpdlf.errors import DataError, PlanError
 from hpdlf.models.plan import recipe as recipe_module
 from hpdlf.models.plan.recipe import OPTIMIZERS, Recipe, is_module_source, load_recipe, state_copies

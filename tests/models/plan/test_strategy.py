@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hpdlf.errors import PlanError
-from hpdlf.models.plan import Strategy
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hpdlf.errors import PlanError
+from hpdlf.models.plan import Strategy
 
 
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 8), st.integers(1, 8))

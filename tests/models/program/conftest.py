@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.plan import Strategy, partition
 from hpdlf.models.program import Program

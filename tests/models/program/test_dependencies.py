@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
 from hpdlf.models.program import (
     Buffer,
     Content,

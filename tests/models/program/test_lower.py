@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hpdlf.errors import PlanError
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.plan import Partition, Strategy, partition
 from hpdlf.models.program import Content, Group, Kind, Part, Phase, Program, Scope, check, dependencies, peak_memory
 from hpdlf.models.program.lower import lower, lower_evaluation
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 LowerChain = Callable[..., Program]
 MakeChain = Callable[..., Graph]

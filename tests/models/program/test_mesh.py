@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from hpdlf.models.program import Group, Mesh, Peer
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hpdlf.models.program import Group, Mesh, Peer
 
 meshes = st.dictionaries(st.sampled_from(["pipeline", "data", "tensor"]), st.integers(1, 5), min_size=1).map(
     lambda axes: Mesh(axes=axes)

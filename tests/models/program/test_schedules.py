@@ -3,9 +3,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hpdlf.models.program.schedules import SCHEDULES
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hpdlf.models.program.schedules import SCHEDULES
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

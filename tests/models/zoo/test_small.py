@@ -1,6 +1,7 @@
 import numpy as np
 import onnx
 import pytest
+
 from hpdlf.models.zoo import conv_bn_net, digits_cnn, mlp
 
 
