@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..hwprofiles import Cluster, user_folder, write_cluster
@@ -26,6 +26,9 @@ from .energy_meters import find_meters
 from .microbenchmarks_compute import OPERATORS
 from .microbenchmarks_processes import json_lines, mpi_command, one_core_environment, run_together, usable_cores
 from .microbenchmarks_profile import Findings, local_cluster
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["STEPS", "CommunicationObservation", "Measurement", "OperatorObservation", "main", "measure_machine"]
 
@@ -95,6 +98,12 @@ class Measurement:
     def rows(self) -> list[dict[str, Any]]:
         """The operator observations as dicts, for a table or a database."""
         return [asdict(one) for one in self.operators]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an operator, as :meth:`rows`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
 
 
 def measure_machine(

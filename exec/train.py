@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from .mpi import MpiContext, detect_mpi_context
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from .progress import Progress
 
 __all__ = ["Run", "export", "train"]
@@ -32,6 +36,25 @@ class Run:
 
     folder: Path
     about: dict[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step: step, loss, samples_per_s, time_s and attempt; of a step that was run again the last attempt's."""
+        import pandas as pd
+
+        lines = RunFolder(self.folder).metrics.read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if "loss" in row]
+        return pd.DataFrame(rows).drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+    def plot(self) -> Figure:
+        """The loss over the steps."""
+        from matplotlib.figure import Figure
+
+        frame = self.to_frame()
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(frame["step"], frame["loss"])
+        axes.set(xlabel="step", ylabel="loss", title=self.folder.name)
+        return figure
 
 
 def train(

@@ -17,7 +17,7 @@ import pytest
 from hpdlf.errors import ApprovalError, DataError, HpdlfError, PlanError, RunError
 from hpdlf.exec.checkpoint import write_manifest, write_shard
 from hpdlf.exec.run_folder import RunFolder
-from hpdlf.exec.train import export, train
+from hpdlf.exec.train import Run, export, train
 from hpdlf.models.plan import Strategy, approval_path
 
 
@@ -175,3 +175,16 @@ def test_a_checkpoint_of_another_training(planner: Any, tmp_path: Path) -> None:
     assert "is of another training: model of another there" in done.stderr
     assert "Traceback" not in done.stderr
     assert folder.read()["state"] == "failed"
+
+
+def test_a_run_turns_into_a_table_and_a_picture(tmp_path: Path) -> None:
+    lines = [
+        {"step": 0, "loss": 2.0, "samples_per_s": None, "time_s": 0.1, "attempt": 0},
+        {"step": 1, "loss": 9.0, "samples_per_s": 5.0, "time_s": 0.2, "attempt": 0},
+        {"step": 1, "loss": 1.0, "samples_per_s": 5.0, "time_s": 0.2, "attempt": 1},
+        {"step": 2, "evaluation": {"metric": "accuracy", "value": 0.5}, "attempt": 1},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = Run(folder=tmp_path, about={})
+    assert run.to_frame()[["step", "loss", "attempt"]].to_numpy().tolist() == [[0, 2.0, 0], [1, 1.0, 1]]
+    assert run.plot().axes[0].lines[0].get_ydata().tolist() == [2.0, 1.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -63,9 +64,7 @@ def priced(
 
 def times(events: tuple[Event, ...], *, step: int = 0) -> dict[str, tuple[float, float]]:
     """{task without role and step: (start, end)}"""
-    return {
-        f"{e.rank}:{Task(e.instruction, e.microbatch)}": (e.start_s, e.end_s) for e in events if e.step == step
-    }
+    return {f"{e.rank}:{Task(e.instruction, e.microbatch)}": (e.start_s, e.end_s) for e in events if e.step == step}
 
 
 def steps_end(events: tuple[Event, ...]) -> list[float]:
@@ -117,7 +116,9 @@ def test_two_tasks_and_a_link() -> None:
 
 
 def test_a_step_may_begin_before_the_one_before_has_ended_everywhere() -> None:
-    events = replay(two_ranks_and_a_link(), {0: {"make": 2.0, "send.b": 3.0}, 1: {"receive.b": 0.0, "use": 1.0}}, steps=2)
+    events = replay(
+        two_ranks_and_a_link(), {0: {"make": 2.0, "send.b": 3.0}, 1: {"receive.b": 0.0, "use": 1.0}}, steps=2
+    )
     assert times(events, step=1)["0:make[0]"] == (4.0, 6.0)  # its own buffers: nobody to wait for
     assert times(events, step=1)["1:use[1]"] == (14.0, 15.0)  # the link is what limits: 4 messages of 3 s after 2 s
 
@@ -252,13 +253,15 @@ def test_every_dependency_and_every_streams_order_is_honoured(
                 instruction = role.instruction[task.instruction]
                 if instruction.kind is Kind.RECEIVE:
                     assert instruction.peer is not None
-                    sent = found[program.mesh.peer(rank, instruction.peer), step, Task(f"send.{instruction.message}", task.microbatch)]
+                    sent = found[
+                        program.mesh.peer(rank, instruction.peer),
+                        step,
+                        Task(f"send.{instruction.message}", task.microbatch),
+                    ]
                     assert event.end_s >= sent.end_s
                 if instruction.kind.is_collective:
                     assert instruction.group is not None
-                    ends = {
-                        found[member, step, task].end_s for member in program.mesh.group(rank, instruction.group)
-                    }
+                    ends = {found[member, step, task].end_s for member in program.mesh.group(rank, instruction.group)}
                     assert ends == {event.end_s}
 
 
@@ -285,12 +288,10 @@ def test_the_same_input_gives_the_same_events(make_chain: MakeChain) -> None:
 def test_an_instruction_that_is_rare_runs_when_it_is_due(make_chain: MakeChain) -> None:
     graph = make_chain(2)
     strategy = Strategy(batch=2)
-    cut = partition(
-        graph, operator_s=[1.0] * 3, stages=1, bucket_bytes=None, samples=2, seconds_per_byte=0.0
-    )
+    cut = partition(graph, operator_s=[1.0] * 3, stages=1, bucket_bytes=None, samples=2, seconds_per_byte=0.0)
     program = lower(graph, cut, strategy, checkpoint_every=3)
     events = replay(program, priced(program, {Phase.FORWARD: 1.0}, {"checkpoint": 10.0}), steps=7)
     assert [e.step for e in events if e.kind == "checkpoint"] == [2, 5]
     # The next update changes what is being written: it waits. The one after that does not.
     compute = [e for e in events if e.kind == "compute"]
-    assert [round(b.start_s - a.end_s) for a, b in zip(compute, compute[1:], strict=False)] == [0, 0, 10, 0, 0, 10]
+    assert [round(b.start_s - a.end_s) for a, b in pairwise(compute)] == [0, 0, 10, 0, 0, 10]

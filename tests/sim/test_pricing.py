@@ -49,19 +49,18 @@ def test_a_message_takes_the_link_between_its_ranks(make_chain: Callable[..., Gr
 
 
 def test_groups_of_equal_size_that_lie_differently_have_their_own_prices(make_chain: Callable[..., Graph]) -> None:
-    # Six replicas a stage over nodes of 8: stage 0 lies in one node, stage 1 as 2 + 4, stage 2 as 4 + 2.
-    pricing = pricing_of(make_chain(4, 256), "dgx-a100:3", Strategy(batch=12, data=6, pipeline=4, microbatches=2))
-    reduce_s = [
-        pricing.estimate(6 * stage, role.instruction[f"reduce.{stage}"]).seconds
-        for stage, role in enumerate(pricing.program.roles)
-    ]
-    assert reduce_s[0] < reduce_s[1]
-    for stage, role in enumerate(pricing.program.roles):
-        instruction = role.instruction[f"reduce.{stage}"]
-        alone = Pricing(
-            program=pricing.program, graph=pricing.graph, cluster=pricing.cluster, model=pricing.model
-        ).estimate(6 * stage + 5, instruction)
-        assert alone.seconds == reduce_s[stage]  # whoever of the group asks, and whatever was asked before
+    # Ten replicas a stage over nodes of 8: those of stage 0 lie as 8 + 2, those of stage 1 as 6 + 4.
+    pricing = pricing_of(make_chain(2, 512), "dgx-a100:3", Strategy(batch=20, data=10, pipeline=2, microbatches=2))
+
+    def reduce_s(pricing: Pricing, rank: int) -> float:
+        role = pricing.program.role_of(rank)
+        return pricing.estimate(rank, role.instruction[f"reduce.{role.coordinates['pipeline']}"]).seconds
+
+    found = [reduce_s(pricing, rank) for rank in range(20)]
+    assert found[0] != found[10]
+    assert found == [found[0]] * 10 + [found[10]] * 10
+    fresh = Pricing(program=pricing.program, graph=pricing.graph, cluster=pricing.cluster, model=pricing.model)
+    assert reduce_s(fresh, 10) == found[10]  # whatever was asked before
 
 
 def test_one_sided_prices_are_those_of_every_single_rank(make_chain: Callable[..., Graph]) -> None:

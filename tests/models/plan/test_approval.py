@@ -62,12 +62,17 @@ def test_what_was_approved_may_run(plan: Path) -> None:
     assert (approval.approved_by, approval.approved_at) == ("Ada Lovelace", "2026-01-02T03:04:05+00:00")
     assert found.strategy == Strategy(batch=8)
     assert sorted(p.name for p in plan.parent.iterdir()) == [
-        "model.onnx", "plan.json", "plan.json.approval.json", "weights.bin"
+        "model.onnx",
+        "plan.json",
+        "plan.json.approval.json",
+        "weights.bin",
     ]
 
 
 def test_a_plan_without_approval_does_not(plan: Path) -> None:
-    with pytest.raises(ApprovalError, match=r"plan.json is not approved. Look at it and approve it with `hpdlf approve"):
+    with pytest.raises(
+        ApprovalError, match=r"plan.json is not approved. Look at it and approve it with `hpdlf approve"
+    ):
         check_approval(plan, data_sha256=DATA)
 
 

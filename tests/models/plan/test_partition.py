@@ -34,9 +34,7 @@ def test_no_other_cut_has_a_shorter_longest_stage(make_chain: MakeChain, data: s
     seconds = data.draw(st.lists(st.floats(0.01, 10), min_size=count, max_size=count))
     stages = data.draw(st.integers(1, min(4, count)))
     per_byte = data.draw(st.sampled_from([0.0, 1e-3, 0.1]))
-    cut = partition(
-        graph, operator_s=seconds, stages=stages, bucket_bytes=None, samples=3, seconds_per_byte=per_byte
-    )
+    cut = partition(graph, operator_s=seconds, stages=stages, bucket_bytes=None, samples=3, seconds_per_byte=per_byte)
     # An activation of 3 samples x 4 floats crosses every cut; before the loss stands the last layer's.
     wire_s = [0.0, *[per_byte * 3 * 4 * 4] * (count - 1), 0.0]
     every = [longest(seconds, wire_s, (*inner, count)) for inner in combinations(range(1, count), stages - 1)]

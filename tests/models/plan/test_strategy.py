@@ -9,7 +9,9 @@ from hpdlf.models.plan import Strategy
 
 
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(1, 8), st.integers(1, 8))
-def test_every_sample_is_in_one_microbatch_of_one_replica(samples: int, data: int, pipeline: int, microbatches: int) -> None:
+def test_every_sample_is_in_one_microbatch_of_one_replica(
+    samples: int, data: int, pipeline: int, microbatches: int
+) -> None:
     s = Strategy(batch=samples * data * microbatches, data=data, pipeline=pipeline, microbatches=microbatches)
     assert s.microbatch_samples * s.data * s.microbatches == s.batch
     assert s.ranks == data * pipeline
