@@ -10,7 +10,7 @@ import numpy as np
 from ..models.onnxpp.graph import Graph
 from ..models.program import Instruction, Kind, Program, Role, Task
 from .interpreter import Action, Values
-from .transport import SharedVector, Transport, to_device
+from .transport import SharedVector, Transport
 
 __all__ = ["CommunicationActions", "communicators"]
 
@@ -74,7 +74,7 @@ class CommunicationActions:
         shapes = [self._shape(name) for name in names]
         arrays = self.transport.receive(_pair(instruction), self._partner(instruction), self._tag(instruction, task), shapes)
         self._note(instruction, task, step, sum(a.nbytes for a in arrays))
-        return {buffer: {n: to_device(a) for n, a in zip(names, arrays, strict=True)}}
+        return {buffer: dict(zip(names, arrays, strict=True))}
 
     def _shape(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         tensor = self.graph.tensors[name]
@@ -92,14 +92,14 @@ class CommunicationActions:
         summed = self.transport.all_reduce(instruction.stream, instruction.group, arrays)
         self._note(instruction, task, step, sum(a.nbytes for a in summed))
         if isinstance(given, Mapping):
-            return {buffer: {n: to_device(a) for n, a in zip(given, summed, strict=True)}}
+            return {buffer: dict(zip(given, summed, strict=True))}
         return {buffer: summed[0]}
 
     def _get(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
         assert self.shared is not None
         arrays, self._version = self.shared.read()
         self._note(instruction, task, step, sum(a.nbytes for a in arrays.values()))
-        return {b: {n: to_device(arrays[n].copy()) for n in self.role.buffer[b].tensors} for b in instruction.writes}
+        return {b: {n: arrays[n].copy() for n in self.role.buffer[b].tensors} for b in instruction.writes}
 
     def _put(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
         assert self.shared is not None
