@@ -26,7 +26,7 @@ SHARED_MEMORY = "/dev/shm"
 class NodeReduction:
     """Sums over the ranks of `comm`, all of which must call the same methods in the same order; see :meth:`open`."""
 
-    def __init__(self, comm: MPI.Comm, wait: Callable[[MPI.Request], None]) -> None:
+    def __init__(self, comm: MPI.Intracomm, wait: Callable[[MPI.Request], None]) -> None:
         self._comm, self._wait = comm, wait
         self._turn = 0
         self._window = MPI.Win.Allocate_shared(2 * CHUNK_BYTES + LINE_BYTES, 1, comm=comm)
@@ -34,7 +34,7 @@ class NodeReduction:
         self._buffers = [_halves(self._window.Shared_query(rank)[0]) for rank in range(comm.size)]
 
     @classmethod
-    def open(cls, comm: MPI.Comm, wait: Callable[[MPI.Request], None]) -> NodeReduction | None:
+    def open(cls, comm: MPI.Intracomm, wait: Callable[[MPI.Request], None]) -> NodeReduction | None:
         """None where the ranks lie on several nodes, or a node has too little shared memory. Collective.
 
         wait   returns when a request is done, and meanwhile leaves the core to others

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from mpi4py import MPI
@@ -64,12 +64,13 @@ class Transport:
         self.mesh, self.rank, self.stopping = mesh, world.rank, stopping
         self._world = world.Dup()
         self._comms = {stream: world.Dup() for stream in streams}
-        self._groups: dict[tuple[str, Group], MPI.Comm] = {}
+        self._groups: dict[tuple[str, Group], MPI.Intracomm] = {}
         self._on_node: dict[tuple[str, Group], NodeReduction | None] = {}
         for stream in streams:
             for group in (Group(("data",)), Group(("pipeline", "data"))):
                 members = mesh.group(self.rank, group)
-                self._groups[stream, group] = self._comms[stream].Split(color=members[0], key=self.rank)
+                split = self._comms[stream].Split(color=members[0], key=self.rank)
+                self._groups[stream, group] = cast(MPI.Intracomm, split)
 
     def wait(self, request: MPI.Request) -> None:
         """Until a non-blocking operation is done: looking without pause for a moment, then asleep between looks.
@@ -212,11 +213,11 @@ class SharedVector:
         self.size = sum(int(np.prod(s, dtype=np.int64)) for s in self.shapes.values())
         self.part = -(-self.size // self._comm.size)
         self._window = MPI.Win.Allocate(self.part * self.dtype.itemsize, self.dtype.itemsize, comm=self._comm)
-        self._mine = np.frombuffer(self._window.tomemory(), dtype=self.dtype)
+        self._mine = np.asarray(self._window.tomemory()).view(self.dtype)
         counted = 8 if self._comm.rank == 0 else 0
         self._counter = MPI.Win.Allocate(counted, 8, comm=self._comm)
         if counted:
-            np.frombuffer(self._counter.tomemory(), dtype=np.int64)[:] = 0
+            np.asarray(self._counter.tomemory()).view(np.int64)[:] = 0
 
     def open(self, initial: Mapping[str, np.ndarray]) -> None:
         """Every rank fills its own part from the same `initial` values; then access may begin."""
