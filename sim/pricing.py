@@ -190,6 +190,7 @@ def _compiled_together(workloads: list[Workload]) -> Workload:
         first,
         key="+".join(w.key for w in workloads),
         components=components,
+        operations=tuple(each for w in workloads for each in w.operations),
         compute_s=sum(w.compute_s for w in workloads),
         memory_s=sum(w.memory_s for w in workloads),
         flops=sum(w.flops for w in workloads),

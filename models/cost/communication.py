@@ -10,7 +10,8 @@ from ...hwprofiles import Cluster, Device, Link, Node
 from ..onnxpp.graph import item_bytes
 from .collectives import collective_legs
 from .roofline import roof_of, storage
-from .workload import Workload, component_name
+from .operation import component_name
+from .workload import Workload
 
 __all__ = [
     "HOST_BYTES_PER_S",

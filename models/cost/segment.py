@@ -31,14 +31,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...hwprofiles import Device
-from ..onnxpp.count import PHASES, Phase, work
+from ..onnxpp.count import PHASES, Phase
 from ..onnxpp.graph import Graph, Operator
 from .memo import memo_of
+from .operation import Operation, operations_of
 from .residuals import residual_tensors, wants_gradient
 from .roofline import dominant, roof_of, storage
-from .workload import Workload, component_name
+from .workload import Workload
 
-__all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion"]
+__all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion", "operations_in"]
 
 Parts = Sequence[tuple[Sequence[str], str]]
 
@@ -51,16 +52,6 @@ class Fusion(NamedTuple):
 
     saved_bytes: Mapping[str, int]
     fused: frozenset[str]
-
-
-class _Row(NamedTuple):
-    """One operator in one phase, whatever the device: what the roofline needs."""
-
-    component: str
-    family: str
-    flops: float
-    nbytes: float
-    own_kernel: bool
 
 
 def fusion(graph: Graph, operators: Sequence[str], *, batch: int, phase: str, precision: str = "float32") -> Fusion:
@@ -106,14 +97,15 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
     components: dict[str, float] = {}
     compute_s = memory_s = flops = nbytes = 0.0
     kernels = 0
-    for row in _rows(graph, parts, batch=batch, precision=precision):
-        arithmetic_s, traffic_s = roof.times(row.family, row.flops, row.nbytes)
-        components[row.component] = components.get(row.component, 0.0) + max(arithmetic_s, traffic_s)
+    operations = operations_in(graph, parts, batch=batch, precision=precision)
+    for each in operations:
+        arithmetic_s, traffic_s = roof.times(each.family, each.flops, each.traffic_bytes)
+        components[each.component] = components.get(each.component, 0.0) + max(arithmetic_s, traffic_s)
         compute_s += arithmetic_s
         memory_s += traffic_s
-        flops += row.flops
-        nbytes += row.nbytes
-        kernels += row.own_kernel
+        flops += each.flops
+        nbytes += each.traffic_bytes
+        kernels += each.own_kernel
     overhead_s = roof.launch_s
     components["kernels"] = kernels * roof.launch_s
     components["dispatch"] = roof.launch_s
@@ -124,6 +116,7 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
         kind="operator" if n_operators == 1 else "segment",
         key=fingerprint(graph, parts, batch=batch, precision=precision),
         components=components,
+        operations=operations,
         n_launches=1,
         compute_s=compute_s,
         memory_s=memory_s,
@@ -153,11 +146,12 @@ def fingerprint(graph: Graph, parts: Parts, *, batch: int, precision: str = "flo
     return found
 
 
-def _rows(graph: Graph, parts: Parts, *, batch: int, precision: str) -> tuple[_Row, ...]:
+def operations_in(graph: Graph, parts: Parts, *, batch: int, precision: str = "float32") -> tuple[Operation, ...]:
+    """What `parts` ask a device to do, in order, less the traffic that fusing each part saves."""
     memo = memo_of(graph)
-    memo_key = ("rows", _plain_parts(parts), batch, precision)
+    memo_key = ("operations", _plain_parts(parts), batch, precision)
     if memo_key not in memo:
-        rows = []
+        found: list[Operation] = []
         stored = storage(precision)
         for names, phase in parts:
             phase = _work_phase(phase)
@@ -165,18 +159,20 @@ def _rows(graph: Graph, parts: Parts, *, batch: int, precision: str) -> tuple[_R
             for name in names:
                 operator = graph.operator[name]
                 wanted = _wanted_phase(graph, operator, phase)
-                if wanted is None:
-                    continue
-                done = work(operator, graph, batch=batch, phase=wanted, precision=stored)
-                moved = done.read_bytes + done.write_bytes
-                if not done.flops and not moved:
-                    continue
-                component = component_name(operator.family, phase=phase, precision=precision)
-                nbytes = max(moved - saved.get(name, 0), 0)
-                rows.append(_Row(component, operator.family, done.flops, nbytes, name not in fused))
-        memo[memo_key] = tuple(rows)
-    found: tuple[_Row, ...] = memo[memo_key]
-    return found
+                if wanted is not None:
+                    found += operations_of(
+                        operator,
+                        graph,
+                        batch=batch,
+                        phase=wanted,
+                        precision=precision,
+                        stored=stored,
+                        saved_bytes=saved.get(name, 0),
+                        own_kernel=name not in fused,
+                    )
+        memo[memo_key] = tuple(found)
+    kept: tuple[Operation, ...] = memo[memo_key]
+    return kept
 
 
 def _plain_parts(parts: Parts) -> tuple[tuple[tuple[str, ...], str], ...]:

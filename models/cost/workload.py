@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .estimate import Bound
+from .operation import Operation
 
-__all__ = ["SubjectKind", "WorkKind", "Workload", "component_name"]
+__all__ = ["SubjectKind", "WorkKind", "Workload"]
 
 SubjectKind = Literal["cpu", "gpu", "link", "host"]
 WorkKind = Literal["operator", "segment", "transfer", "collective", "update", "host"]
-
-HALF_PRECISIONS = frozenset({"tf32", "bfloat16", "float16", "float8"})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -30,6 +28,7 @@ class Workload:
     key          names exactly this work, so that a measurement can be found again: a fingerprint, or kind, size and
                  placement
     components   seconds at the roofline
+    operations   what a device is asked to do, operator by operator; none for links and hosts
     n_launches   calls that the framework makes
     payload_bytes  bytes moved by communication, 0 for computation
     compute_s, memory_s  time that arithmetic and memory traffic alone would take at the device's peaks: the
@@ -41,6 +40,7 @@ class Workload:
     kind: WorkKind
     key: str
     components: Mapping[str, float]
+    operations: tuple[Operation, ...] = ()
     n_launches: int = 0
     payload_bytes: int = 0
     compute_s: float = 0.0
@@ -53,13 +53,3 @@ class Workload:
     def roofline_s(self) -> float:
         """The time if every component ran at its roofline."""
         return sum(self.components.values())
-
-
-def component_name(family: str, *, phase: str, precision: str) -> str:
-    """The component of an operator: backward passes and matrix units at reduced precision have factors of their own.
-
-    >>> component_name("conv", phase="backward_weight", precision="bfloat16")
-    'conv.backward.half'
-    """
-    name = f"{family}.backward" if phase.startswith("backward") else family
-    return f"{name}.half" if precision in HALF_PRECISIONS else name
