@@ -83,7 +83,7 @@ def _device(name: str, found: Findings, operators: Sequence[Mapping[str, Any]]) 
         communication_overlap=_overlap(found),
         idle_w=_power(found.idle_w, "idle_w", "at rest", found),
         limit_w=_power(found.busy_w, "limit_w", "with every core in matrix products", found),
-        cores=Quantity(
+        compute_units=Quantity(
             value=1.0, unit="1", source="by definition: one device is one core", tier="modelled", date=found.date
         ),
         l1_cache_bytes=_cache(1, found.date),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..errors import ProfileError
-from .fields import FIELDS, PARTS
+from .fields import FIELDS, PARTS, TEXTS
 from .loader import SHIPPED, load_cluster, load_device, profile_files
 from .profile import Cluster, Quantity
 from .units import Dimension, format_value
@@ -57,6 +57,10 @@ def describe(cluster: Cluster) -> list[ValueRow]:
 
 
 def _describe(value: Any, kind: str, where: str, rows: list[ValueRow]) -> None:
+    for text in TEXTS[kind]:
+        said = getattr(value, text.key)
+        if said and where:
+            rows.append(ValueRow(f"{where}{text.key}", said if isinstance(said, str) else ", ".join(said), "", ""))
     for field in FIELDS[kind]:
         held = getattr(value, field.attribute)
         path = f"{where}{field.key}"

@@ -13,12 +13,14 @@ from functools import cached_property
 
 from ..errors import PlanError, ProfileError
 
-__all__ = ["PRECISIONS", "TIERS", "Cluster", "Device", "Link", "Node", "Quantity"]
+__all__ = ["KINDS", "PRECISIONS", "TIERS", "Cluster", "Device", "Link", "Node", "Quantity"]
 
 # measured: timed or metered, here or by the source named. datasheet: published as a specification, read in the source
 # named. modelled: computed from other values by the formula in the source. recalled: from memory, not looked up.
 TIERS = ("measured", "datasheet", "modelled", "recalled")
-PRECISIONS = ("float64", "float32", "tf32", "bfloat16", "float16", "float8")
+# int8 counts operations of integers where the others count those of floating point.
+PRECISIONS = ("float64", "float32", "tf32", "bfloat16", "float16", "float8", "int8")
+KINDS = ("cpu", "gpu", "accelerator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,10 @@ class Quantity:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What computes: a GPU, a CPU socket, or one core of the machine at hand.
+    """What computes: a GPU, a CPU socket, another accelerator (a TPU chip, say), or one core of the machine at hand.
 
+    vendor, architecture  such as "nvidia" and "ampere", in small letters; "" where the file does not say
+    aliases               other names of the same device in published tables
     peak_flops_per_s      dense matrix peak by precision; what the units could do, the roofline's roof
     achieved_flops_per_s  the best matrix product that anybody measured, by precision
     vector_flops_per_s    peak outside the matrix units, by precision
@@ -65,12 +69,22 @@ class Device:
     launch_overhead_s     time that one call or kernel costs before any work is done
     communication_overlap share of the communication time that the device hides behind its own computation when
                           the program allows it: 1 where adapters move the data, 0 where the computing core has to
-    idle_w, limit_w       power without work, and the most that the device draws
+    idle_w, limit_w       power without work, and the most that the device draws as it is delivered
+    least_limit_w, greatest_limit_w   the range in which the power limit can be set
+    compute_units         streaming multiprocessors, compute units, cores
+    clock_hz              boost clock of a GPU; of a CPU the turbo clock of all cores, where known
+    base_clock_hz         the clock that is guaranteed
+    l1_cache_bytes        of one compute unit
+    l2_cache_bytes, l3_cache_bytes   of the whole device
+    price_usd             of purchase
     """
 
     name: str
     kind: str
     description: str = ""
+    vendor: str = ""
+    architecture: str = ""
+    aliases: tuple[str, ...] = ()
     peak_flops_per_s: Mapping[str, Quantity]
     achieved_flops_per_s: Mapping[str, Quantity] = field(default_factory=dict)
     vector_flops_per_s: Mapping[str, Quantity] = field(default_factory=dict)
@@ -80,11 +94,15 @@ class Device:
     communication_overlap: Quantity
     idle_w: Quantity | None = None
     limit_w: Quantity | None = None
-    cores: Quantity | None = None
+    least_limit_w: Quantity | None = None
+    greatest_limit_w: Quantity | None = None
+    compute_units: Quantity | None = None
     clock_hz: Quantity | None = None
+    base_clock_hz: Quantity | None = None
     l1_cache_bytes: Quantity | None = None
     l2_cache_bytes: Quantity | None = None
     l3_cache_bytes: Quantity | None = None
+    price_usd: Quantity | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +286,7 @@ def _plain(value: object) -> object:
     """Dataclasses and mappings as dicts without what is absent, so that a field added later leaves old hashes alone."""
     if dataclasses.is_dataclass(value):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _plain(part) for name, part in pairs if part is not None and part != {} and part != ""}
+        return {name: _plain(part) for name, part in pairs if part not in (None, {}, "", ())}
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     return value

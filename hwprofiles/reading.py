@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ProfileError
-from .fields import FIELDS, PARTS, Field
+from .defaults import DEFAULTS
+from .fields import FIELDS, PARTS, TEXTS, Field, Text
 from .profile import PRECISIONS, TIERS, Cluster, Device, Link, Node, Quantity
 from .units import AMOUNT, EXAMPLE_UNIT, SI_UNIT, UnitError, describe_dimension, format_value, parse_unit, to_si
 
@@ -25,7 +26,6 @@ __all__ = ["FORMAT", "Problem", "Resolve", "Value", "parse_file", "read_profile"
 FORMAT = 1
 MOST_BYTES = 1_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+:()-]{0,79}")
-KINDS = ("cpu", "gpu")
 _QUANTITY_KEYS = ("value", "unit", "source", "tier", "low", "high", "date")
 
 
@@ -81,20 +81,15 @@ def read_profile(
     _check_keys(table, kind, file, where, problems)
     if not where:
         _check_header(table, kind, file, problems)
-    for key, required in (("name", True), ("description", False)):
-        text = _text(table, key, required, file, where, problems)
-        if text is not None:
-            values[key] = text
+    for text in TEXTS[kind]:
+        said = _said(table, text, kind, file, where, problems)
+        if said is not None:
+            values[text.key] = said
     name = values.get("name")
     if name is not None and not NAME.fullmatch(name):
         problems.append(
             Problem(file, _path(where, "name"), f"{name!r}: letters, digits and ' ._+:()-' only, 80 at most")
         )
-    if kind == "device":
-        chosen = _text(table, "kind", True, file, where, problems)
-        if chosen is not None and chosen not in KINDS:
-            problems.append(Problem(file, _path(where, "kind"), f"{chosen!r} is neither 'cpu' nor 'gpu'"))
-        values["kind"] = chosen
     if kind == "cluster":
         values["n_nodes"] = _whole(table, "n_nodes", file, where, problems)
     for field in FIELDS[kind]:
@@ -108,6 +103,8 @@ def read_profile(
             problems.append(Problem(file, _path(where, key), f"is missing: the name of a {part}, or a table [{key}]"))
     if len(problems) > start:
         return None
+    if kind == "device":
+        values = DEFAULTS[values["kind"]] | values
     make: dict[str, Callable[..., Value]] = {"device": Device, "link": Link, "node": Node, "cluster": Cluster}
     try:
         return make[kind](**values)
@@ -135,10 +132,11 @@ def _check_header(table: Mapping[str, Any], kind: str, file: str, problems: list
 
 
 def _check_keys(table: Mapping[str, Any], kind: str, file: str, where: str, problems: list[Problem]) -> None:
-    known = ["name", "description", *(f.key for f in FIELDS[kind]), *(key for key, _, _ in PARTS[kind])]
-    known += ["kind"] if kind == "device" else ["n_nodes"] if kind == "cluster" else []
+    known = [*(t.key for t in TEXTS[kind]), *(f.key for f in FIELDS[kind]), *(key for key, _, _ in PARTS[kind])]
+    known += ["n_nodes"] if kind == "cluster" else []
     if not where:
         known += ["format", "profile"]
+    table = {key: value for key, value in table.items() if key not in {f.older for f in FIELDS[kind]}}
     _unknown_keys(table, known, f"a {kind}", file, where, problems)
 
 
@@ -155,8 +153,9 @@ def _unknown_keys(
 def _field(
     table: Mapping[str, Any], field: Field, file: str, where: str, problems: list[Problem]
 ) -> Quantity | Mapping[str, Quantity] | None:
-    path = _path(where, field.key)
-    if field.key not in table:
+    key = field.older if field.older in table and field.key not in table else field.key
+    path = _path(where, key)
+    if key not in table:
         if field.required:
             example = f'{{ value = ..., unit = "{EXAMPLE_UNIT[field.dimension]}", source = "...", tier = "datasheet" }}'
             if field.by_precision:
@@ -166,7 +165,7 @@ def _field(
             else:
                 problems.append(Problem(file, path, f"is missing; write {field.key} = {example}"))
         return None
-    raw = table[field.key]
+    raw = table[key]
     if not field.by_precision:
         return _quantity(raw, field, file, path, problems)
     if not isinstance(raw, Mapping) or "value" in raw:
@@ -309,6 +308,22 @@ def _text(
         hint = {"source": ": where does this number come from?", "tier": f": one of {', '.join(TIERS)}"}
         problems.append(Problem(file, _path(where, key), f"is missing{hint.get(key, '')}"))
     return None
+
+
+def _said(
+    table: Mapping[str, Any], text: Text, kind: str, file: str, where: str, problems: list[Problem]
+) -> str | tuple[str, ...] | None:
+    if text.many:
+        texts = table.get(text.key, [])
+        if isinstance(texts, list) and all(isinstance(one, str) and one.strip() for one in texts):
+            return tuple(texts)
+        problems.append(Problem(file, _path(where, text.key), f'{texts!r} is no list of texts, such as ["A100"]'))
+        return None
+    said = _text(table, text.key, text.required, file, where, problems)
+    if said is not None and text.choices and said not in text.choices:
+        expected = f"it is one of {', '.join(text.choices)}"
+        problems.append(Problem(file, _path(where, text.key), f"{said!r} is no {text.key} of a {kind}; {expected}"))
+    return said
 
 
 def _whole(table: Mapping[str, Any], key: str, file: str, where: str, problems: list[Problem]) -> int | None:

@@ -25,6 +25,7 @@ __all__ = [
     "EXAMPLE_UNIT",
     "FREQUENCY",
     "POWER",
+    "PRICE",
     "PRICE_PER_ENERGY",
     "PRICE_PER_TIME",
     "SI_UNIT",
@@ -70,6 +71,7 @@ FREQUENCY = Dimension(second=-1)
 COMPUTE_RATE = Dimension(flop=1, second=-1)
 ENERGY = Dimension(joule=1)
 POWER = Dimension(joule=1, second=-1)
+PRICE = Dimension(usd=1)
 PRICE_PER_TIME = Dimension(usd=1, second=-1)
 PRICE_PER_ENERGY = Dimension(usd=1, joule=-1)
 CARBON_PER_ENERGY = Dimension(kilogram=1, joule=-1)
@@ -83,6 +85,7 @@ SI_UNIT = {
     COMPUTE_RATE: "FLOP/s",
     ENERGY: "J",
     POWER: "W",
+    PRICE: "USD",
     PRICE_PER_TIME: "USD/s",
     PRICE_PER_ENERGY: "USD/J",
     CARBON_PER_ENERGY: "kgCO2/J",
@@ -96,6 +99,7 @@ EXAMPLE_UNIT = {
     COMPUTE_RATE: "TFLOP/s",
     ENERGY: "J",
     POWER: "W",
+    PRICE: "USD",
     PRICE_PER_TIME: "USD/h",
     PRICE_PER_ENERGY: "USD/kWh",
     CARBON_PER_ENERGY: "gCO2/kWh",
@@ -113,7 +117,7 @@ _DIMENSION_WORDS = {
     PRICE_PER_ENERGY: "dollars per energy",
     CARBON_PER_ENERGY: "mass of CO2 per energy",
     Dimension(flop=1): "an amount of FLOPs, not a rate",
-    Dimension(usd=1): "dollars, without the time or energy they buy",
+    PRICE: "an amount of dollars",
     Dimension(kilogram=1): "a mass",
 }
 

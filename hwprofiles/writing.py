@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ProfileError
-from .fields import FIELDS, PARTS
+from .fields import FIELDS, PARTS, TEXTS
 from .profile import Cluster, Quantity
 from .reading import FORMAT
 from .units import AMOUNT, SI_UNIT, Dimension, parse_unit, readable_units, to_si
@@ -53,11 +53,10 @@ def write_cluster(cluster: Cluster, path: str | os.PathLike[str]) -> Path:
 
 
 def _write(value: Any, kind: str, where: str, lines: list[str]) -> None:
-    lines.append(f"name = {_string(value.name)}")
-    if value.description:
-        lines.append(f"description = {_string(value.description)}")
-    if kind == "device":
-        lines.append(f"kind = {_string(value.kind)}")
+    for text in TEXTS[kind]:
+        said = getattr(value, text.key)
+        if said:
+            lines.append(f"{text.key} = {_texts(said) if text.many else _string(said)}")
     if kind == "cluster":
         lines.append(f"n_nodes = {value.n_nodes}")
     for field in FIELDS[kind]:
@@ -112,6 +111,10 @@ def _short(scaled: float, factor: float, number: float) -> float:
 
 def _number(value: float) -> str:
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+
+
+def _texts(texts: Sequence[str]) -> str:
+    return f"[{', '.join(map(_string, texts))}]"
 
 
 def _string(text: str) -> str:

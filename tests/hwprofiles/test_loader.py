@@ -211,7 +211,7 @@ def test_a_wrong_dimension(wrong):
         ('tier = "recalled"', 'tier = "recaled"', ["launch_overhead.tier", "did you mean 'recalled'?"]),
         ('source = "s", tier = "recalled"', 'tier = "recalled"', ["launch_overhead.source: is missing: where does"]),
         ('source = "s", tier = "recalled"', 'source = "", tier = "recalled"', ["launch_overhead.source: is empty"]),
-        ('kind = "cpu"', 'kind = "tpu"', ["kind: 'tpu' is neither 'cpu' nor 'gpu'"]),
+        ('kind = "cpu"', 'kind = "tpu"', ["kind: 'tpu' is no kind of a device; it is one of cpu, gpu, accelerator"]),
         ("low = 8", "low = 11", ["memory_bandwidth: must lie between its own low and high"]),
         ("peak_flops.float32", "peak_flops.float23", ["peak_flops.float23", "did you mean 'float32'?"]),
         ("peak_flops.float32", "peak_flops", ["peak_flops: needs a value for each precision"]),
