@@ -7,11 +7,13 @@
 """
 
 from .listing import ProfileRow, ValueRow, describe, list_profiles
-from .loader import cluster_from_toml, load_cluster, load_device, user_folder
-from .profile import PRECISIONS, TIERS, Cluster, Device, Link, Node, Quantity
+from .loader import cluster_from_toml, load_cluster, load_device, load_link, user_folder
+from .cluster import Cluster
+from .profile import FABRICS, PRECISIONS, TIERS, Device, Link, Node, Quantity
 from .writing import write_cluster
 
 __all__ = [
+    "FABRICS",
     "PRECISIONS",
     "TIERS",
     "Cluster",
@@ -26,6 +28,7 @@ __all__ = [
     "list_profiles",
     "load_cluster",
     "load_device",
+    "load_link",
     "user_folder",
     "write_cluster",
 ]

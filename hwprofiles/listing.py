@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from ..errors import ProfileError
 from .fields import FIELDS, PARTS, TEXTS
 from .loader import SHIPPED, load_cluster, load_device, profile_files
-from .profile import Cluster, Quantity
+from .cluster import Cluster
+from .profile import Quantity
 from .units import Dimension, format_value
 
 __all__ = ["ProfileRow", "ValueRow", "describe", "list_profiles"]

@@ -16,10 +16,11 @@ from typing import cast
 
 from ..errors import ProfileError
 from .fields import FOLDERS
-from .profile import Cluster, Device
+from .cluster import Cluster
+from .profile import Device, Link
 from .reading import Problem, Resolve, Value, parse_file, read_profile
 
-__all__ = ["SHIPPED", "cluster_from_toml", "load_cluster", "load_device", "profile_files", "user_folder"]
+__all__ = ["SHIPPED", "cluster_from_toml", "load_cluster", "load_device", "load_link", "profile_files", "user_folder"]
 
 SHIPPED = Path(__file__).parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -62,6 +63,15 @@ def load_device(name_or_path: str | os.PathLike[str]) -> Device:
     if not _is_path(text) and _find("device", text, _roots()) is None and _find("cluster", text, _roots()) is not None:
         return load_cluster(text).device
     return cast(Device, _load("device", text))
+
+
+def load_link(name_or_path: str | os.PathLike[str]) -> Link:
+    """The link of this name or in this TOML file.
+
+    >>> load_link("nvlink3").fabric
+    'nvlink'
+    """
+    return cast(Link, _load("link", os.fspath(name_or_path)))
 
 
 def cluster_from_toml(text: str, *, origin: str) -> Cluster:

@@ -1,4 +1,4 @@
-"""What a profile says once it is read: quantities with their sources, devices, links, nodes and clusters.
+"""What a profile says once it is read: quantities with their sources, devices, links and nodes.
 
 Every value is a :class:`Quantity` in SI base units that carries where it comes from. A value that nobody knows is
 None, never 0.
@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..errors import PlanError, ProfileError
-
-__all__ = ["KINDS", "PRECISIONS", "TIERS", "Cluster", "Device", "Link", "Node", "Quantity"]
+__all__ = ["FABRICS", "KINDS", "PRECISIONS", "TIERS", "Device", "Link", "Node", "Quantity"]
 
 # measured: timed or metered, here or by the source named. datasheet: published as a specification, read in the source
 # named. modelled: computed from other values by the formula in the source. recalled: from memory, not looked up.
@@ -21,6 +19,20 @@ TIERS = ("measured", "datasheet", "modelled", "recalled")
 # int8 counts operations of integers where the others count those of floating point.
 PRECISIONS = ("float64", "float32", "tf32", "bfloat16", "float16", "float8", "int8")
 KINDS = ("cpu", "gpu", "accelerator")
+# What a link is made of: it decides which protocols a GPU library may use (models/cost/nccl.py). "nvlink-sharp" is
+# NVLink through switches that add up themselves (NVLink 4 and 5).
+FABRICS = (
+    "nvlink",
+    "nvlink-sharp",
+    "xgmi",
+    "pcie",
+    "infiniband",
+    "ethernet",
+    "efa",
+    "omni-path",
+    "ici",
+    "shared-memory",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,19 +122,29 @@ class Link:
     """A connection. `bandwidth_bytes_per_s` is nominal, in one direction: of one *device* for a link within a node, of
     one *node* (all its adapters together) for a link between nodes.
 
+    fabric                what it is made of, one of FABRICS; "" where the file does not say
     latency_s             of a small message between two programs, one way
     efficiency            share of the nominal bandwidth that a large message between two programs sees
-    collective_efficiency share of the nominal bandwidth that a large all-reduce sees (its bus bandwidth)
+    half_bandwidth_bytes  bandwidth builds up around this size: far shorter messages see half of what long ones see.
+                          None: there is no such loss
     adapters              over how many equal adapters the bandwidth spreads; one message uses one adapter
+    collective_efficiency share of the nominal bandwidth that a large all-reduce sees (its bus bandwidth)
+    collective_overhead_s what a collective costs beyond the messages of its algorithm: starting, synchronising
+    group_share           by number of ranks: the share of that bandwidth which a group of so many sees, where it sees
+                          less than the largest (links in a mesh; read it by `share_of`)
     """
 
     name: str
     description: str = ""
+    fabric: str = ""
     latency_s: Quantity
     bandwidth_bytes_per_s: Quantity
     efficiency: Quantity
-    collective_efficiency: Quantity | None = None
+    half_bandwidth_bytes: Quantity | None = None
     adapters: Quantity | None = None
+    collective_efficiency: Quantity | None = None
+    collective_overhead_s: Quantity | None = None
+    group_share: Mapping[str, Quantity] = field(default_factory=dict)
 
     @property
     def effective_bandwidth_bytes_per_s(self) -> float:
@@ -139,6 +161,24 @@ class Link:
     def message_bandwidth_bytes_per_s(self) -> float:
         """What one large message sees, through one adapter."""
         return self.effective_bandwidth_bytes_per_s / (self.adapters.value if self.adapters else 1)
+
+    @cached_property
+    def _shares(self) -> tuple[tuple[int, float], ...]:
+        return tuple(sorted((int(ranks), share.value) for ranks, share in self.group_share.items()))
+
+    def share_of(self, ranks: int) -> float:
+        """The share of `collective_bandwidth_bytes_per_s` that a group of `ranks` sees: 1 where nothing is said, and
+        between two numbers of ranks on the line through them.
+        """
+        known = self._shares
+        if not known:
+            return 1.0
+        before = [one for one in known if one[0] <= ranks]
+        after = [one for one in known if one[0] >= ranks]
+        if not before or not after:
+            return (before or after)[-1 if before else 0][1]
+        (low, share_low), (high, share_high) = before[-1], after[0]
+        return share_low if low == high else share_low + (share_high - share_low) * (ranks - low) / (high - low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,134 +199,3 @@ class Node:
     def devices_per_node(self) -> int:
         """How many devices a node has."""
         return int(self.devices.value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Equal nodes on one network. `link`, None for a single node, has the bandwidth of a node (see :class:`Link`)."""
-
-    name: str
-    description: str = ""
-    node: Node
-    n_nodes: int
-    link: Link | None = None
-    price_usd_per_node_s: Quantity | None = None
-    energy_price_usd_per_j: Quantity | None = None
-    carbon_kg_per_j: Quantity | None = None
-    pue: Quantity | None = None
-
-    @property
-    def device(self) -> Device:
-        """The device that every node has."""
-        return self.node.device
-
-    @property
-    def devices_per_node(self) -> int:
-        """How many devices a node has."""
-        return self.node.devices_per_node
-
-    @property
-    def n_devices(self) -> int:
-        """How many devices there are."""
-        return self.n_nodes * self.node.devices_per_node
-
-    @property
-    def price_usd_per_node_hour(self) -> Quantity | None:
-        """The price in dollars per node and hour."""
-        return self.price_usd_per_node_s and self.price_usd_per_node_s.per(3600.0, "USD/h")
-
-    @property
-    def energy_price_usd_per_kwh(self) -> Quantity | None:
-        """The price of electricity in dollars per kWh."""
-        return self.energy_price_usd_per_j and self.energy_price_usd_per_j.per(3.6e6, "USD/kWh")
-
-    @property
-    def carbon_kg_per_kwh(self) -> Quantity | None:
-        """The mass of CO2 emitted per kWh in kilograms."""
-        return self.carbon_kg_per_j and self.carbon_kg_per_j.per(3.6e6, "kgCO2/kWh")
-
-    def node_of(self, device: int) -> int:
-        """The node that holds device `device`; devices are numbered node by node."""
-        if not 0 <= device < self.n_devices:
-            raise PlanError(
-                f"cluster '{self.name}' has the devices 0 to {self.n_devices - 1}, but device {device} is asked for"
-            )
-        return device // self.node.devices_per_node
-
-    def link_between(self, a: int, b: int) -> Link:
-        """The link that a message from device `a` to device `b` takes.
-
-        Raises PlanError for a device that does not exist, and ValueError for a message of a device to itself.
-        """
-        if self.node_of(a) == self.node_of(b):
-            link = self.node.link
-            if a == b:
-                raise ValueError(f"device {a} needs no link to itself")
-        else:
-            link = self.link
-        assert link is not None  # the constructor checks it
-        return link
-
-    def with_nodes(self, n_nodes: int, devices_per_node: int | None = None) -> Cluster:
-        """This cluster with another number of nodes, and of devices in each if given. The name says so:
-        ``dgx-a100:16``.
-
-        Raises ProfileError where the profile has no link that the larger cluster needs.
-        """
-        per_node = self.node.devices_per_node if devices_per_node is None else devices_per_node
-        if (n_nodes, per_node) == (self.n_nodes, self.node.devices_per_node):
-            return self
-        node, size = self.node, f"{n_nodes}"
-        base = self.name.partition(":")[0]
-        if per_node != node.devices_per_node:
-            if not 1 <= per_node <= MOST_DEVICES_PER_NODE:
-                raise ProfileError(f"'{base}': a node has 1 to {MOST_DEVICES_PER_NODE} devices, not {per_node}")
-            size += f"x{per_node}"
-            source = f"asked for in place of the {node.devices_per_node} of node '{node.name}'"
-            count = Quantity(value=float(per_node), unit="1", source=source, tier="modelled")
-            # What the profile says of a node of another size is not known of this one.
-            node = dataclasses.replace(node, devices=count, limit_w=None)
-        return dataclasses.replace(self, name=f"{base}:{size}", node=node, n_nodes=n_nodes)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.n_nodes <= MOST_NODES:
-            raise ProfileError(f"cluster '{self.name}': a cluster has 1 to {MOST_NODES:,} nodes, not {self.n_nodes:,}")
-        mend = "Add one to the profile, or choose a cluster of `hpdlf profile list`."
-        if self.n_nodes > 1 and self.link is None:
-            raise ProfileError(
-                f"cluster '{self.name}' with {self.n_nodes} nodes: the profile has no link between nodes. {mend}"
-            )
-        if self.node.devices_per_node > 1 and self.node.link is None:
-            raise ProfileError(
-                f"node '{self.node.name}' with {self.node.devices_per_node} devices: "
-                f"the profile has no link between the devices of a node. {mend}"
-            )
-
-    @cached_property
-    def sha256(self) -> str:
-        """A hash of everything in this profile, sources included; the units in which a file wrote it do not matter."""
-        from hashlib import sha256
-        from json import dumps
-
-        text = dumps(_plain(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return sha256(text.encode()).hexdigest()
-
-    def to_toml(self) -> str:
-        """This cluster with its node, device and links as one self-contained file, which load_cluster reads back."""
-        from .writing import cluster_to_toml
-
-        return cluster_to_toml(self)
-
-
-MOST_NODES = 1_000_000
-MOST_DEVICES_PER_NODE = 1024
-
-
-def _plain(value: object) -> object:
-    """Dataclasses and mappings as dicts without what is absent, so that a field added later leaves old hashes alone."""
-    if dataclasses.is_dataclass(value):
-        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _plain(part) for name, part in pairs if part not in (None, {}, "", ())}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    return value

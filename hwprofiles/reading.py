@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from ..errors import ProfileError
 from .defaults import DEFAULTS
 from .fields import FIELDS, PARTS, TEXTS, Field, Text
-from .profile import PRECISIONS, TIERS, Cluster, Device, Link, Node, Quantity
+from .cluster import Cluster
+from .profile import PRECISIONS, TIERS, Device, Link, Node, Quantity
 from .units import AMOUNT, EXAMPLE_UNIT, SI_UNIT, UnitError, describe_dimension, format_value, parse_unit, to_si
 
 __all__ = ["FORMAT", "Problem", "Resolve", "Value", "parse_file", "read_profile"]
@@ -166,6 +167,8 @@ def _field(
                 problems.append(Problem(file, path, f"is missing; write {field.key} = {example}"))
         return None
     raw = table[key]
+    if field.by_ranks:
+        return _by_ranks(raw, field, file, path, problems)
     if not field.by_precision:
         return _quantity(raw, field, file, path, problems)
     if not isinstance(raw, Mapping) or "value" in raw:
@@ -177,6 +180,14 @@ def _field(
     if field.required and "float32" not in raw:
         problems.append(Problem(file, f"{path}.float32", "is missing; every device computes in float32"))
     pairs = {key: _quantity(raw[key], field, file, f"{path}.{key}", problems) for key in PRECISIONS if key in raw}
+    return {key: quantity for key, quantity in pairs.items() if quantity is not None}
+
+
+def _by_ranks(raw: Any, field: Field, file: str, path: str, problems: list[Problem]) -> Mapping[str, Quantity] | None:
+    if not isinstance(raw, Mapping) or not all(key.isdecimal() and int(key) >= 2 for key in raw):
+        problems.append(Problem(file, path, f"needs a value for each number of ranks, such as {field.key}.4 = {{ ... }}"))
+        return None
+    pairs = {key: _quantity(raw[key], field, file, f"{path}.{key}", problems) for key in raw}
     return {key: quantity for key, quantity in pairs.items() if quantity is not None}
 
 

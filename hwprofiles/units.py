@@ -30,6 +30,7 @@ __all__ = [
     "PRICE_PER_TIME",
     "SI_UNIT",
     "TIME",
+    "YEAR_S",
     "Dimension",
     "Unit",
     "UnitError",
@@ -75,6 +76,8 @@ PRICE = Dimension(usd=1)
 PRICE_PER_TIME = Dimension(usd=1, second=-1)
 PRICE_PER_ENERGY = Dimension(usd=1, joule=-1)
 CARBON_PER_ENERGY = Dimension(kilogram=1, joule=-1)
+
+YEAR_S = 365 * 86400.0
 
 SI_UNIT = {
     AMOUNT: "1",
@@ -131,6 +134,7 @@ _UNITS: dict[str, tuple[float, Dimension, dict[str, float]]] = {
     "s": (1.0, TIME, _SMALL),
     "min": (60.0, TIME, {}),
     "h": (3600.0, TIME, {}),
+    "year": (YEAR_S, TIME, {}),
     "FLOP": (1.0, Dimension(flop=1), _LARGE),
     "Hz": (1.0, FREQUENCY, _LARGE),
     "J": (1.0, ENERGY, _LARGE | _SMALL),
@@ -157,6 +161,8 @@ _INSTEAD = {
     "Gb": "GB' or 'Gbit",
     "sec": "s",
     "hour": "h",
+    "years": "year",
+    "yr": "year",
     "USD/hour": "USD/h",
     "$/h": "USD/h",
     "$/kWh": "USD/kWh",
@@ -216,7 +222,7 @@ def readable_units(dimension: Dimension) -> tuple[str, ...]:
     if dimension in (DATA, DATA_RATE, COMPUTE_RATE, FREQUENCY):
         return tuple(prefix + SI_UNIT[dimension] for prefix in large)
     if dimension == TIME:
-        return ("s", "ms", "us", "ns")
+        return ("year", "s", "ms", "us", "ns")
     if dimension == POWER:
         return ("MW", "kW", "W", "mW")
     if dimension == ENERGY:
@@ -251,7 +257,7 @@ def _unknown(text: str) -> str:
     from difflib import get_close_matches
 
     common = sorted({unit for dimension in SI_UNIT for unit in (*readable_units(dimension), SI_UNIT[dimension])})
-    common += ["GiB", "MiB", "KiB", "GiB/s", "Gbit/s", "Mbit/s", "Wh", "kWh", "%", "min", "h"]
+    common += ["GiB", "MiB", "KiB", "GiB/s", "Gbit/s", "Mbit/s", "Wh", "kWh", "%", "min", "h", "year"]
     # Most misspelt units have their letters right and a capital wrong.
     close = [unit for unit in common if unit.lower() == text.lower()] or get_close_matches(
         text, common, n=1, cutoff=0.4

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import ProfileError
 from .fields import FIELDS, PARTS, TEXTS
-from .profile import Cluster, Quantity
+from .cluster import Cluster
+from .profile import Quantity
 from .reading import FORMAT
 from .units import AMOUNT, SI_UNIT, Dimension, parse_unit, readable_units, to_si
 
