@@ -244,7 +244,7 @@ def _profile() -> list[Finding]:
 
 
 def _observations() -> list[Finding]:
-    from ..models.cost.observations import default_database
+    from ..models.cost import default_database
 
     path = default_database()
     mend = "`hpdlf refine RUN` makes one from a run; until then predictions use what ships with hpdlf."

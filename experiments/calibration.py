@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..hwprofiles import Cluster
 from ..models.cost import Observation, ObservationDatabase, collective_workload, compute_workload, transfer_workload
+from ..models.cost.observations import said_by
 from ..models.onnxpp import Dim, Graph, Operator, Tensor
 
 if TYPE_CHECKING:
@@ -26,18 +27,21 @@ def record(measurement: Measurement, database: ObservationDatabase | None = None
     from ..exec.environment import examine_machine, package_versions
 
     machine = examine_machine()
-    found = observations_of(measurement, machine=machine.fingerprint, versions=package_versions())
+    found = observations_of(
+        measurement, machine=machine.fingerprint, host=machine.name, versions=package_versions()
+    )
     (database or ObservationDatabase()).add(found)
     return len(found)
 
 
 def observations_of(
-    measurement: Measurement, *, machine: str = "", versions: Mapping[str, str] | None = None
+    measurement: Measurement, *, machine: str = "", host: str = "", versions: Mapping[str, str] | None = None
 ) -> list[Observation]:
     """What a measurement says about the operators and links of its own profile."""
     about: dict[str, Any] = {
         "run": f"{RUN} {measurement.cluster.name}",
         "machine": machine,
+        "host": host,
         "versions": dict(versions or {}),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -69,13 +73,7 @@ def _messages(measurement: Measurement, about: dict[str, Any]) -> Iterable[Obser
 
 def _observation(workload: Any, timed: Any, about: dict[str, Any]) -> Observation:
     return Observation(
-        subject=workload.subject,
-        subject_kind=workload.subject_kind,
-        kind=workload.kind,
-        key=workload.key,
-        components=dict(workload.components),
-        n_launches=workload.n_launches,
-        payload_bytes=workload.payload_bytes,
+        **said_by(workload),
         seconds=timed.seconds,
         low_s=min(timed.low_s, timed.seconds),
         high_s=max(timed.high_s, timed.seconds),

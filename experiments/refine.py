@@ -191,7 +191,9 @@ def observe(run: Recorded) -> tuple[Observation, ...]:
             workloads[key],
             samples_s,
             run=run.name,
-            machine=_machine(about.get("machine")),
+            plan=str(about.get("plan_sha256") or ""),
+            machine=_machine(about.get("machine"), "fingerprint"),
+            host=_machine(about.get("machine"), "name"),
             versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, Mapping) else {},
             time=ended,
         )
@@ -306,5 +308,5 @@ def _spread(row: ClassRow) -> float | None:
     return (row.high_s - row.low_s) / 2 / row.measured_s
 
 
-def _machine(about: object) -> str:
-    return str(about.get("name", "")) if isinstance(about, Mapping) else str(about or "")
+def _machine(about: object, key: str) -> str:
+    return str(about.get(key) or "") if isinstance(about, Mapping) else ""

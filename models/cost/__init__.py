@@ -8,11 +8,12 @@ from .communication import (
     transfer_workload,
     update_workload,
 )
+from .database import ObservationDatabase, default_database
 from .estimate import Bound, Estimate, Provenance
 from .factors import Factor, Factors, load_prior
 from .fit import Fit, FitReport, fit
 from .model import CostModel, Share
-from .observations import Observation, ObservationDatabase, default_database
+from .observations import Observation
 from .power import busy_energy, idle_energy
 from .residuals import residual_bytes, residual_tensors
 from .roofline import operator_roofline

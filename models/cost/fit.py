@@ -16,7 +16,7 @@ observed stays at the prior.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import median
 
@@ -86,22 +86,12 @@ def merge(observations: Iterable[Observation]) -> list[Observation]:
         group.sort(key=lambda o: (o.time, o.run, o.seconds))
         last = group[-1]  # components follow the profile, which may have been measured anew
         merged.append(
-            Observation(
-                subject=last.subject,
-                subject_kind=last.subject_kind,
-                kind=last.kind,
-                key=last.key,
-                components=last.components,
-                n_launches=last.n_launches,
-                payload_bytes=last.payload_bytes,
+            replace(
+                last,
                 seconds=median(o.seconds for o in group),
                 low_s=median(o.low_s for o in group),
                 high_s=median(o.high_s for o in group),
                 repeats=sum(o.repeats for o in group),
-                run=last.run,
-                machine=last.machine,
-                versions=last.versions,
-                time=last.time,
             )
         )
     return merged

@@ -29,10 +29,11 @@ from .communication import (
     transfer_workload,
     update_workload,
 )
+from .database import ObservationDatabase
 from .estimate import Estimate, Provenance
 from .factors import Factors, load_prior
 from .fit import FitReport, fit, merge
-from .observations import Observation, ObservationDatabase
+from .observations import Observation
 from .power import busy_energy
 from .segment import Parts, compute_workload
 from .workload import Workload

@@ -1,115 +1,33 @@
-import multiprocessing
-from pathlib import Path
+"""What an observation may say, and what it refuses."""
+
+from collections.abc import Callable
 
 import pytest
 
 from hpdlf.errors import DataError
-from hpdlf.models.cost import Observation, ObservationDatabase, default_database
-from hpdlf.models.cost.observations import DATABASE_VERSION
+from hpdlf.models.cost import Observation, Workload
+from hpdlf.models.cost.operation import Operation
+
+Make = Callable[..., Observation]
+PRODUCT = Operation(family="matmul", op="linear", dims=(1, 8, 4, 2), flops=128.0, read_bytes=192.0, write_bytes=128.0)
 
 
-def observation(
-    seconds: float = 1.0, *, run: str = "one", key: str = "k", subject: str = "toy", **more: object
-) -> Observation:
-    fields: dict = {
-        "subject": subject,
-        "subject_kind": "gpu",
-        "kind": "segment",
-        "key": key,
-        "components": {"conv": 0.5, "dispatch": 1e-5},
-        "seconds": seconds,
-        "low_s": seconds * 0.9,
-        "high_s": seconds * 1.1,
-        "repeats": 5,
-        "run": run,
-        "versions": {"jax": "0.6"},
-        "time": "2024-12-01T00:00:00Z",
-    }
-    return Observation(**(fields | more))
+def changed(**more: object) -> Operation:
+    from dataclasses import replace
+
+    return replace(PRODUCT, **more)
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> ObservationDatabase:
-    return ObservationDatabase(tmp_path / "deep" / "observations.duckdb")
-
-
-def test_a_file_that_is_not_there_holds_nothing(database: ObservationDatabase) -> None:
-    assert database.all() == ()
-    assert not database.path.exists()
-
-
-def test_what_goes_in_comes_out(database: ObservationDatabase) -> None:
-    rows = [observation(key="a"), observation(2.0, key="b", subject="other")]
-    assert database.add(rows) == 2
-    assert set(map(str, database.all())) == set(map(str, rows))
-    assert database.all_for("other") == (rows[1],)
-
-
-def test_the_same_run_again_replaces_it_and_leaves_others(database: ObservationDatabase) -> None:
-    database.add([observation(1.0, run="one", key="a"), observation(1.0, run="one", key="b")])
-    database.add([observation(1.0, run="two")])
-    database.add([observation(3.0, run="one", key="a")])
-    assert sorted((o.run, o.key, o.seconds) for o in database.all()) == [("one", "a", 3.0), ("two", "k", 1.0)]
-    assert database.runs() == ("one", "two")
-
-
-def test_a_file_that_is_no_database_is_refused_and_left_alone(database: ObservationDatabase) -> None:
-    database.path.parent.mkdir()
-    database.path.write_bytes(b"no database at all" * 1000)
-    before = database.path.read_bytes()
-    for use in (database.all, lambda: database.add([observation()])):
-        with pytest.raises(DataError, match=r"observations\.duckdb.*HPDLF_DATABASE"):
-            use()
-    assert database.path.read_bytes() == before
-
-
-def test_a_database_cut_short_is_refused(database: ObservationDatabase) -> None:
-    database.add([observation(key=str(i)) for i in range(50)])
-    whole = database.path.read_bytes()
-    database.path.write_bytes(whole[: len(whole) // 3])
-    with pytest.raises(DataError, match=r"HPDLF_DATABASE"):
-        database.all()
-
-
-def test_a_newer_version_and_a_foreign_database_are_refused(database: ObservationDatabase) -> None:
-    import duckdb
-
-    database.add([observation()])
-    with duckdb.connect(str(database.path)) as connection:
-        connection.execute("UPDATE hpdlf_format SET version = ?", [DATABASE_VERSION + 1])
-    with pytest.raises(DataError, match="newer hpdlf"):
-        database.all()
-    with pytest.raises(DataError, match="newer hpdlf"):
-        database.add([observation()])
-    foreign = ObservationDatabase(database.path.with_name("foreign.duckdb"))
-    with duckdb.connect(str(foreign.path)) as connection:
-        connection.execute("CREATE TABLE mine (a INTEGER)")
-    with pytest.raises(DataError, match="not one of hpdlf's"):
-        foreign.add([observation()])
-
-
-def _hold(path: str, ready: object, done: object) -> None:
-    import duckdb
-
-    with duckdb.connect(path):
-        ready.set()  # type: ignore[attr-defined]
-        done.wait(20)  # type: ignore[attr-defined]
-
-
-def test_a_locked_database_says_who_to_wait_for(database: ObservationDatabase) -> None:
-    database.add([observation()])
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(str(database.path), ready, done))
-    holder.start()
-    try:
-        assert ready.wait(20)
-        with pytest.raises(DataError, match="another process"):
-            database.add([observation()])
-    finally:
-        done.set()
-        holder.join()
-    assert len(database.all()) == 1
+def test_it_says_what_was_done_and_the_middle_of_its_repeats() -> None:
+    work = Workload(
+        subject="toy", subject_kind="cpu", kind="operator", key="k", components={"matmul": 1.0}, operations=(PRODUCT,)
+    )
+    found = Observation.of(work, [3.0, 1.0, 2.0], run="one", plan="abc", host="node7", conditions={"threads": 1})
+    assert (found.low_s, found.seconds, found.high_s, found.repeats) == (1.0, 2.0, 3.0, 3)
+    assert found.operations == (PRODUCT,)
+    assert (found.plan, found.host, dict(found.conditions)) == ("abc", "node7", {"threads": 1})
+    with pytest.raises(DataError, match="no repeats"):
+        Observation.of(work, [], run="one")
 
 
 @pytest.mark.parametrize(
@@ -122,20 +40,36 @@ def test_a_locked_database_says_who_to_wait_for(database: ObservationDatabase) -
         {"high_s": 0.5},
         {"components": {}},
         {"components": {"conv": -1.0}},
+        {"components": {"convv": 1.0}},
         {"repeats": 0},
         {"kind": "operatr"},
         {"subject_kind": "tpu!"},
         {"run": ""},
     ],
 )
-def test_impossible_observations_are_refused(wrong: dict[str, object]) -> None:
+def test_impossible_observations_are_refused(make_observation: Make, wrong: dict[str, object]) -> None:
     with pytest.raises(DataError, match="observation"):
-        observation(**wrong)  # type: ignore[arg-type]
+        make_observation(**wrong)
 
 
-def test_the_default_place_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HPDLF_DATABASE", str(tmp_path / "mine.duckdb"))
-    assert default_database() == tmp_path / "mine.duckdb"
-    monkeypatch.delenv("HPDLF_DATABASE")
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert default_database() == tmp_path / "hpdlf" / "observations.duckdb"
+@pytest.mark.parametrize(
+    ("operation", "says"),
+    [
+        (changed(family="matmull"), "no such family \\(did you mean 'matmul'"),
+        (changed(op="linaer"), "no such operator \\(did you mean 'linear'"),
+        (changed(family="elementwise", op="reluu", dims=(2, 2)), "no such operator"),
+        (changed(phase="sideways"), "phase 'sideways'"),
+        (changed(dims=(1, 8, 4)), r"dimensions \[1, 8, 4\]"),
+        (changed(dims=(1, 8, 4, 0)), "dimensions"),
+        (changed(flops=float("nan")), "work of nan FLOP"),
+        (changed(read_bytes=-1.0), "-1.0 and"),
+    ],
+)
+def test_unknown_operators_are_refused(make_observation: Make, operation: Operation, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        make_observation(operations=(operation,))
+
+
+def test_all_problems_come_together(make_observation: Make) -> None:
+    with pytest.raises(DataError, match=r"-1.0 s.*0 repeats.*no such operator.*Measure it again"):
+        make_observation(-1.0, repeats=0, operations=(changed(op="linaer"),))
