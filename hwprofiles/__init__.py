@@ -6,15 +6,16 @@
 (128, 'cpu')
 """
 
+from .cluster import PRICE_KINDS, Cluster, Region
 from .listing import ProfileRow, ValueRow, describe, list_profiles
-from .loader import cluster_from_toml, load_cluster, load_device, load_link, user_folder
-from .cluster import Cluster
+from .loader import cluster_from_toml, find_device, load_cluster, load_device, load_link, load_region, user_folder
 from .profile import FABRICS, PRECISIONS, TIERS, Device, Link, Node, Quantity
 from .writing import write_cluster
 
 __all__ = [
     "FABRICS",
     "PRECISIONS",
+    "PRICE_KINDS",
     "TIERS",
     "Cluster",
     "Device",
@@ -22,13 +23,16 @@ __all__ = [
     "Node",
     "ProfileRow",
     "Quantity",
+    "Region",
     "ValueRow",
     "cluster_from_toml",
     "describe",
+    "find_device",
     "list_profiles",
     "load_cluster",
     "load_device",
     "load_link",
+    "load_region",
     "user_folder",
     "write_cluster",
 ]

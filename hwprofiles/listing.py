@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..errors import ProfileError
+from .cluster import Cluster
 from .fields import FIELDS, PARTS, TEXTS
 from .loader import SHIPPED, load_cluster, load_device, profile_files
-from .cluster import Cluster
 from .profile import Quantity
 from .units import Dimension, format_value
 

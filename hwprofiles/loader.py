@@ -11,16 +11,29 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
 from ..errors import ProfileError
+from .cluster import Cluster, Region
 from .fields import FOLDERS
-from .cluster import Cluster
+from .names import Known, match, nearest
 from .profile import Device, Link
 from .reading import Problem, Resolve, Value, parse_file, read_profile
+from .units import parse_unit
 
-__all__ = ["SHIPPED", "cluster_from_toml", "load_cluster", "load_device", "load_link", "profile_files", "user_folder"]
+__all__ = [
+    "SHIPPED",
+    "cluster_from_toml",
+    "find_device",
+    "load_cluster",
+    "load_device",
+    "load_link",
+    "load_region",
+    "profile_files",
+    "user_folder",
+]
 
 SHIPPED = Path(__file__).parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -60,9 +73,43 @@ def load_device(name_or_path: str | os.PathLike[str]) -> Device:
     'gpu'
     """
     text = os.fspath(name_or_path)
-    if not _is_path(text) and _find("device", text, _roots()) is None and _find("cluster", text, _roots()) is not None:
+    if _is_path(text) or _find("device", text, _roots()) is not None:
+        return cast(Device, _load("device", text))
+    if _find("cluster", text, _roots()) is not None or text == MEASURED:
         return load_cluster(text).device
-    return cast(Device, _load("device", text))
+    return cast(Device, _load("device", find_device(text)))
+
+
+def find_device(name: str) -> str:
+    """The profile of the device that a published table calls `name`; the rule stands in :mod:`.names`.
+
+    Raises ProfileError where the name is unknown or could mean several devices, with the nearest names.
+
+    >>> find_device("NVIDIA A100-SXM4-80GB (400W)"), find_device("Tesla V100"), find_device("Intel Xeon Gold 6148")
+    ('A100-SXM-80', 'V100-SXM2', 'Xeon-Gold-6148')
+    """
+    devices = _known_devices()
+    found = match(name, devices)
+    if found.name is not None:
+        return found.name
+    if found.candidates:
+        raise ProfileError(f"device '{name}' could be {_either(found.candidates)}; say which")
+    raise ProfileError(_no_such("device", name))
+
+
+def load_region(name_or_path: str | os.PathLike[str]) -> Region:
+    """The region of this name, of another name that it has, or in this TOML file.
+
+    >>> load_region("DE").name
+    'germany'
+    """
+    text = os.fspath(name_or_path)
+    if not _is_path(text) and _find("region", text.lower(), _roots()) is None:
+        for name, path in profile_files("region"):
+            region = cast(Region, _load("region", str(path)))
+            if text.lower() in (name.lower(), *(one.lower() for one in region.aliases)):
+                return region
+    return cast(Region, _load("region", text if _is_path(text) else text.lower()))
 
 
 def load_link(name_or_path: str | os.PathLike[str]) -> Link:
@@ -95,6 +142,34 @@ def profile_files(kind: str) -> Iterator[tuple[str, Path]]:
             if path.stem not in seen:
                 seen.add(path.stem)
                 yield path.stem, path
+
+
+def _known_devices() -> list[Known]:
+    return [
+        known for _, path in profile_files("device") if (known := _known(path, path.stat().st_mtime_ns)) is not None
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _known(path: Path, _: int) -> Known | None:
+    """What a device's file says of its names; None where it cannot be read, which is told when the device is wanted."""
+    table = parse_file(path, [])
+    if table is None:
+        return None
+    aliases, memory = table.get("aliases", ()), table.get("memory", {})
+    number, unit = (memory.get("value"), memory.get("unit")) if isinstance(memory, dict) else (None, None)
+    try:
+        memory_bytes = float(number) * parse_unit(unit).factor if isinstance(unit, str) else 0.0
+    except (TypeError, ValueError):
+        memory_bytes = 0.0
+    facts = tuple(text for key in ("vendor", "architecture") if isinstance(text := table.get(key), str))
+    names = tuple(one for one in aliases if isinstance(one, str)) if isinstance(aliases, list) else ()
+    return Known(path.stem, names, round(memory_bytes / (2**30 if unit == "GiB" else 1e9)), facts)
+
+
+def _either(names: tuple[str, ...]) -> str:
+    quoted = [f"'{name}'" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
 def _load(kind: str, text: str) -> Value:
@@ -155,6 +230,11 @@ def _no_such(kind: str, name: str) -> str:
             "or use 'generic-x86', a cautious guess at a machine of two cores"
         )
     known = [known_name for known_name, _ in profile_files(kind)]
+    if kind == "device":
+        devices = _known_devices()
+        near = match(name, devices).candidates or nearest(name, devices)
+        hint = f"did you mean {_either(near)}? " if near else ""
+        return f"there is no device '{name}'; {hint}`hpdlf profile list` shows all {len(known)}, or give a .toml file"
     close = get_close_matches(name.lower(), [n.lower() for n in known], n=1, cutoff=0.5)
     hint = f"did you mean '{next(n for n in known if n.lower() == close[0])}'? " if close else ""
     return (

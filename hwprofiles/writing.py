@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProfileError
-from .fields import FIELDS, PARTS, TEXTS
 from .cluster import Cluster
+from .fields import FIELDS, PARTS, TEXTS
 from .profile import Quantity
 from .reading import FORMAT
 from .units import AMOUNT, SI_UNIT, Dimension, parse_unit, readable_units, to_si

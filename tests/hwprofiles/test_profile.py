@@ -78,7 +78,7 @@ def test_prices_in_the_units_of_their_names():
     assert cluster.price_usd_per_node_hour.value == pytest.approx(32.77)
     assert cluster.price_usd_per_node_s.value == pytest.approx(32.77 / 3600)
     assert cluster.energy_price_usd_per_kwh.value == pytest.approx(0.0806)
-    assert cluster.carbon_kg_per_kwh.value == pytest.approx(0.436)
+    assert cluster.carbon_kg_per_kwh.value == pytest.approx(0.3695)
     assert cluster.carbon_kg_per_j.unit == "kgCO2/J"
 
 
