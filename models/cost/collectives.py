@@ -1,194 +1,202 @@
-"""Collective operations by the alpha-beta model: how many messages follow each other, and how many bytes pass a rank.
+"""Collectives on a cluster: which algorithm a library takes over which links, and the seconds it spends on each.
 
-A message of n bytes takes ``alpha + n * beta`` (latency, seconds per byte). The formulas are those of Thakur,
-Rabenseifner, Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 19(1), 2005, sections 4.1
-to 4.5, without the time of the reduction's arithmetic (it overlaps or vanishes in the factor that measurements give).
-For p ranks and a buffer of n bytes:
+GPUs whose links say what they are made of (`fabric`) communicate by NCCL (:mod:`.nccl`), everybody else by MPI
+(:mod:`.algorithms`). Several ranks on each of several nodes use, in MPI, the faster of
 
-| kind | algorithm | latency | bytes per rank |
-|---|---|---|---|
-| all_reduce | ring (reduce-scatter, then all-gather) | 2 (p-1) | 2 n (p-1)/p |
-| | recursive doubling | lg p | n lg p |
-| | recursive halving and doubling (Rabenseifner), p a power of two | 2 lg p | 2 n (p-1)/p |
-| all_gather | ring | p-1 | n (p-1)/p |
-| | recursive doubling, p a power of two | lg p | n (p-1)/p |
-| | Bruck | ceil lg p | n (p-1)/p |
-| reduce_scatter | pairwise | p-1 | n (p-1)/p |
-| | recursive halving, p a power of two | lg p | n (p-1)/p |
-| broadcast | binomial tree | ceil lg p | n ceil lg p |
-| | scatter and ring all-gather | ceil lg p + p-1 | 2 n (p-1)/p |
-| all_to_all | pairwise | p-1 | n (p-1)/p |
-| | Bruck | ceil lg p | n/2 ceil lg p |
+* hierarchical: within the nodes, then between them, then within again where the kind needs it; every rank carries its
+  part between the nodes, all of a node's ranks over the node's adapters;
+* one ring through all ranks that enters and leaves each node once, which is pipelined, so that its slowest link counts.
 
-n is the whole buffer that every rank holds: the result of an all-gather, the operand of a reduce-scatter. Libraries
-choose by size and number of ranks what is fastest, so the smallest time is taken; where p is no power of two,
-recursive doubling pays two steps more than for the power below.
+All-reduces among the ranks of one node of CPUs go through memory that they share, as the executor does them
+(:mod:`hpdlf.exec.node_reduction`): four meetings, and every rank copies and adds the same number of bytes however many
+take part, so that n of them count.
 
->>> steps, nbytes = flat("all_reduce", 1_000_000, 4, latency_s=1e-6, bandwidth_bytes_per_s=1e9)
->>> steps, nbytes
-(4, 1500000.0)
+A step of m bytes takes ``latency + m / bandwidth * (1 + h / (m + h))``, where h is the link's `half_bandwidth_bytes`:
+messages far below h see half of the bandwidth, those far above lose h / bandwidth once. NCCL's chunks are in flight
+together, so there m is the whole buffer.
+
+A group with fewer ranks in a node than the node has devices gets their part of its adapters: the other devices belong
+to groups that do the same at the same time.
+
+>>> from hpdlf.hwprofiles import load_cluster
+>>> cluster = load_cluster("dgx-a100:2")
+>>> for leg in collective_legs("all_reduce", 100_000_000, tuple(range(16)), cluster):
+...     print(leg.algorithm, leg.link.name, 1e-6 < leg.latency_s < 1e-3, leg.transmission_s > 0)
+ring, Simple nvlink3 True False
+ring, Simple infiniband-hdr-8 True True
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from difflib import get_close_matches
-from math import ceil, log2
+from math import inf
 from typing import NamedTuple
 
 from ...errors import PlanError
 from ...hwprofiles import Cluster, Link
+from . import nccl
+from .algorithms import KINDS, Steps, check_kind, fastest
 
-__all__ = ["KINDS", "Leg", "collective_legs", "flat"]
+__all__ = ["KINDS", "Leg", "collective_legs", "slowdown"]
 
-KINDS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all")
+# A rank waits for the others before it copies, before it adds, after it, and at the end.
+MEETINGS = 4
 
 
 class Leg(NamedTuple):
-    """A phase of a collective over one link: seconds of latency and of transmission."""
+    """A phase of a collective over one link: seconds of latency and of transmission, and the algorithm."""
 
     link: Link
     latency_s: float
     transmission_s: float
+    algorithm: str
 
 
-class _Steps(NamedTuple):
-    messages: float
-    nbytes: float
+def slowdown(link: Link, nbytes: float) -> float:
+    """How many times longer the transmission of `nbytes` takes than at the bandwidth of long messages: 1 to 2.
 
-
-def flat(
-    kind: str, nbytes: float, ranks: int, *, latency_s: float, bandwidth_bytes_per_s: float
-) -> tuple[float, float]:
-    """Messages one after the other and bytes through one rank, of the algorithm that is fastest on equal links.
-
-    Raises:
-        PlanError: no such collective.
+    Size times slowdown grows with the size.
     """
-    if kind not in KINDS:
-        close = get_close_matches(kind, KINDS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(KINDS)}."
-        raise PlanError(f"collective '{kind}' is not known; {hint}")
-    if ranks <= 1 or nbytes < 0:
-        return 0.0, 0.0
-    best = min(
-        _algorithms(kind, nbytes, ranks), key=lambda s: s.messages * latency_s + s.nbytes / bandwidth_bytes_per_s
-    )
-    return best.messages, best.nbytes
-
-
-def _algorithms(kind: str, n: float, p: int) -> tuple[_Steps, ...]:
-    lg = ceil(log2(p))
-    power = p == 1 << lg
-    share = n * (p - 1) / p
-    match kind:
-        case "all_reduce":
-            doubling = _Steps(lg, n * lg) if power else _Steps(lg + 1, n * (lg + 1))
-            halving = (_Steps(2 * lg, 2 * share),) if power else ()
-            return (_Steps(2 * (p - 1), 2 * share), doubling, *halving)
-        case "all_gather":
-            return (_Steps(p - 1, share), _Steps(lg, share))
-        case "reduce_scatter":
-            return (_Steps(p - 1, share), *((_Steps(lg, share),) if power else ()))
-        case "broadcast":
-            return (_Steps(lg, n * lg), _Steps(lg + p - 1, 2 * share))
-        case _:
-            return (_Steps(p - 1, share), _Steps(lg, n / 2 * lg))
+    half = link.half_bandwidth_bytes
+    return 1.0 if half is None else 1.0 + half.value / (nbytes + half.value)
 
 
 def collective_legs(kind: str, nbytes: float, ranks: tuple[int, ...], cluster: Cluster) -> tuple[Leg, ...]:
     """The legs of a collective among the devices `ranks` of `cluster`, one after the other; none for a single rank.
 
-    Ranks of one node use the node's link, ranks with one per node the cluster's. Several ranks on each of several
-    nodes use the faster of
-
-    * hierarchical: within the nodes, then between them, then within again where the kind needs it, every rank
-      carrying its part between the nodes, all of a node's ranks over the node's share of its adapters;
-    * one ring through all ranks that enters and leaves each node once, which is pipelined, so that its slowest link
-      counts (NCCL).
-
-    A group with fewer ranks in a node than the node has devices gets its part of the adapters: other groups use the
-    rest.
+    `nbytes` is the whole buffer, as :mod:`.algorithms` defines it.
 
     Raises:
         PlanError: no such collective, a rank outside the cluster or named twice.
     """
+    check_kind(kind)
     if len(set(ranks)) != len(ranks):
         raise PlanError(f"{kind} among the ranks {list(ranks)}: a rank stands there twice")
     members: dict[int, int] = {}
     for rank in ranks:
         node = cluster.node_of(rank)
         members[node] = members.get(node, 0) + 1
-    nodes, local = len(members), max(members.values(), default=0)
-    inner = cluster.node.link
     if len(ranks) <= 1:
-        flat(kind, nbytes, 1, latency_s=1.0, bandwidth_bytes_per_s=1.0)  # an unknown kind is refused all the same
         return ()
-    if nodes == 1:
-        assert inner is not None
-        return (_leg(kind, nbytes, local, inner, inner.collective_bandwidth_bytes_per_s),)
-    outer = cluster.link
-    assert outer is not None
-    outer_bandwidth = outer.collective_bandwidth_bytes_per_s * _share_of_adapters(local, cluster, outer)
-    if local == 1:
-        return (_leg(kind, nbytes, nodes, outer, outer_bandwidth),)
-    assert inner is not None
-    return min(
-        _hierarchical(kind, nbytes, nodes, local, inner, outer, outer_bandwidth),
-        _ring(kind, nbytes, len(ranks), nodes, inner, outer, outer_bandwidth),
-        key=lambda legs: sum(leg.latency_s + leg.transmission_s for leg in legs) if legs else float("inf"),
+    at = _placement(len(ranks), len(members), max(members.values()), cluster)
+    if cluster.device.kind == "gpu" and nccl.is_known(at.inner) and nccl.is_known(at.outer):
+        return _by_nccl(kind, nbytes, at)
+    return _by_mpi(kind, nbytes, at)
+
+
+def _placement(ranks: int, nodes: int, local: int, cluster: Cluster) -> nccl.Placement:
+    inner = cluster.node.link if local > 1 else None
+    outer = cluster.link if nodes > 1 else None
+    assert (inner or local == 1) and (outer or nodes == 1)  # the profile's constructor checks it
+    return nccl.Placement(
+        ranks,
+        nodes,
+        local,
+        inner,
+        inner.collective_bandwidth_bytes_per_s * inner.share_of(local) if inner else inf,
+        outer,
+        outer.collective_bandwidth_bytes_per_s * outer.share_of(nodes) * _share_of_adapters(local, cluster)
+        if outer
+        else inf,
     )
 
 
-def _leg(kind: str, nbytes: float, ranks: int, link: Link, bandwidth_bytes_per_s: float) -> Leg:
-    latency_s = link.latency_s.value
-    messages, moved = flat(kind, nbytes, ranks, latency_s=latency_s, bandwidth_bytes_per_s=bandwidth_bytes_per_s)
-    return Leg(link, messages * latency_s, moved / bandwidth_bytes_per_s)
+def _share_of_adapters(local: int, cluster: Cluster) -> float:
+    """The part of a node's adapters that `local` of its devices have while the others use the rest."""
+    return min(1.0, local / cluster.devices_per_node)
 
 
-def _share_of_adapters(local: int, cluster: Cluster, link: Link) -> float:
-    """The part of a node's adapters that `local` of its devices drive."""
-    if link.adapters is None:
-        return 1.0
-    per_device = max(1.0, link.adapters.value / cluster.devices_per_node)
-    return min(1.0, local * per_device / link.adapters.value)
+def _by_nccl(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
+    ways = (_legs_of(way, n, at) for way in nccl.candidates(kind, n, at))
+    return min(ways, key=_seconds)
 
 
-def _hierarchical(
-    kind: str, n: float, nodes: int, local: int, inner: Link, outer: Link, outer_bandwidth: float
-) -> tuple[Leg, ...]:
-    inside = inner.collective_bandwidth_bytes_per_s
+def _legs_of(way: nccl.Candidate, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
+    # Chunks follow each other through a node and out of it, so that only the slower part counts.
+    inner_s, outer_s = (way.inner_s, 0.0) if way.inner_s > way.outer_s else (0.0, way.outer_s)
+    if at.outer is None:
+        assert at.inner is not None
+        parts = [(at.inner, way.inner_latency_s + way.outer_latency_s, inner_s)]
+    elif at.inner is None:
+        parts = [(at.outer, way.inner_latency_s + way.outer_latency_s, outer_s)]
+    else:
+        parts = [(at.inner, way.inner_latency_s, inner_s), (at.outer, way.outer_latency_s, outer_s)]
+    legs = [Leg(link, latency_s, sent_s * slowdown(link, n), way.algorithm) for link, latency_s, sent_s in parts]
+    return _started(tuple(legs))
+
+
+def _seconds(legs: tuple[Leg, ...]) -> float:
+    return sum(leg.latency_s + leg.transmission_s for leg in legs) if legs else inf
+
+
+def _started(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
+    """With what the collective costs once, by the link that spans its ranks."""
+    last = legs[-1]
+    if last.link.collective_overhead_s is None:
+        return legs
+    return (*legs[:-1], last._replace(latency_s=last.latency_s + last.link.collective_overhead_s.value))
+
+
+def _by_mpi(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
+    if at.inner is None or at.outer is None:
+        link, ranks = (at.inner, at.local) if at.inner else (at.outer, at.nodes)
+        assert link is not None
+        bandwidth = at.inner_bytes_per_s if at.inner else at.outer_bytes_per_s
+        if at.inner and kind == "all_reduce" and link.fabric == "shared-memory":
+            legs: tuple[Leg, ...] = (_timed(Steps("shared memory", MEETINGS, n), link, bandwidth),)
+        else:
+            legs = (_leg(kind, n, ranks, link, bandwidth),)
+    else:
+        legs = min(_hierarchical(kind, n, at), _ring(kind, n, at), key=_seconds)
+    return _started(legs)
+
+
+def _leg(kind: str, n: float, ranks: int, link: Link, bandwidth_bytes_per_s: float) -> Leg:
+    steps = fastest(kind, n, ranks, latency_s=link.latency_s.value, bandwidth_bytes_per_s=bandwidth_bytes_per_s)
+    return _timed(steps, link, bandwidth_bytes_per_s)
+
+
+def _timed(steps: Steps, link: Link, bandwidth_bytes_per_s: float) -> Leg:
+    each = steps.nbytes / max(steps.messages, 1)
+    transmission_s = steps.nbytes / bandwidth_bytes_per_s * slowdown(link, each)
+    return Leg(link, steps.messages * link.latency_s.value, transmission_s, steps.algorithm)
+
+
+def _hierarchical(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
+    inner, outer, nodes, local = at.inner, at.outer, at.nodes, at.local
+    assert inner is not None and outer is not None
+
+    def inside(phase: str, nbytes: float = n) -> Leg:
+        return _leg(phase, nbytes, local, inner, at.inner_bytes_per_s)
+
+    def between(phase: str) -> Leg:
+        return _leg(phase, n, nodes, outer, at.outer_bytes_per_s)
+
     match kind:
         case "all_reduce":
             # Each of a node's ranks reduces its part n/local across nodes; together they move n over the node's
             # adapters.
-            return (
-                _leg("reduce_scatter", n, local, inner, inside),
-                _leg("all_reduce", n, nodes, outer, outer_bandwidth),
-                _leg("all_gather", n, local, inner, inside),
-            )
+            return inside("reduce_scatter"), between("all_reduce"), inside("all_gather")
         case "reduce_scatter":
-            return (
-                _leg("reduce_scatter", n, local, inner, inside),
-                _leg("reduce_scatter", n, nodes, outer, outer_bandwidth),
-            )
+            return inside("reduce_scatter"), between("reduce_scatter")
         case "all_gather":
-            return (_leg("all_gather", n, nodes, outer, outer_bandwidth), _leg("all_gather", n, local, inner, inside))
+            return between("all_gather"), inside("all_gather")
         case "broadcast":
-            return (_leg("broadcast", n, nodes, outer, outer_bandwidth), _leg("broadcast", n, local, inner, inside))
+            return between("broadcast"), inside("broadcast")
         case _:
             # Every rank sends 1/p of its buffer to each other rank: what leaves a node is n * local * (p - local) / p.
-            p = nodes * local
-            leaving = n * local * (p - local) / p
-            between = Leg(outer, (nodes - 1) * outer.latency_s.value, leaving / outer_bandwidth)
-            return (_leg("all_to_all", n * local / p, local, inner, inside), between)
+            p = at.ranks
+            leaving = Steps("pairwise", nodes - 1, n * local * (p - local) / p)
+            return inside("all_to_all", n * local / p), _timed(leaving, outer, at.outer_bytes_per_s)
 
 
-def _ring(kind: str, n: float, p: int, nodes: int, inner: Link, outer: Link, outer_bandwidth: float) -> tuple[Leg, ...]:
-    rounds: Mapping[str, int] = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
-    if kind not in rounds:
+def _ring(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
+    rounds = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}.get(kind)
+    if rounds is None:
         return ()
+    inner, outer, p = at.inner, at.outer, at.ranks
+    assert inner is not None and outer is not None
     # In each step every rank sends to its neighbour; the step takes as long as its slowest hop, which leaves a node.
-    latency_s = rounds[kind] * (p - 1) * max(inner.latency_s.value, outer.latency_s.value)
-    bandwidth = min(inner.collective_bandwidth_bytes_per_s, outer_bandwidth)
-    return (Leg(outer, latency_s, rounds[kind] * n * (p - 1) / p / bandwidth),)
+    messages = rounds * (p - 1)
+    latency_s = messages * max(inner.latency_s.value, outer.latency_s.value)
+    nbytes, bandwidth = rounds * n * (p - 1) / p, min(at.inner_bytes_per_s, at.outer_bytes_per_s)
+    return (Leg(outer, latency_s, nbytes / bandwidth * slowdown(outer, nbytes / messages), "ring through all ranks"),)

@@ -8,9 +8,10 @@ from difflib import get_close_matches
 from ...errors import PlanError
 from ...hwprofiles import Cluster, Device, Link, Node
 from ..onnxpp.graph import item_bytes
-from .collectives import collective_legs
-from .roofline import roof_of, storage
+from .collectives import collective_legs, slowdown
+from .links import spreads_of
 from .operation import component_name
+from .roofline import roof_of, storage
 from .workload import Workload
 
 __all__ = [
@@ -45,16 +46,19 @@ HOST_LATENCY_S: Mapping[str, float] = {"load": 20e-6, "checkpoint": 5e-3}
 
 
 def transfer_workload(nbytes: int, link: Link) -> Workload:
-    """One message of `nbytes` over `link`, sender to receiver: ``latency + nbytes / bandwidth`` through one adapter."""
+    """One message of `nbytes` over `link`, sender to receiver, through one adapter.
+
+    ``latency + nbytes / bandwidth * (1 + h / (nbytes + h))``, h the link's `half_bandwidth_bytes`: grows with the size.
+    """
+    sent_s = nbytes / link.message_bandwidth_bytes_per_s * slowdown(link, nbytes)
+    components = {"transfer.latency": link.latency_s.value, "transfer.bandwidth": sent_s}
     return Workload(
         subject=link.name,
         subject_kind="link",
         kind="transfer",
         key=f"transfer:{nbytes}",
-        components={
-            "transfer.latency": link.latency_s.value,
-            "transfer.bandwidth": nbytes / link.message_bandwidth_bytes_per_s,
-        },
+        components=components,
+        spreads=spreads_of(link, components),
         n_launches=1,
         payload_bytes=nbytes,
         bound="network",
@@ -64,8 +68,9 @@ def transfer_workload(nbytes: int, link: Link) -> Workload:
 def collective_workload(kind: str, nbytes: int, *, ranks: Sequence[int], cluster: Cluster) -> Workload | None:
     """A collective on a buffer of `nbytes` among the devices `ranks`; None for a single rank: nothing moves.
 
-    Its subject is the link between nodes where ranks span nodes, and the link within the node stands before its
-    components then ("nvlink3:all_gather.latency"). See :mod:`.collectives` for the algorithms.
+    `nbytes` is the whole buffer: the operand of a reduce-scatter, the result of an all-gather (see :mod:`.algorithms`).
+    The subject is the link between nodes where ranks span nodes, and the link within the node stands before its
+    components then ("nvlink3:all_gather.latency").
     """
     ranks = tuple(ranks)
     legs = collective_legs(kind, nbytes, ranks, cluster)
@@ -74,18 +79,21 @@ def collective_workload(kind: str, nbytes: int, *, ranks: Sequence[int], cluster
     nodes = len({cluster.node_of(r) for r in ranks})
     spanning = cluster.link if nodes > 1 else cluster.node.link
     assert spanning is not None
-    subject = spanning.name
     components: dict[str, float] = {}
+    spreads: dict[str, float] = {}
     for leg in legs:
-        name = f"{kind}" if leg.link.name == subject else f"{leg.link.name}:{kind}"
-        for part, seconds in (("latency", leg.latency_s), ("bandwidth", leg.transmission_s)):
-            components[f"{name}.{part}"] = components.get(f"{name}.{part}", 0.0) + seconds
+        name = kind if leg.link.name == spanning.name else f"{leg.link.name}:{kind}"
+        found = {f"{name}.latency": leg.latency_s, f"{name}.bandwidth": leg.transmission_s}
+        for component, seconds in found.items():
+            components[component] = components.get(component, 0.0) + seconds
+        spreads |= spreads_of(leg.link, found)
     return Workload(
-        subject=subject,
+        subject=spanning.name,
         subject_kind="link",
         kind="collective",
         key=f"{kind}:{nbytes}:{len(ranks)}/{nodes}",
         components=components,
+        spreads=spreads,
         n_launches=1,
         payload_bytes=nbytes,
         bound="network",
@@ -111,15 +119,15 @@ def one_sided_workload(kind: str, nbytes: int, ranks: Sequence[int], cluster: Cl
     link = min(links, key=lambda each: each.message_bandwidth_bytes_per_s)
     p = len(others) + 1
     moved = 0.0 if kind == "notify" else nbytes * (p - 1) / p
+    sent_s = moved / link.message_bandwidth_bytes_per_s * slowdown(link, moved / (p - 1))
+    components = {f"{kind}.latency": (p - 1) * link.latency_s.value, f"{kind}.bandwidth": sent_s}
     return Workload(
         subject=link.name,
         subject_kind="link",
         kind="transfer",
         key=f"{kind}:{nbytes}:{p}",
-        components={
-            f"{kind}.latency": (p - 1) * link.latency_s.value,
-            f"{kind}.bandwidth": moved / link.message_bandwidth_bytes_per_s,
-        },
+        components=components,
+        spreads=spreads_of(link, components),
         n_launches=p - 1,
         payload_bytes=0 if kind == "notify" else nbytes,
         bound="network",

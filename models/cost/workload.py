@@ -28,6 +28,8 @@ class Workload:
     key          names exactly this work, so that a measurement can be found again: a fingerprint, or kind, size and
                  placement
     components   seconds at the roofline
+    spreads      standard deviation of the logarithm of a component, where the profile knows how sure its values are;
+                 it takes the place of the prior's, not of what was learned
     operations   what a device is asked to do, operator by operator; none for links and hosts
     n_launches   calls that the framework makes
     payload_bytes  bytes moved by communication, 0 for computation
@@ -40,6 +42,7 @@ class Workload:
     kind: WorkKind
     key: str
     components: Mapping[str, float]
+    spreads: Mapping[str, float] = field(default_factory=dict)
     operations: tuple[Operation, ...] = ()
     n_launches: int = 0
     payload_bytes: int = 0
