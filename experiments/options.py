@@ -65,7 +65,7 @@ ModelOrName = Annotated[str, Argument(metavar="MODEL", help="An ONNX or ONNX++ f
 Plan = Annotated[Path, Argument(metavar="PLAN", help="A plan that `hpdlf plan` wrote.")]
 Run = Annotated[Path, Argument(metavar="RUN", help="The folder of a run that `hpdlf train` made.")]
 Profile = Annotated[
-    str, Argument(metavar="CLUSTER", help="A name of `hpdlf profile list`, NAME:NODES, or a TOML file.")
+    str, Argument(metavar="NAME", help="A name of `hpdlf profile list`, NAME:NODES, or a TOML file.")
 ]
 Cluster = Annotated[
     str, Option("--on", metavar="CLUSTER", help="A name of `hpdlf profile list`, NAME:NODES, or a TOML file.")

@@ -32,16 +32,33 @@ def profile_list(as_json: o.Json = False) -> None:
 
 @commands.command("show")
 def profile_show(name: o.Profile, as_json: o.Json = False) -> None:
-    """Every value of a cluster's profile, with its source and tier."""
-    from ..hwprofiles import describe, load_cluster
+    """Every value of a profile (a cluster, device, node, link or region), with its source and tier."""
+    from ..hwprofiles import describe, load_profile
     from .tables import profile_table
 
-    cluster = load_cluster(name)
-    rows = describe(cluster)
+    profile = load_profile(name)
+    rows = describe(profile)
     if as_json:
         print_json([row._asdict() for row in rows])
     else:
-        show(profile_table(f"{cluster.name}: {cluster.description}", rows))
+        show(profile_table(f"{profile.name}: {profile.description}", rows))
+
+
+@commands.command("check")
+def profile_check(file: o.Profile) -> None:
+    """Read a profile file and say what is wrong with it, or how far its values can be trusted."""
+    from collections import Counter
+
+    from ..hwprofiles import TIERS, describe, load_profile
+
+    profile = load_profile(file)
+    rows = describe(profile)
+    tiers = Counter(row.tier for row in rows)
+    known = ", ".join(f"{tiers[tier]} {tier}" for tier in TIERS if tiers[tier])
+    missing = [row.field for row in rows if row.value == "unavailable"]
+    show(f"{file}: a good {type(profile).__name__.lower()} profile. Values by tier: {known}.")
+    if missing:
+        show(f"Not known: {', '.join(missing)}.")
 
 
 @commands.command("measure")

@@ -139,7 +139,7 @@ def simulation_table(simulation: Simulation) -> Table:
     f = simulation.figures
     title = f"{simulation.model} on {simulation.cluster}: {simulation.strategy}"
     table = _table(title, "", "predicted (9 cases of 10)", "rests on")
-    basis = {"rent": " (rent)", "energy": " (energy alone)", None: ""}[f.cost_basis]
+    basis = {"rent": " (rent)", "own": " (own nodes and energy)", "energy": " (energy alone)", None: ""}[f.cost_basis]
     rows: list[tuple[str, Interval | None, Callable[[float], str]]] = [
         ("step time", f.step_s, seconds),
         ("samples per second", f.samples_per_s, lambda v: f"{v:,.0f}"),

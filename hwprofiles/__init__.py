@@ -8,7 +8,16 @@
 
 from .cluster import PRICE_KINDS, Cluster, Region
 from .listing import ProfileRow, ValueRow, describe, list_profiles
-from .loader import cluster_from_toml, find_device, load_cluster, load_device, load_link, load_region, user_folder
+from .loader import (
+    cluster_from_toml,
+    find_device,
+    load_cluster,
+    load_device,
+    load_link,
+    load_profile,
+    load_region,
+    user_folder,
+)
 from .profile import FABRICS, PRECISIONS, TIERS, Device, Link, Node, Quantity
 from .writing import write_cluster
 
@@ -32,6 +41,7 @@ __all__ = [
     "load_cluster",
     "load_device",
     "load_link",
+    "load_profile",
     "load_region",
     "user_folder",
     "write_cluster",

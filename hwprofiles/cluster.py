@@ -24,7 +24,7 @@ PRICE_KINDS = ("on_demand", "spot", "own")
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Where electricity comes from: what a kWh costs and how much CO2 it stands for. `aliases` are other names of it."""
+    """Where electricity comes from: what a kWh costs and how much CO2 it stands for. `aliases` are its other names."""
 
     name: str
     description: str = ""
@@ -137,10 +137,14 @@ class Cluster:
             count = Quantity(value=float(per_node), unit="1", source=source, tier="modelled")
             # What the profile says of a node of another size is not known of this one.
             node = dataclasses.replace(node, devices=count, limit_w=None)
+            bare = dataclasses.replace(
+                self, price_usd_per_node_s=None, spot_usd_per_node_s=None, purchase_usd_per_node=None
+            )
+            return dataclasses.replace(bare, name=f"{base}:{size}", node=node, n_nodes=n_nodes)
         return dataclasses.replace(self, name=f"{base}:{size}", node=node, n_nodes=n_nodes)
 
     def in_region(self, region: Region) -> Cluster:
-        """This cluster with the electricity of another region; what is not known of the region is not known any more."""
+        """This cluster with the electricity of another region; what is not known of that is not known any more."""
         price, carbon = region.energy_price_usd_per_j, region.carbon_kg_per_j
         return dataclasses.replace(self, region=region, energy_price_usd_per_j=price, carbon_kg_per_j=carbon)
 
@@ -154,7 +158,7 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.price_kind not in PRICE_KINDS:
             raise ProfileError(
-                f"cluster '{self.name}': there is no price kind '{self.price_kind}'; it is one of {', '.join(PRICE_KINDS)}"
+                f"cluster '{self.name}': there is no price '{self.price_kind}'; it is one of {', '.join(PRICE_KINDS)}"
             )
         if not 1 <= self.n_nodes <= MOST_NODES:
             raise ProfileError(f"cluster '{self.name}': a cluster has 1 to {MOST_NODES:,} nodes, not {self.n_nodes:,}")

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from ..errors import ProfileError
 from .cluster import Cluster
 from .fields import FIELDS, PARTS, TEXTS
-from .loader import SHIPPED, load_cluster, load_device, profile_files
+from .loader import SHIPPED, load_profile, profile_files
 from .profile import Quantity
+from .reading import Value
 from .units import Dimension, format_value
 
 __all__ = ["ProfileRow", "ValueRow", "describe", "list_profiles"]
@@ -36,31 +37,34 @@ class ValueRow(NamedTuple):
 
 
 def list_profiles() -> list[ProfileRow]:
-    """Every cluster and device, the user's own first; one that cannot be read says why instead of raising."""
+    """Every cluster, device and region, the user's own first; one that cannot be read says why instead of raising."""
     rows = []
-    for kind in ("cluster", "device"):
+    for kind in ("cluster", "device", "region"):
         for name, path in profile_files(kind):
             problem = None
             try:
-                summary = _cluster_summary(load_cluster(path)) if kind == "cluster" else load_device(path).description
+                value = load_profile(path)
+                summary = _cluster_summary(value) if isinstance(value, Cluster) else value.description
             except ProfileError as error:
                 summary, problem = "cannot be read", str(error)
             rows.append(ProfileRow(name, kind, summary, str(path), path.is_relative_to(SHIPPED), problem))
     return rows
 
 
-def describe(cluster: Cluster) -> list[ValueRow]:
-    """Every value of the cluster, its node, device and links; what is not known says so."""
-    shape = f"{cluster.n_nodes} nodes of {cluster.devices_per_node} devices"
-    rows = [ValueRow("n_nodes", f"{cluster.n_nodes} ({shape}: {cluster.n_devices})", "the profile's size", "")]
-    _describe(cluster, "cluster", "", rows)
+def describe(value: Value) -> list[ValueRow]:
+    """Every value of a profile and of the profiles that it holds (node, device, links); what is not known says so."""
+    rows = []
+    if isinstance(value, Cluster):
+        shape = f"{value.n_nodes} nodes of {value.devices_per_node} devices"
+        rows.append(ValueRow("n_nodes", f"{value.n_nodes} ({shape}: {value.n_devices})", "the profile's size", ""))
+    _describe(value, type(value).__name__.lower(), "", rows)
     return rows
 
 
 def _describe(value: Any, kind: str, where: str, rows: list[ValueRow]) -> None:
     for text in TEXTS[kind]:
         said = getattr(value, text.key)
-        if said and where:
+        if said and (where or text.key not in ("name", "description")):
             rows.append(ValueRow(f"{where}{text.key}", said if isinstance(said, str) else ", ".join(said), "", ""))
     for field in FIELDS[kind]:
         held = getattr(value, field.attribute)
@@ -73,7 +77,10 @@ def _describe(value: Any, kind: str, where: str, rows: list[ValueRow]) -> None:
             rows.append(_row(path, held, field.dimension))
     for key, part, _ in PARTS[kind]:
         held = getattr(value, key)
-        if held is not None:
+        if held is not None and part == "region":
+            # Its values stand with the cluster's, which took them over.
+            rows.append(ValueRow(key, f"{held.name}: {held.description}", "", ""))
+        elif held is not None:
             _describe(held, part, f"{where}{key}.", rows)
 
 

@@ -21,7 +21,7 @@ from .fields import FOLDERS
 from .names import Known, match, nearest
 from .profile import Device, Link
 from .reading import Problem, Resolve, Value, parse_file, read_profile
-from .units import parse_unit
+from .units import UnitError, parse_unit
 
 __all__ = [
     "SHIPPED",
@@ -30,6 +30,7 @@ __all__ = [
     "load_cluster",
     "load_device",
     "load_link",
+    "load_profile",
     "load_region",
     "profile_files",
     "user_folder",
@@ -121,6 +122,31 @@ def load_link(name_or_path: str | os.PathLike[str]) -> Link:
     return cast(Link, _load("link", os.fspath(name_or_path)))
 
 
+def load_profile(name_or_path: str | os.PathLike[str]) -> Value:
+    """The profile of whatever kind in this TOML file, or of this name: a cluster, device, node, link or region.
+
+    Raises ProfileError with everything that is wrong in the files it read, or the names that are near.
+
+    >>> type(load_profile("nvlink3")).__name__, type(load_profile("Tesla T4")).__name__
+    ('Link', 'Device')
+    """
+    text = os.fspath(name_or_path)
+    if _is_path(text):
+        table = parse_file(Path(text).expanduser(), []) if Path(text).expanduser().is_file() else None
+        said = table.get("profile") if table else None
+        return _load(said if isinstance(said, str) and said in FOLDERS else "cluster", text)
+    size = _SIZE.fullmatch(text)
+    name = size["name"] if size else text
+    for kind in ("cluster", "device", "node", "link", "region"):
+        if _find(kind, name, _roots()) is not None:
+            return load_cluster(text) if kind == "cluster" else _load(kind, text)
+    if match(text, devices := _known_devices()).candidates:
+        return load_device(text)
+    if (name == MEASURED) or not nearest(text, devices):
+        return load_cluster(text)
+    return load_device(text)
+
+
 def cluster_from_toml(text: str, *, origin: str) -> Cluster:
     """The cluster in a self-contained text that Cluster.to_toml wrote; `origin` names the text in messages."""
     import tomllib
@@ -158,10 +184,12 @@ def _known(path: Path, _: int) -> Known | None:
         return None
     aliases, memory = table.get("aliases", ()), table.get("memory", {})
     number, unit = (memory.get("value"), memory.get("unit")) if isinstance(memory, dict) else (None, None)
-    try:
-        memory_bytes = float(number) * parse_unit(unit).factor if isinstance(unit, str) else 0.0
-    except (TypeError, ValueError):
-        memory_bytes = 0.0
+    memory_bytes = 0.0
+    if isinstance(number, int | float) and isinstance(unit, str):
+        try:
+            memory_bytes = number * parse_unit(unit).factor
+        except UnitError:
+            return None
     facts = tuple(text for key in ("vendor", "architecture") if isinstance(text := table.get(key), str))
     names = tuple(one for one in aliases if isinstance(one, str)) if isinstance(aliases, list) else ()
     return Known(path.stem, names, round(memory_bytes / (2**30 if unit == "GiB" else 1e9)), facts)
@@ -233,13 +261,12 @@ def _no_such(kind: str, name: str) -> str:
     if kind == "device":
         devices = _known_devices()
         near = match(name, devices).candidates or nearest(name, devices)
-        hint = f"did you mean {_either(near)}? " if near else ""
-        return f"there is no device '{name}'; {hint}`hpdlf profile list` shows all {len(known)}, or give a .toml file"
-    close = get_close_matches(name.lower(), [n.lower() for n in known], n=1, cutoff=0.5)
-    hint = f"did you mean '{next(n for n in known if n.lower() == close[0])}'? " if close else ""
-    return (
-        f"there is no {kind} '{name}'; {hint}There are {', '.join(known)} (`hpdlf profile list`), or give a .toml file"
-    )
+    else:
+        spelt = {known_name.lower(): known_name for known_name in known}
+        near = tuple(spelt[one] for one in get_close_matches(name.lower(), spelt, n=1, cutoff=0.5))
+    hint = f"did you mean {_either(near)}? " if near else ""
+    shown = f"There are {', '.join(known)}" if len(known) <= 8 else f"There are {len(known)}"
+    return f"there is no {kind} '{name}'; {hint}{shown} (`hpdlf profile list`), or give a .toml file"
 
 
 def _or_raise(value: Value | None, problems: list[Problem]) -> Value:

@@ -1,8 +1,8 @@
 """What must hold between the values of one profile, whatever the machine.
 
-Ranges catch a single value that cannot be; relations catch two that do not fit together: an L2 cache in MB where kB were
-meant, a bandwidth in MB/s, limit and idle power swapped. Only relations without known exceptions are refused. That an
-accelerator's int8 peak exceeds its float16 peak, say, is usual but not true of every one.
+Ranges catch a single value that cannot be; relations catch two that do not fit together: an L2 cache in MB where kB
+were meant, a bandwidth in MB/s, limit and idle power swapped. Only relations without known exceptions are refused. That
+an accelerator's int8 peak exceeds its float16 peak, say, is usual but not true of every one.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ _PEAK_ORDER = (
     ("bfloat16", "float8"),
     ("float16", "float8"),
 )
-# FLOPs in float32 (or the narrowest that there is) per byte of memory traffic. From Xeons of 2016 (10) and one core (5)
-# to an RTX 4090 (82), an L40S (106) and a TPU v6e (560 in bfloat16): a factor of 1,000 in either number leaves the range.
-_RIDGE = (0.5, 4000.0)
+# FLOPs in float32 (in the first precision where there is none) per byte of memory traffic. From one core (5) and Xeons
+# of 2016 (11) to an RTX 4090 (82), an L40S (106) and Gaudi 2 (176 in bfloat16): a factor of 1,000 in either of the two
+# numbers leaves the range.
+_RIDGE = (0.5, 3000.0)
 
 
 def broken_relations(value: Device | Link | Node | Cluster | Region) -> list[tuple[str, str]]:
@@ -84,8 +85,8 @@ def _rates(device: Device) -> Iterator[tuple[str, str]]:
     if not _RIDGE[0] <= ridge <= _RIDGE[1]:
         yield (
             f"peak_flops.{name}",
-            f"{format_value(peak.value, COMPUTE_RATE)} is {ridge:,.3g} FLOPs per byte of memory_bandwidth; known devices "
-            f"have {_RIDGE[0]:g} to {_RIDGE[1]:,g}. Is the prefix of one of the two units wrong?",
+            f"{format_value(peak.value, COMPUTE_RATE)} is {ridge:,.3g} FLOPs per byte of memory_bandwidth, outside "
+            f"{_RIDGE[0]:g} to {_RIDGE[1]:,g}; is the prefix of one of the two units right?",
         )
 
 

@@ -28,6 +28,11 @@ class Interval:
         """The interval scaled by an exactly known factor."""
         return Interval(value=self.value * factor, low=self.low * factor, high=self.high * factor, provenance=self.provenance)
 
+    def plus(self, other: Interval) -> Interval:
+        """The sum, as wide as if both erred the same way."""
+        low, high = self.low + other.low, self.high + other.high
+        return Interval(value=self.value + other.value, low=low, high=high, provenance=self.provenance)
+
     def inverse(self, numerator: float) -> Interval:
         """numerator / value."""
         return Interval(
@@ -58,7 +63,7 @@ class Figures:
     step_s, samples_per_s   of one optimiser step over all ranks
     energy_j                of one step: devices, hosts, and the building's overhead (PUE)
     cost_usd                of one step: rent of the nodes in use, or, where there is none, the energy's price
-    cost_basis              "rent", "energy" or None
+    cost_basis              "rent", "own" (amortisation and energy), "energy" or None
     carbon_kg               of one step
     utilisation             share of the step in which devices compute, mean over ranks
     exposed_communication   share of the step in which a device waits while it communicates

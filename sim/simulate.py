@@ -311,14 +311,18 @@ def _nodes_in_use(cluster: Cluster, ranks: int) -> int:
 def _money(
     step_s: Interval, energy: Interval | None, ranks: int, cluster: Cluster, model: CostModel
 ) -> tuple[Interval | None, str | None]:
-    """Rent of the nodes in use where the profile has a price; else the price of the energy; else unknown. And which of them."""
-    rent = model.money_usd(1.0, cluster.with_nodes(_nodes_in_use(cluster, ranks)))
-    if rent is not None:
-        return step_s.times(rent), "rent"
+    """Rent of the nodes in use where the profile has a price; of own nodes, amortisation and energy; else the price of the
+    energy; else unknown. And which of them.
+    """
+    nodes_usd_per_s = model.money_usd(1.0, cluster.with_nodes(_nodes_in_use(cluster, ranks)))
     price = cluster.energy_price_usd_per_j
-    if energy is not None and price is not None:
-        return energy.times(price.value), "energy"
-    return None, None
+    electricity = energy.times(price.value) if energy is not None and price is not None else None
+    if nodes_usd_per_s is None:
+        return (None, None) if electricity is None else (electricity, "energy")
+    nodes = step_s.times(nodes_usd_per_s)
+    if cluster.price_kind != "own":
+        return nodes, "rent"
+    return (None, None) if electricity is None else (nodes.plus(electricity), "own")
 
 
 def role_memory(program: Program, cluster: Cluster) -> tuple[RoleMemory, ...]:

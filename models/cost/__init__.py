@@ -13,6 +13,7 @@ from .estimate import Bound, Estimate, Provenance
 from .factors import Factor, Factors, load_prior
 from .fit import Fit, FitReport, fit
 from .model import CostModel, Share
+from .money import Bill, NodePrice, bill, full_power_w, node_hour_usd, node_price
 from .observations import Observation
 from .power import busy_energy, idle_energy
 from .residuals import residual_bytes, residual_tensors
@@ -23,6 +24,7 @@ from .workspace import workspace_bytes
 
 __all__ = [
     "OPTIMIZER_TRAFFIC",
+    "Bill",
     "Bound",
     "CostModel",
     "Estimate",
@@ -30,21 +32,26 @@ __all__ = [
     "Factors",
     "Fit",
     "FitReport",
+    "NodePrice",
     "Observation",
     "ObservationDatabase",
     "Provenance",
     "Share",
     "Workload",
+    "bill",
     "busy_energy",
     "collective_workload",
     "compute_workload",
     "default_database",
     "fingerprint",
     "fit",
+    "full_power_w",
     "fusion",
     "host_workload",
     "idle_energy",
     "load_prior",
+    "node_hour_usd",
+    "node_price",
     "one_sided_workload",
     "operator_roofline",
     "residual_bytes",

@@ -15,7 +15,7 @@ holds of exactly the same work is returned as measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -33,6 +33,7 @@ from .database import ObservationDatabase
 from .estimate import Estimate, Provenance
 from .factors import Factors, load_prior
 from .fit import FitReport, fit, merge
+from .money import carbon_kg, energy_usd, node_price
 from .observations import Observation
 from .power import busy_energy
 from .segment import Parts, compute_workload
@@ -131,26 +132,24 @@ class CostModel:
 
     # What it costs
 
-    def money_usd(self, seconds: float, cluster: Cluster) -> float | None:
-        """The rent of the whole cluster for `seconds`; None where its profile has no price."""
-        price = cluster.price_usd_per_node_s
-        return None if price is None else price.value * cluster.n_nodes * seconds
+    def money_usd(self, seconds: float, cluster: Cluster, kind: str | None = None) -> float | None:
+        """What all nodes of the cluster cost for `seconds` by `kind` of price (None: the cluster's choice); for own
+        nodes without their energy. None where its profile has no such price.
+        """
+        price = node_price(cluster, kind)
+        return None if price is None else price.usd_per_s * cluster.n_nodes * seconds
 
     def energy_usd(self, joules: float | None, cluster: Cluster) -> float | None:
         """The price of `joules` at the devices and hosts, with the building's overhead (PUE); None where anything is
         unknown.
         """
-        if joules is None or cluster.energy_price_usd_per_j is None or cluster.pue is None:
-            return None
-        return joules * cluster.pue.value * cluster.energy_price_usd_per_j.value
+        return energy_usd(joules, cluster)
 
     def carbon_kg(self, joules: float | None, cluster: Cluster) -> float | None:
         """CO2 emitted for `joules` at the devices and hosts, with the building's overhead (PUE); None where anything
         is unknown.
         """
-        if joules is None or cluster.carbon_kg_per_j is None or cluster.pue is None:
-            return None
-        return joules * cluster.pue.value * cluster.carbon_kg_per_j.value
+        return carbon_kg(joules, cluster)
 
     # How it comes about
 
@@ -184,6 +183,9 @@ class CostModel:
         shares = []
         for component, roofline_s in workload.components.items():
             factor = self.factors.factor(workload.subject, workload.subject_kind, component)
+            learned = self.factors.is_learned(workload.subject, component)
+            if component in workload.spreads and not learned:
+                factor = replace(factor, spread=workload.spreads[component])
             shares.append(
                 Share(
                     component=component,
@@ -192,7 +194,7 @@ class CostModel:
                     seconds=roofline_s * factor.value,
                     low_s=roofline_s * factor.low,
                     high_s=roofline_s * factor.high,
-                    learned=self.factors.is_learned(workload.subject, component),
+                    learned=learned,
                 )
             )
         return tuple(shares)
