@@ -22,12 +22,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import NamedTuple
 
 __all__ = ["Known", "Match", "match", "nearest", "words"]
 
 _REMARKS = re.compile(
-    r"\((?:r|tm|c)\)|@.*$|\b\d+(?:\.\d+)?\s*(?:[gm]hz|w(?:att)?)\b|\b\d+-core\b|\bcore\(s\)", re.IGNORECASE
+    r"\((?:r|tm|c)\)|@.*$|\b\d+(?:\.\d+)?\s*(?:[gm]hz|w(?:att)?)\b|\b\d+[- ]core\b|\bcore\(s\)", re.IGNORECASE
 )
 # Vendors, brands and remarks that a name has or lacks without meaning another device.
 _NOISE = frozenset(
@@ -70,6 +71,7 @@ class Match(NamedTuple):
     candidates: tuple[str, ...]
 
 
+@lru_cache(maxsize=4096)
 def words(name: str) -> frozenset[str]:
     """The words of a name that tell devices apart."""
     text = _REMARKS.sub(" ", name.lower().replace("_", " ")).replace("pci-e", "pcie")

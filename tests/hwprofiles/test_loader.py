@@ -169,7 +169,8 @@ def test_a_profile_beside_its_parts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("xeon64", "xeon-64"), ("DGX-A100", "dgx-a100"), ("nothing like it", f"There are {len(CLUSTERS)}")]
+    ("name", "hint"),
+    [("xeon64", "xeon-64"), ("DGX-A100", "dgx-a100"), ("nothing like it", f"There are {len(CLUSTERS)}")],
 )
 def test_an_unknown_name_says_what_is_near(name, hint):
     with pytest.raises(ProfileError) as caught:
