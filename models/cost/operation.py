@@ -7,7 +7,7 @@ convolution's dimensions and says which gradient it is.
 
 | family | dims |
 |---|---|
-| matmul, attention | batch products of (m x k) by (k x n) |
+| matmul, attention, rnn | batch products of (m x k) by (k x n); a recurrent layer's is that of one step |
 | conv | n samples, c channels to k filters of r x s, result p x q, stride, groups |
 | all others | rows x columns: what is normalised, reduced or gathered lies in the columns |
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import prod
 
 from ..onnxpp.count import Phase, Work, work
@@ -33,6 +33,7 @@ _ROWS = ("rows", "columns")
 DIMS: Mapping[str, tuple[str, ...]] = {
     "matmul": ("batch", "m", "n", "k"),
     "attention": ("batch", "m", "n", "k"),
+    "rnn": ("batch", "m", "n", "k"),
     "conv": ("n", "c", "k", "r", "s", "p", "q", "stride", "groups"),
 }
 HALF_PRECISIONS = frozenset({"tf32", "bfloat16", "float16", "float8"})
@@ -46,6 +47,8 @@ class Operation:
     phase       "forward", "backward_input" or "backward_weight"; products of a backward pass say which they are
     precision   of the arithmetic; tensors lie in memory at `item_bytes` each
     own_kernel  False where it runs inside the kernel of the operator that feeds it
+    count       how often it is done, each time waiting for the last (the steps of a recurrent layer); everything else
+                describes one time
     """
 
     family: str
@@ -58,6 +61,7 @@ class Operation:
     precision: str = "float32"
     item_bytes: int = 4
     own_kernel: bool = True
+    count: int = 1
 
     @property
     def traffic_bytes(self) -> float:
@@ -85,7 +89,7 @@ def component_name(family: str, *, phase: str, precision: str) -> str:
     return _component_name(family, phase.startswith("backward"), precision in HALF_PRECISIONS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _component_name(family: str, backward: bool, half: bool) -> str:
     return family + (".backward" if backward else "") + (".half" if half else "")
 
@@ -114,19 +118,20 @@ def operations_of(
             continue
         item = max(done.write_bytes // max(_elements(operator, graph, batch), 1), 1) if part == "forward" else 4
         done, saved_bytes = _spare(done, saved_bytes)
-        op, dims, kernel_phase = _shape(operator, graph, batch, part)
+        op, dims, kernel_phase, count = _shape(operator, graph, batch, part)
         found.append(
             Operation(
-                family=operator.family,
+                family="attention" if op == "attention" else operator.family,
                 op=op,
                 dims=dims,
-                flops=float(done.flops),
-                read_bytes=float(done.read_bytes),
-                write_bytes=float(done.write_bytes),
+                flops=done.flops / count,
+                read_bytes=done.read_bytes / count,
+                write_bytes=done.write_bytes / count,
                 phase=kernel_phase,
                 precision=precision,
                 item_bytes=_ITEM.get(stored, min(item, 8)),
                 own_kernel=own_kernel,
+                count=count,
             )
         )
     return tuple(found)
@@ -147,7 +152,7 @@ def _elements(operator: Operator, graph: Graph, batch: int) -> int:
     return sum(graph.tensors[t].elements(batch) for t in operator.outputs if t)
 
 
-Shape = tuple[str, tuple[int, ...], str]
+Shape = tuple[str, tuple[int, ...], str, int]
 
 
 def _shape(operator: Operator, graph: Graph, batch: int, phase: str) -> Shape:
@@ -158,12 +163,12 @@ def _shape(operator: Operator, graph: Graph, batch: int, phase: str) -> Shape:
     if operator.family == "matmul" and len(dims) > 1 and dims[1]:
         return _product(operator, dims, result, phase)
     if operator.family == "rnn":
-        steps, samples = dims[0][0], dims[0][1]
-        gates = dims[1][1]
-        return operator.op_type.lower(), (steps * samples, gates), phase
+        steps, samples, features = dims[0]
+        directions, gate_units, _ = dims[1]
+        return operator.op_type.lower(), (1, samples, gate_units, features + dims[2][2]), phase, steps * directions
     widest = max((*dims, result), key=prod) if operator.family in _BY_OPERAND else result
     columns = _columns(operator, widest)
-    return operator.op_type.lower(), (max(prod(widest) // max(columns, 1), 1), columns), phase
+    return operator.op_type.lower(), (max(prod(widest) // max(columns, 1), 1), columns), phase, 1
 
 
 # What these read is larger than what they write.
@@ -190,7 +195,7 @@ def _product(operator: Operator, dims: list[tuple[int, ...]], result: tuple[int,
     """(batch, m, n, k) of a matrix product; a gradient is a product with its dimensions turned."""
     a, b = dims[0], dims[1]
     if operator.op_type in ("Attention", "LinearAttention"):
-        return "attention", (prod(a[:-2]), a[-2] if len(a) > 1 else 1, b[-2], a[-1]), phase
+        return "attention", (prod(a[:-2]), a[-2] if len(a) > 1 else 1, b[-2], a[-1]), phase, 1
     if operator.op_type == "Gemm":
         k = a[0] if operator.attributes.get("transA") else a[1]
         batch, m, n = 1, result[0], result[1]
@@ -206,10 +211,10 @@ def _product(operator: Operator, dims: list[tuple[int, ...]], result: tuple[int,
             batch, m = prod(result[:-2]), result[-2] if len(result) > 1 else 1
     op = "linear" if batch == 1 else "bmm"
     if phase == "backward_input":
-        return op, (batch, m, k, n), phase
+        return op, (batch, m, k, n), phase, 1
     if phase == "backward_weight":
-        return op, (batch, k, n, m), phase
-    return op, (batch, m, n, k), phase
+        return op, (batch, k, n, m), phase, 1
+    return op, (batch, m, n, k), phase, 1
 
 
 def _convolution(operator: Operator, dims: list[tuple[int, ...]], result: tuple[int, ...], phase: str) -> Shape:
@@ -228,4 +233,4 @@ def _convolution(operator: Operator, dims: list[tuple[int, ...]], result: tuple[
     r, s = (prod(kernel[:-1]), kernel[-1]) if len(kernel) > 1 else (1, kernel[0])
     p, q = (prod(positions[:-1]), positions[-1]) if len(positions) > 1 else (1, positions[0])
     stride = int(max(strides))
-    return "conv", (data[0], channels, filters, r, s, p, q, stride, groups), phase
+    return "conv", (data[0], channels, filters, r, s, p, q, stride, groups), phase, 1

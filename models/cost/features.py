@@ -1,0 +1,190 @@
+"""Features that mean the same on every device: an operation's shape relative to tiles, waves and caches, its
+arithmetic intensity relative to the ridge, its time at the roofline relative to a launch.
+
+Three groups of operations have features of their own: *products* (matrix products, attention), *convolutions*, and
+*rows* (all that streams rows through memory). Each also has a time at the roofline of sustained rates, and the
+regression's target is the logarithm of time over that (the negative logarithm of the utilisation).
+
+Tiles: libraries cut the result of a product into tiles (here: the usual sizes from 32 x 32 to 256 x 128), each
+computed by one multiprocessor. What a tile covers beyond the matrix is lost (`pad`), and so is the part of the last wave
+of tiles that leaves multiprocessors idle (`wave`): NVIDIA, "Matrix Multiplication Background User's Guide", 2023.
+
+Winograd: a 3 x 3 convolution of stride 1 needs 2.25 times fewer multiplications in tiles of 2 x 2 results (Lavin, Gray,
+"Fast algorithms for convolutional neural networks", CVPR 2016), so its arithmetic at the roofline counts as that
+much less; the regression says where a library does not use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .operation import Operation
+from .traits import Traits
+
+__all__ = ["CONTEXTS", "GROUPS", "Features", "features", "group_of"]
+
+Array = NDArray[np.float64]
+
+GROUPS = ("product", "convolution", "rows")
+# Software whose operators were measured: PyTorch 2 in eager mode, the vendors' libraries called directly (2016 to 2018),
+# TensorFlow 1, and cuBLAS and flash attention as training frameworks call them for half precision (2024).
+CONTEXTS = ("pytorch", "library", "tensorflow", "framework")
+TILES = ((256, 128), (128, 128), (128, 64), (64, 128), (64, 64), (32, 128), (128, 32), (32, 32))
+WINOGRAD_SAVES = 2.25
+PHASES = ("forward", "backward_input", "backward_weight", "training")
+PRECISIONS = ("float64", "float32", "tf32", "bfloat16", "float16", "float8", "int8")
+# The finer kinds of rows that cost differently; what is not named goes by its family.
+ROW_KINDS = {
+    name: i
+    for i, names in enumerate(
+        (
+            "add mul sub div sum mean max min where masked_fill",
+            "relu neg abs clip cast",
+            "tanh sigmoid gelu exp erf softplus hardswish hardsigmoid elu",
+            "powu",
+            "pow",
+            "layernormalization rmsnormalization",
+            "softmax logsoftmax",
+            "batchnormalization instancenormalization groupnormalization",
+            "dropout",
+        )
+    )
+    for name in names.split()
+}
+ROW_FAMILIES = {
+    name: 20 + i
+    for i, name in enumerate(("elementwise", "normalisation", "softmax", "reduction", "pooling", "gather", "movement",
+                              "loss", "update", "rnn"))
+}  # fmt: skip
+
+
+class Features(NamedTuple):
+    """`rows` (n, features), seconds at the roofline of sustained rates (n,), and of arithmetic and traffic alone."""
+
+    rows: Array
+    roof_s: Array
+    compute_s: Array
+    memory_s: Array
+
+
+def group_of(family: str) -> str:
+    """The group of features that a family of operations has."""
+    if family in ("matmul", "attention", "rnn"):
+        return "product"
+    return "convolution" if family == "conv" else "rows"
+
+
+def features(
+    group: str,
+    operations: Sequence[Operation],
+    traits: Sequence[Traits],
+    launch_s: Sequence[float] | Array,
+    context: Sequence[int] | NDArray[np.int64],
+) -> Features:
+    """Features of `operations`, all of one group, each on the device with the traits beside it, where a call costs
+    `launch_s` and the software is `context` (an index of :data:`CONTEXTS`).
+    """
+    make = {"product": _products, "convolution": _convolutions, "rows": _rows}[group]
+    of_device = np.array([(t.matrix_flops_per_s, t.vector_flops_per_s, t.bandwidth_bytes_per_s, t.units, t.l2_bytes,
+                           launch, t.generation)
+                          for t, launch in zip(traits, launch_s, strict=True)]).reshape(-1, 7)  # fmt: skip
+    common = np.array(
+        [
+            (o.flops, o.read_bytes, o.write_bytes, o.item_bytes, PHASES.index(o.phase) if o.phase in PHASES else 0,
+             PRECISIONS.index(o.precision))
+            for o in operations
+        ]
+    ).reshape(-1, 6)  # fmt: skip
+    dims = np.array([o.dims for o in operations], dtype=float)
+    kinds = [o.op for o in operations]
+    families = [o.family for o in operations]
+    return make(dims, common, of_device, np.asarray(context, float), kinds, families)
+
+
+def _log2(x: Array) -> Array:
+    return np.log2(np.maximum(x, 1e-30))
+
+
+def _finish(columns: list[Array], compute_s: Array, memory_s: Array, launch_s: Array) -> Features:
+    roof_s = np.maximum(np.maximum(compute_s, memory_s), 1e-12)
+    shared = [_log2(compute_s) - _log2(memory_s), _log2(roof_s / launch_s)]
+    return Features(np.column_stack([*shared, *columns]), roof_s, compute_s, memory_s)
+
+
+def _tiles(m: Array, n: Array, batch: Array, units: Array) -> list[Array]:
+    found = []
+    for a, b in TILES:
+        across, down = np.ceil(m / a), np.ceil(n / b)
+        waves = batch * across * down / units
+        pad = m * n / (across * a * down * b)
+        found += [pad, _log2(waves), pad * waves / np.ceil(waves)]
+    return found
+
+
+def _divisible(x: Array) -> Array:
+    """How many times 2 divides x, up to 5: what wide loads and matrix units ask for."""
+    n = x.astype(np.int64)
+    return sum((n % 2**i == 0).astype(float) for i in range(1, 6))  # type: ignore[return-value]
+
+
+def _products(
+    dims: Array, common: Array, device: Array, context: Array, kinds: Sequence[str], families: Sequence[str]
+) -> Features:
+    batch, m, n, k = dims.T
+    flops, read, write, item, phase, precision = common.T
+    peak, _, bandwidth, units, l2, launch, generation = device.T
+    operands = read
+    batched = np.array([kind == "bmm" for kind in kinds], float)
+    attention = np.array([("matmul", "rnn", "attention").index(family) for family in families], float)
+    columns = [
+        _log2(batch), _log2(m), _log2(n), _log2(k), _log2(m / n), _log2(np.minimum(m, n)), _log2(np.maximum(m, n)),
+        batched, attention, *_tiles(m, n, batch, units), _divisible(m), _divisible(n), _divisible(k),
+        _log2(operands / batch / l2), _log2((read + write) / l2), phase, precision, item, context, generation,
+    ]  # fmt: skip
+    return _finish(columns, flops / peak, (read + write) / bandwidth, launch)
+
+
+def _convolutions(
+    dims: Array, common: Array, device: Array, context: Array, kinds: Sequence[str], families: Sequence[str]
+) -> Features:
+    n, c, k, r, s, p, q, stride, groups = dims.T
+    flops, read, write, item, phase, precision = common.T
+    peak, _, bandwidth, units, l2, launch, generation = device.T
+    winograd = ((r == 3) & (s == 3) & (stride == 1) & (groups == 1) & (phase < 2)).astype(float)
+    depthwise = ((groups > 1) & (groups == c)).astype(float)
+    positions = n * p * q
+    depth = c / groups * r * s
+    # Its three products: result x (positions by depth), data (positions by channels) and weights (filters by depth).
+    rows = np.where(phase == 0, positions, np.where(phase == 1, positions * stride**2, k / groups))
+    across = np.where(phase == 0, k / groups, np.where(phase == 1, c / groups, depth))
+    inner = np.where(phase == 0, depth, np.where(phase == 1, k / groups * r * s, positions))
+    columns = [
+        _log2(n), _log2(c), _log2(k), _log2(r * s), r, _log2(p * q), _log2(rows), _log2(across), _log2(inner), stride,
+        _log2(groups), depthwise, winograd, *_tiles(rows, across, groups, units)[: 3 * 5],
+        _divisible(c), _divisible(k), _divisible(p), (p % 2), ((p % 4) == 0).astype(float),
+        _log2((read + write) / l2), _log2(k * depth * item / l2), phase, precision, item, context, generation,
+    ]  # fmt: skip
+    compute_s = flops / peak / np.where((winograd > 0) & (precision <= 1), WINOGRAD_SAVES, 1.0)
+    return _finish(columns, compute_s, (read + write) / bandwidth, launch)
+
+
+def _rows(
+    dims: Array, common: Array, device: Array, context: Array, kinds: Sequence[str], families: Sequence[str]
+) -> Features:
+    rows, width = dims.T
+    flops, read, write, item, phase, _ = common.T
+    _, peak, bandwidth, units, l2, launch, generation = device.T
+    kind = np.array(
+        [ROW_KINDS.get(name, ROW_FAMILIES.get(family, 20)) for name, family in zip(kinds, families, strict=True)], float
+    )
+    operands = read / np.maximum(write, 1.0)
+    columns = [
+        _log2(rows), _log2(width), _log2(read + write), kind, np.minimum(operands, 8.0), _log2((read + write) / l2),
+        _log2(width * item), rows / units / np.maximum(np.ceil(rows / units), 1.0), _log2(rows / units),
+        _divisible(width), width / (256 * np.ceil(width / 256)), phase, item, context, generation,
+    ]  # fmt: skip
+    return _finish(columns, flops / peak, (read + write) / bandwidth, launch)

@@ -1,0 +1,152 @@
+"""What regressions see of a device: rates that it sustains, sizes of its caches and units, and which generation it is.
+
+**Sustained arithmetic.** A card whose power limit is small beside its peak lowers its clock until it keeps the limit:
+a T4 (70 W) does matrix products at 0.48 of its nominal 8.1 TFLOP/s, an A100 of 250 W at 0.84 and the same chip at
+300 W at 0.93. What a watt buys is a property of the silicon's generation (:data:`FLOPS_PER_J`), so
+
+``sustained = peak * min(ATTAINABLE, FLOPS_PER_J * limit / peak_float32)``
+
+and a power cap or clock setting that is asked for takes the place of the profile's limit and boost clock.
+
+**Generation** orders architectures by age within a vendor's line, so that a tree's threshold puts a device that was
+never measured beside its closest relatives: Hopper falls in with Ampere where nothing newer was measured, the second
+CDNA with the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...errors import ProfileError
+from ...hwprofiles import Device
+from .roofline import roof_of
+
+__all__ = ["ATTAINABLE", "FLOPS_PER_J", "GENERATION", "Traits", "sustained_share", "traits_of"]
+
+# The best share of the nominal peak that large matrix products reach where power does not bind: the 90th percentile
+# over products of more than a millisecond on V100, A100 (80 GB) and P100 is 0.88 to 0.96 (NeuSight's measurements).
+ATTAINABLE = 0.93
+# float32 arithmetic per joule of the power limit, matrix products. Turing and Ampere from a T4 and an A100 of 40 GB,
+# whose limits bind, Pascal from a P4 (NeuSight's measurements). Maxwell and Kepler by the vendors' ratios of peak to
+# power; those since by the trend, 1.2 a generation for large dies and twice that for cards run at low voltage.
+FLOPS_PER_J: dict[str, float] = {
+    "kepler": 20e9,
+    "maxwell": 32e9,
+    "pascal": 42e9,
+    "volta": 56e9,
+    "turing": 56e9,
+    "ampere": 66e9,
+    "ada": 140e9,
+    "hopper": 80e9,
+    "blackwell": 90e9,
+    "gcn5": 40e9,
+    "cdna1": 110e9,
+    "cdna2": 110e9,
+    "cdna3": 180e9,
+    "cdna4": 190e9,
+}
+GENERATION: dict[str, float] = {
+    "knights-landing": -20.0,
+    "gcn5": -5.0,
+    "cdna1": -3.0,
+    "cdna2": -2.8,
+    "cdna3": -2.6,
+    "cdna4": -2.4,
+    "kepler": 3.5,
+    "maxwell": 5.2,
+    "pascal": 6.1,
+    "volta": 7.0,
+    "turing": 7.5,
+    "ampere": 8.0,
+    "ada": 8.9,
+    "hopper": 9.0,
+    "blackwell": 10.0,
+}
+# Devices of no line above (tensor processors, Gaudi) are taken to be like this one.
+_LIKE = 8.0
+_L2_BYTES = 4e6
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """A device at one precision, in SI units; `limit_w` None where the profile has none."""
+
+    matrix_flops_per_s: float
+    vector_flops_per_s: float
+    peak_flops_per_s: float
+    bandwidth_bytes_per_s: float
+    units: float
+    l2_bytes: float
+    launch_s: float
+    generation: float
+
+
+def sustained_share(device: Device, *, limit_w: float | None = None, clock_hz: float | None = None) -> float:
+    """The share of its nominal peak that `device` sustains in large matrix products at a power limit (None: the
+    profile's) and a clock (None: as high as the limit allows).
+
+    Raises:
+        ProfileError: a limit or clock that is not positive.
+    """
+    for name, value, unit in (("power limit", limit_w, "W"), ("clock", clock_hz, "Hz")):
+        if value is not None and value <= 0:
+            raise ProfileError(f"device '{device.name}': a {name} of {value:g} {unit} was asked for; it is positive.")
+    share = ATTAINABLE
+    watts = limit_w if limit_w is not None else (device.limit_w.value if device.limit_w else None)
+    per_joule = FLOPS_PER_J.get(device.architecture)
+    wide = device.vector_flops_per_s.get("float32") or device.peak_flops_per_s.get("float32")
+    if device.vendor == "amd":
+        wide = device.peak_flops_per_s.get("float32") or wide
+    if watts is not None and per_joule is not None and wide is not None:
+        share = min(share, per_joule * watts / wide.value)
+    if clock_hz is not None and device.clock_hz is not None:
+        share = min(share, ATTAINABLE * clock_hz / device.clock_hz.value)
+    return share
+
+
+@lru_cache(maxsize=4096)
+def _traits(key: tuple[object, ...]) -> Traits:
+    device, precision, limit_w, clock_hz = key
+    assert isinstance(device, _ByName)
+    return _make(device.device, str(precision), limit_w, clock_hz)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ByName:
+    """A device that can stand in a key: equal to itself alone."""
+
+    device: Device
+
+    def __hash__(self) -> int:
+        return id(self.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByName) and other.device is self.device
+
+
+def traits_of(
+    device: Device, precision: str = "float32", *, limit_w: float | None = None, clock_hz: float | None = None
+) -> Traits:
+    """What regressions see of `device` at `precision`, perhaps under a power limit or at a clock.
+
+    Raises:
+        ProfileError: the profile has no peak for the precision, or a limit or clock is not positive.
+    """
+    return _traits((_ByName(device), precision, limit_w, clock_hz))
+
+
+def _make(device: Device, precision: str, limit_w: float | None, clock_hz: float | None) -> Traits:
+    roof = roof_of(device, precision)
+    share = sustained_share(device, limit_w=limit_w, clock_hz=clock_hz)
+    default = GENERATION["knights-landing"] if device.kind == "cpu" else _LIKE
+    return Traits(
+        matrix_flops_per_s=roof.matrix_flops_per_s * share,
+        vector_flops_per_s=roof.vector_flops_per_s * share,
+        peak_flops_per_s=roof.matrix_flops_per_s,
+        bandwidth_bytes_per_s=roof.bandwidth_bytes_per_s,
+        units=device.compute_units.value if device.compute_units else 64.0,
+        l2_bytes=device.l2_cache_bytes.value if device.l2_cache_bytes else _L2_BYTES,
+        launch_s=roof.launch_s,
+        generation=GENERATION.get(device.architecture, default),
+    )
