@@ -265,7 +265,7 @@ def _energy(
     replaying: _Replaying, events: Sequence[Event], first: int, span_s: float, step_s: Interval
 ) -> Interval | None:
     """Joules of one step at the meter of the nodes in use: devices while they compute and while they wait or have no rank, hosts,
-    and the building's overhead. A task costs what it costs at full speed; what slows it (a straggler's own reasons, transfers
+    network, and the building's overhead. A task costs what it costs at full speed; what slows it (a straggler's own reasons, transfers
     that need its cores) is time at idle power.
 
     None where the profile lacks the device's idle power, the host's, or the PUE.
@@ -289,7 +289,9 @@ def _energy(
         busy_s += times * estimate.seconds
     nodes = _nodes_in_use(cluster, sum(multiplicity.values()))
     idle_s = max(nodes * cluster.devices_per_node * span_s - busy_s, 0.0)
-    other_j = device.idle_w.value * idle_s + nodes * node.host_active_w.value * span_s
+    # A share of the switches that the profile does not say is not counted.
+    network_w = cluster.network_w_per_node.value if cluster.network_w_per_node is not None else 0.0
+    other_j = device.idle_w.value * idle_s + nodes * (node.host_active_w.value + network_w) * span_s
     scale = cluster.pue.value / (replaying.steps - first)
     return Interval(
         value=(joules + other_j) * scale,

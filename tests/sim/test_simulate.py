@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hpdlf.errors import PlanError
 from hpdlf.hwprofiles import Cluster, load_cluster
-from hpdlf.models.cost import CostModel
+from hpdlf.models.cost import CostModel, node_price
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.plan import Strategy
 from hpdlf.models.trace import write_trace
@@ -246,6 +246,22 @@ def test_without_rent_the_energy_is_what_it_costs_and_without_power_nothing_is_k
     assert (unknown.energy_j, unknown.cost_usd, unknown.cost_basis, unknown.carbon_kg) == (None, None, None, None)
 
 
+def test_own_nodes_cost_their_amortisation_and_their_energy(digits: Graph) -> None:
+    cluster = load_cluster("dgx-a100:1")
+    rented, own = (a_simulation(cluster.priced(kind), digits, 8).figures for kind in ("spot", "own"))
+    price = node_price(cluster, "own")
+    assert price is not None
+    assert cluster.spot_usd_per_node_s is not None
+    assert cluster.energy_price_usd_per_j is not None
+    assert own.energy_j is not None
+    assert own.cost_usd is not None
+    assert rented.cost_usd is not None
+    assert (rented.cost_basis, own.cost_basis) == ("rent", "own")
+    assert rented.cost_usd.value == pytest.approx(cluster.spot_usd_per_node_s.value * rented.step_s.value)
+    energy_usd = own.energy_j.value * cluster.energy_price_usd_per_j.value
+    assert own.cost_usd.value == pytest.approx(price.usd_per_s * own.step_s.value + energy_usd)
+
+
 def test_energy_of_a_straggler_is_that_of_waiting(digits: Graph) -> None:
     cluster, strategy = load_cluster("dgx-a100:1"), Strategy(batch=512, data=8)
     even, slow = simulate(digits, cluster, strategy), simulate(digits, cluster, strategy, slowdown={3: 2.0})
@@ -255,8 +271,10 @@ def test_energy_of_a_straggler_is_that_of_waiting(digits: Graph) -> None:
     assert device.idle_w is not None
     assert node.host_active_w is not None
     assert cluster.pue is not None
+    assert cluster.network_w_per_node is not None
     longer_s = slow.figures.step_s.value - even.figures.step_s.value
-    waiting_w = (8 * device.idle_w.value + node.host_active_w.value) * cluster.pue.value
+    host_w = node.host_active_w.value + cluster.network_w_per_node.value
+    waiting_w = (8 * device.idle_w.value + host_w) * cluster.pue.value
     assert slow.figures.energy_j.value - even.figures.energy_j.value == pytest.approx(longer_s * waiting_w, rel=1e-6)
 
 
