@@ -48,6 +48,20 @@ _TYPES = {
 }
 # What came with a later format, and what a row of an earlier one says there.
 _ADDED: Mapping[int, Mapping[str, str]] = {2: {"operations": "[]", "plan": "", "host": "", "conditions": "{}"}}
+# Fields of a packed operation, in order.
+_FIELDS = (
+    "family",
+    "op",
+    "dims",
+    "flops",
+    "read_bytes",
+    "write_bytes",
+    "phase",
+    "precision",
+    "item_bytes",
+    "own_kernel",
+    "count",
+)
 _JSON = ("components", "versions", "operations", "conditions")
 _COLUMNS = ", ".join(_TYPES)
 _MEND = "Move it away and refine from your runs again, or choose another file by $HPDLF_DATABASE."
@@ -206,27 +220,13 @@ def _row(observation: Observation) -> list[Any]:
 
 
 def _pack(operations: Iterable[Operation]) -> str:
-    """One array per operation, its fields in the order in which :class:`Operation` has them."""
-    rows = [
-        [o.family, o.op, o.dims, o.flops, o.read_bytes, o.write_bytes, o.phase, o.precision, o.item_bytes, o.own_kernel]
-        for o in operations
-    ]
-    return json.dumps(rows, separators=(",", ":"))
+    """One array per operation, its fields in the order of :data:`_FIELDS`."""
+    return json.dumps([[getattr(o, name) for name in _FIELDS] for o in operations], separators=(",", ":"))
 
 
 def _unpack(packed: str) -> tuple[Operation, ...]:
-    return tuple(
-        Operation(
-            family=family,
-            op=op,
-            dims=tuple(int(d) for d in dims),
-            flops=float(flops),
-            read_bytes=float(read),
-            write_bytes=float(written),
-            phase=phase,
-            precision=precision,
-            item_bytes=int(item),
-            own_kernel=bool(own_kernel),
-        )
-        for family, op, dims, flops, read, written, phase, precision, item, own_kernel in json.loads(packed)
-    )
+    found = []
+    for row in json.loads(packed):
+        values = dict(zip(_FIELDS, row, strict=True))
+        found.append(Operation(**values | {"dims": tuple(map(int, values["dims"]))}))
+    return tuple(found)

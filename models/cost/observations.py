@@ -26,7 +26,7 @@ __all__ = ["Observation"]
 _FAMILIES = (*FAMILIES, "attention", "update")
 # Components of a device's workloads that are no family.
 _OVERHEADS = ("kernels", "dispatch", "fusion", "other")
-_PHASES = ("forward", "backward", "backward_input", "backward_weight", "update")
+_PHASES = ("forward", "backward", "backward_input", "backward_weight", "training", "update")
 # Names for products and convolutions, whatever operator asked for them.
 _PRODUCTS = {"matmul": ("linear", "bmm", "attention"), "attention": ("attention",), "conv": ("conv",)}
 
@@ -169,8 +169,9 @@ def _checked(operations: Iterable[Operation]) -> list[str]:
         if len(o.dims) not in (len(DIMS.get(o.family, ())), 2) or any(d < 1 for d in o.dims):
             problems[f"{what}: dimensions {list(o.dims)}"] = None
         work = (o.flops, o.read_bytes, o.write_bytes)
-        if not all(math.isfinite(n) and n >= 0 for n in work) or o.item_bytes < 1:
-            problems[f"{what}: work of {o.flops} FLOP, {o.read_bytes} and {o.write_bytes} bytes"] = None
+        if not all(math.isfinite(n) and n >= 0 for n in work) or min(o.item_bytes, o.count) < 1:
+            moved = f"{o.read_bytes} and {o.write_bytes} bytes, {o.item_bytes} an element"
+            problems[f"{what}: work of {o.flops} FLOP, {moved}, {o.count} times"] = None
     return list(problems)
 
 

@@ -45,6 +45,7 @@ def test_what_goes_in_comes_out(database: ObservationDatabase, make_observation:
             read_bytes=0.0,
             write_bytes=9.0,
             own_kernel=False,
+            count=7,
         ),
     )
     about = {

@@ -1,0 +1,240 @@
+r"""Between measured points and beyond them: the model, held to what was measured near by.
+
+What was measured is an *anchor* for the same work in other shapes (:mod:`.shapes`). With model :math:`m`, times
+:math:`t_i` and g the nearest anchor's :math:`t/m`, the relative error :math:`y_i = t_i/(g m_i) - 1` is a Gaussian
+process, and the estimate its mean given the anchors (simple kriging; Cressie, "Statistics for spatial data", 1993,
+section 3.2), which meets them to within their noise.
+
+Along the sizes n of one work (another batch, another length of message) time is close to ``a + b n``: weights are read and
+calls are made once, the rest grows. So the model errs as a whole, in a constant part, in a part that grows, and locally:
+
+.. math:: \operatorname{cov}(y_i, y_j) = s^2 + s_p^2 \frac{m_0^2}{m_i m_j} \Big(1 + \frac{n_i n_j}{n_0^2}\Big)
+          + s_l^2 e^{-|\log n_i / n_j| / L}
+
+(0: the nearest anchor; s: the model's own spread). One anchor thus scales the model, two place a straight line, and
+more bend it where they say so. Since neither part is negative, work that is r times an anchor's takes between 1 and
+r times as long; and between two anchors it takes between their times.
+
+Where no anchor differs in size alone, the covariance is :math:`s^2 e^{-d_{ij}/L}` with the distance d of shapes (the
+mean over operations of the sum over dimensions of ``|log|`` of their ratio), so that what was measured fades to the model's own.
+
+An estimate is *inside* if anchors lie on both sides (smaller and larger), or around it (in the convex hull of their
+shapes); only then it counts as interpolated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .factors import NINETY
+from .shapes import SAME, log_ratios, shape, shape_key
+
+if TYPE_CHECKING:
+    from .observations import Observation
+    from .workload import Workload
+
+__all__ = ["Anchored", "Anchors", "Modelled"]
+
+# Relative standard deviations: of a constant and of a growing part that the model misses, each against the whole; locally;
+# and of a measurement repeated another day.
+PARTS_SPREAD = 0.25
+LOCAL_SPREAD = 0.05
+REPEAT_SPREAD = 0.015
+# Lengths, as logarithms of ratios, over which local errors and those of other shapes fade.
+LOCAL_LENGTH = math.log(4.0)
+SHAPE_LENGTH = math.log(16.0)
+# The model errs at least this much, whatever it says, before anything was measured near by.
+LEAST_SPREAD = 0.05
+NEAREST = 8
+
+Modelled = Callable[["Workload"], tuple[float, float, float]]
+"""Seconds by the model alone, with the bounds that hold in nine cases of ten."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anchored:
+    """An estimate in seconds; `inside`: between measured points; `anchors`: how many stand behind it."""
+
+    seconds: float
+    low_s: float
+    high_s: float
+    inside: bool
+    anchors: int
+
+
+class Anchors:
+    """The measured workloads, found by what they do."""
+
+    def __init__(self, observations: Iterable[Observation]) -> None:
+        self._groups: dict[tuple[str, str], _Group] = {}
+        for observation in observations:
+            key = observation.subject, shape_key(observation.kind, observation.key, observation.operations)
+            point, starts = shape(observation.key, observation.operations)
+            group = self._groups.setdefault(key, _Group(starts=starts))
+            group.observations.append(observation)
+            group.points.append(point)
+
+    def estimate(
+        self, workload: Workload, modelled: Modelled, remade: Callable[[Observation], Workload]
+    ) -> Anchored | None:
+        """What the anchors near `workload` make of the model; None where there are none.
+
+        `remade` gives an anchor's workload as the model would price it today.
+        """
+        group = self._groups.get((workload.subject, shape_key(workload.kind, workload.key, workload.operations)))
+        if group is None:
+            return None
+        seconds, low_s, high_s = modelled(workload)
+        if seconds <= 0.0:
+            return None
+        near = group.near(shape(workload.key, workload.operations)[0])
+        spread = max(math.log(high_s / low_s) / (2 * NINETY) if low_s > 0.0 else 1.0, LEAST_SPREAD)
+        by_model = np.array([seconds, *(max(modelled(remade(a))[0], 1e-15) for a in near.anchors)])
+        if near.along:
+            covariance = _along(np.array([0.0, *near.places]), by_model, spread)
+        else:
+            covariance = spread**2 * np.exp(-near.apart / SHAPE_LENGTH)
+        ratios = np.array([a.seconds for a in near.anchors]) / by_model[1:]
+        factor, sd = _kriged(covariance, ratios, np.array([_noise(a) for a in near.anchors]))
+        least_s, most_s = near.bounds()
+        found, slack = min(max(seconds * factor, least_s), most_s), math.exp(NINETY * REPEAT_SPREAD)
+        low_s, high_s = found * math.exp(-NINETY * sd), found * math.exp(NINETY * sd)
+        return Anchored(
+            seconds=found,
+            low_s=max(low_s, min(least_s, found) / slack),
+            high_s=min(high_s, max(most_s, found) * slack),
+            inside=near.inside,
+            anchors=len(near.anchors),
+        )
+
+
+class _Near(NamedTuple):
+    """Anchors, the nearest first. `along`: they differ from the target in size alone, by `places` (logarithms of
+    ratios); else `apart` are the distances of shapes among target and anchors [1 + n, 1 + n].
+    """
+
+    anchors: list[Observation]
+    along: bool
+    places: list[float]
+    apart: np.ndarray
+    inside: bool
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the most seconds that the nearest anchors on either side allow work that is ``a + b size``."""
+        if not self.along:
+            return 0.0, math.inf
+        least, most = [0.0], [math.inf]
+        for sign in (-1.0, 1.0):
+            side = [(a.seconds, sign * p) for a, p in zip(self.anchors, self.places, strict=True) if sign * p > -SAME]
+            if side:
+                seconds, away = side[0]
+                across = seconds * math.exp(-sign * away)
+                least.append(min(seconds, across))
+                most.append(max(seconds, across))
+        # Noise may put them the other way round.
+        low, high = sorted((max(least), min(most)))
+        return low, high
+
+
+@dataclass
+class _Group:
+    """Measured work of one shape key: its points, and where operations begin in each."""
+
+    starts: np.ndarray
+    observations: list[Observation] = field(default_factory=list)
+    points: list[np.ndarray] = field(default_factory=list)
+
+    @cached_property
+    def _stacked(self) -> np.ndarray:
+        return np.array(self.points)
+
+    def near(self, target: np.ndarray) -> _Near:
+        """Up to :data:`NEAREST` anchors: of the same work, as many of smaller as of larger size; where there is none,
+        of any shape.
+        """
+        ratios = log_ratios(self._stacked, target, self.starts)
+        if np.isnan(ratios).all():
+            return self._of_any_shape(target)
+        order = np.argsort(np.abs(ratios), kind="stable")  # what has no ratio comes last
+        chosen = [i for i in order if abs(ratios[i]) <= SAME]
+        chosen += [i for i in order if ratios[i] < -SAME][: NEAREST // 2]
+        chosen += [i for i in order if ratios[i] > SAME][: NEAREST // 2]
+        chosen.sort(key=lambda i: abs(ratios[i]))
+        places = [float(ratios[i]) for i in chosen]
+        inside = min(places) < SAME and max(places) > -SAME
+        return _Near([self.observations[i] for i in chosen], True, places, np.empty(0), inside)
+
+    def _of_any_shape(self, target: np.ndarray) -> _Near:
+        order = np.argsort(np.abs(self._stacked - target).sum(axis=1), kind="stable")[:NEAREST]
+        points = np.vstack([target, self._stacked[order]])
+        apart = np.abs(points[:, None] - points[None]).sum(axis=2) / max(len(self.starts), 1)
+        return _Near([self.observations[i] for i in order], False, [], apart, _around(points[1:] - target))
+
+
+def _along(places: np.ndarray, by_model: np.ndarray, spread: float) -> np.ndarray:
+    """Covariance of the model's relative errors at sizes ``exp(places)``, the target's first; see the module's text."""
+    nearest = 1 + int(np.argmin(np.abs(places[1:])))
+    constant = by_model[nearest] / by_model
+    growing = constant * np.exp(places - places[nearest])
+    parts = PARTS_SPREAD**2 * (np.outer(constant, constant) + np.outer(growing, growing))
+    local = LOCAL_SPREAD**2 * np.exp(-np.abs(places[:, None] - places[None]) / LOCAL_LENGTH)
+    found: np.ndarray = spread**2 + parts + local
+    return found
+
+
+def _kriged(covariance: np.ndarray, ratios: np.ndarray, noise: np.ndarray) -> tuple[float, float]:
+    """What to multiply the model's time by, and the standard deviation of its logarithm.
+
+    `covariance` of the target (first) and the anchors [1 + n, 1 + n]; `ratios` measured over modelled, and the relative
+    `noise` of the measurements [n], nearest first.
+    """
+    nearest = ratios[0]
+    weights = np.linalg.solve(covariance[1:, 1:] + np.diag(noise**2), covariance[1:, 0])
+    known = min(max(float(weights.sum()), 0.0), 1.0)
+    bent = max(1.0 + float(weights @ (ratios / nearest - 1.0)), 0.05)
+    variance = max(float(covariance[0, 0] - weights @ covariance[1:, 0]), 0.0) + REPEAT_SPREAD**2
+    return float(nearest**known) * bent, math.sqrt(variance)
+
+
+def _noise(observation: Observation) -> float:
+    """Relative standard deviation of a measured median: of its repeats (outliers lie on one side), and between days."""
+    below, above = observation.seconds / observation.low_s, observation.high_s / observation.seconds
+    one = math.log(min(below, above)) / NINETY
+    return math.hypot(1.2533 * one / math.sqrt(observation.repeats), REPEAT_SPREAD)
+
+
+def _around(points: np.ndarray) -> bool:
+    """Whether the origin lies in the convex hull of `points` [n, dims]: non-negative weights that sum to 1 and lead
+    there (Lawson, Hanson 1974, chapter 23).
+    """
+    scale = max(float(np.abs(points).max(initial=0.0)), SAME)
+    system = np.vstack([(points / scale).T, np.ones(len(points))])
+    wanted = np.zeros(len(system))
+    wanted[-1] = 1.0
+    weights = np.zeros(len(points))
+    active = np.zeros(len(points), dtype=bool)
+    for _ in range(3 * len(points)):
+        gradient = system.T @ (wanted - system @ weights)
+        gradient[active] = -np.inf
+        if gradient.max(initial=-np.inf) < SAME:
+            break
+        active[int(np.argmax(gradient))] = True
+        while True:
+            trial = np.zeros(len(points))
+            trial[active] = np.linalg.lstsq(system[:, active], wanted, rcond=None)[0]
+            if trial[active].min() > 0.0:
+                break
+            falling = active & (trial <= 0.0)
+            step = float(np.min(weights[falling] / np.maximum(weights[falling] - trial[falling], SAME)))
+            weights = weights + step * (trial - weights)
+            active &= weights > SAME
+            if not active.any():
+                break
+        weights = trial if active.any() else weights
+    return bool(np.linalg.norm(wanted - system @ weights) < 1e-6)
