@@ -43,8 +43,10 @@ def broken_relations(value: Device | Link | Node | Cluster | Region) -> list[tup
 
 def _peaks(device: Device) -> Iterator[tuple[str, str]]:
     peaks = device.peak_flops_per_s
+    # What was measured is what programs see: a core that emulates a type is slower in it, and noise has no order.
+    said = {precision: peak for precision, peak in peaks.items() if peak.tier != "measured"}
     for slower, faster in _PEAK_ORDER:
-        if slower in peaks and faster in peaks and peaks[faster].value < peaks[slower].value * (1 - 1e-9):
+        if slower in said and faster in said and said[faster].value < said[slower].value * (1 - 1e-9):
             text = _below(peaks[faster], f"peak_flops.{slower}", peaks[slower], COMPUTE_RATE)
             why = f"leave {faster} out where the device computes it in {slower}"
             yield f"peak_flops.{faster}", f"{text}; {why}"

@@ -73,6 +73,12 @@ def test_an_accelerator_need_not_have_a_peak_in_float32(tmp_path):
     assert set(load_device(write(tmp_path / "toy.toml", table)).peak_flops_per_s) == {"bfloat16", "float8"}
 
 
+def test_measured_peaks_have_no_order(tmp_path):
+    measured = value(15, "TFLOP/s").replace('"datasheet"', '"measured"')
+    table = {key: DEVICE[key] for key in REQUIRED} | {"peak_flops.bfloat16": measured}
+    assert load_device(write(tmp_path / "toy.toml", table)).peak_flops_per_s["bfloat16"].value == 15e12
+
+
 def test_the_older_name_of_a_field_is_still_read(tmp_path):
     table = {key: DEVICE[key] for key in REQUIRED} | {"cores": value(108, "")}
     assert load_device(write(tmp_path / "toy.toml", table)).compute_units.value == 108
