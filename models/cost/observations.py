@@ -28,7 +28,7 @@ _FAMILIES = (*FAMILIES, "attention", "update")
 _OVERHEADS = ("kernels", "dispatch", "fusion", "other")
 _PHASES = ("forward", "backward", "backward_input", "backward_weight", "training", "update")
 # Names for products and convolutions, whatever operator asked for them.
-_PRODUCTS = {"matmul": ("linear", "bmm", "attention"), "attention": ("attention",), "conv": ("conv",)}
+_PRODUCTS = {"matmul": ("linear", "bmm", "attention"), "attention": ("attention",), "conv": ("conv", "convtranspose")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,8 @@ HALF_PRECISIONS = frozenset({"tf32", "bfloat16", "float16", "float8"})
 class Operation:
     """Arithmetic in FLOP, traffic in bytes (operands once, results once, less what fusion saves), and the shape.
 
-    op          the finer kind within the family: "linear" and "bmm", or the ONNX type in small letters ("relu")
+    op          the finer kind within the family: "linear" and "bmm", "conv" and "convtranspose" (whose forward pass is
+                the "backward_input" of a convolution), else the ONNX type in small letters ("relu")
     phase       "forward", "backward_input" or "backward_weight"; products of a backward pass say which they are
     precision   of the arithmetic; tensors lie in memory at `item_bytes` each
     own_kernel  False where it runs inside the kernel of the operator that feeds it
@@ -179,7 +180,9 @@ def _columns(operator: Operator, dims: tuple[int, ...]) -> int:
     """Elements that one row has: the axes that are normalised or reduced together, else the last axis."""
     if not dims:
         return 1
-    if operator.op_type in ("BatchNormalization", "InstanceNormalization"):
+    if operator.op_type == "BatchNormalization":
+        return prod(dims) // dims[1] if len(dims) > 1 else 1  # samples and positions of a channel together
+    if operator.op_type == "InstanceNormalization":
         return prod(dims[2:]) or 1
     axis = operator.attributes.get("axis", operator.attributes.get("axes", -1))
     axes: Iterable[int] = axis if isinstance(axis, (list, tuple)) else (axis,)
@@ -233,4 +236,5 @@ def _convolution(operator: Operator, dims: list[tuple[int, ...]], result: tuple[
     r, s = (prod(kernel[:-1]), kernel[-1]) if len(kernel) > 1 else (1, kernel[0])
     p, q = (prod(positions[:-1]), positions[-1]) if len(positions) > 1 else (1, positions[0])
     stride = int(max(strides))
-    return "conv", (data[0], channels, filters, r, s, p, q, stride, groups), phase, 1
+    op = "convtranspose" if operator.op_type == "ConvTranspose" else "conv"
+    return op, (data[0], channels, filters, r, s, p, q, stride, groups), phase, 1
