@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hpdlf.hwprofiles import cluster_from_toml
+from hpdlf.hwprofiles import load_profile
 from hpdlf.models.plan import load_recipe
 from hpdlf.models.program import (
     Buffer,
@@ -258,8 +258,9 @@ def test_python_compiles_and_tables_load(document: Path, tmp_path: Path) -> None
             compile(block.text, origin, "exec")
         elif block.language == "json":
             json.loads(block.text)
-        elif 'profile = "cluster"' in block.text:
-            cluster_from_toml(block.text, origin=origin)
+        elif 'profile = "' in block.text:
+            (tmp_path / "profile.toml").write_text(block.text, encoding="utf-8")
+            load_profile(tmp_path / "profile.toml")
         else:
             (tmp_path / "recipe.toml").write_text(block.text, encoding="utf-8")
             load_recipe(tmp_path / "recipe.toml")
