@@ -2,12 +2,15 @@
 
 ``read_collectives(DIR)`` reads what there is of
 
-| file | what was timed | taken as |
+| file | what was timed | links |
 |---|---|---|
-| ``vtrain/allreduce_nccl_intranode.csv`` | nccl-tests, out of place, 2 to 8 GPUs of one node | `nvlink3`, `nvlink2` |
-| ``deepbench/allreduce.csv`` | the best of NCCL 2.0, OSU and Baidu's ring among GPUs behind PCIe; MLSL among Xeon Phi | `pcie3`, `pcie3-host` and one adapter of FDR per node (which the table does not say); `omni-path-knl` |
-| ``collectives/jeanzay_allreduce_4GB.csv`` | 4 GB over nodes of Jean Zay, with a known problem between nodes | `nvlink2-mesh`, `nvlink3`, `omni-path-4` |
-| ``simumax/system_network_params.json`` | that project's fits ``bytes / (GiB/s) + latency`` on NCCL, at four sizes | `pcie4`, `nvlink5` |
+| ``vtrain/allreduce_nccl_intranode.csv`` | nccl-tests, out of place, 2 to 8 GPUs of one node | 1 |
+| ``deepbench/allreduce.csv`` | the best of NCCL 2.0, OSU and Baidu's ring on GPUs; MLSL on Xeon Phi | 2 |
+| ``collectives/jeanzay_allreduce_4GB.csv`` | 4 GB on Jean Zay, with a known problem between nodes | 3 |
+| ``simumax/system_network_params.json`` | that project's fits of NCCL, evaluated at four sizes | 4 |
+
+1: `nvlink3`, `nvlink2`. 2: `pcie3`, `pcie3-host`, and between nodes one adapter of FDR each, which the table does not
+say (`infiniband-fdr-1`); `omni-path-knl`. 3: `nvlink2-mesh`, `nvlink3`, `omni-path-4`. 4: `pcie4`, `nvlink5`.
 
 NCCL 2.0 had neither trees nor the fast protocols, so its rows are compared with rings of the protocol Simple.
 """
@@ -46,9 +49,7 @@ class System:
         """The links around one measurement, those given in place of the profiles'."""
         own_inner = inner or (_link(self.inner) if self.inner else None)
         own_outer = outer or (_link(self.outer) if self.outer else None)
-        return laid_out(
-            own_inner, own_outer, nodes=timed.nodes, per_node=self.per_node, device=_device(self.device)
-        )
+        return laid_out(own_inner, own_outer, nodes=timed.nodes, per_node=self.per_node, device=_device(self.device))
 
 
 _link, _device = cache(load_link), cache(load_device)
@@ -118,7 +119,8 @@ def read_collectives(data: Path) -> list[Measured]:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     import pandas as pd
 
-    yield from pd.read_csv(path).to_dict("records")
+    for row in pd.read_csv(path).to_dict("records"):
+        yield {str(column): value for column, value in row.items()}
 
 
 def _vtrain(path: Path, file: str) -> Iterator[Measured]:
@@ -137,14 +139,18 @@ def _deepbench(path: Path, file: str) -> Iterator[Measured]:
         seconds = row["mean_time_ms"] * 1e-3
         old = "ring, Simple" if system.inner else ""
         timed = Timed("all_reduce", 4.0 * row["n_floats"], ranks, seconds, ranks if not system.inner else nodes, old)
-        yield Measured(file=file, system=system, timed=timed, library=str(row["algorithm"]))
+        library = str(row["algorithm"]).removesuffix(" MPI").removesuffix(" Single")
+        yield Measured(file=file, system=system, timed=timed, library=library)
 
 
 def _jeanzay(path: Path, file: str) -> Iterator[Measured]:
     for row in _rows(path):
         system = SYSTEMS["jeanzay", row["gpu"].split("-")[0]]
-        timed = Timed("all_reduce", float(row["bytes"]), int(row["n_ranks"]), row["duration_s_median"], int(row["nodes"]))
-        yield Measured(file=file, system=system, timed=timed, library="NCCL with a known problem")
+        timed = Timed(
+            "all_reduce", float(row["bytes"]), int(row["n_ranks"]), row["duration_s_median"], int(row["nodes"])
+        )
+        library = "NCCL with a known problem" if timed.nodes > 1 else "NCCL"
+        yield Measured(file=file, system=system, timed=timed, library=library)
 
 
 _SIMUMAX_KINDS = {

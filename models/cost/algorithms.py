@@ -66,9 +66,7 @@ def fastest(kind: str, nbytes: float, ranks: int, *, latency_s: float, bandwidth
     check_kind(kind)
     if ranks <= 1 or nbytes < 0:
         return Steps("none", 0.0, 0.0)
-    return min(
-        candidates(kind, nbytes, ranks), key=lambda s: s.messages * latency_s + s.nbytes / bandwidth_bytes_per_s
-    )
+    return min(candidates(kind, nbytes, ranks), key=lambda s: s.messages * latency_s + s.nbytes / bandwidth_bytes_per_s)
 
 
 def candidates(kind: str, n: float, p: int) -> Iterator[Steps]:

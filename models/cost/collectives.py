@@ -60,10 +60,13 @@ def slowdown(link: Link, nbytes: float) -> float:
     return 1.0 if half is None else 1.0 + half.value / (nbytes + half.value)
 
 
-def collective_legs(kind: str, nbytes: float, ranks: tuple[int, ...], cluster: Cluster) -> tuple[Leg, ...]:
+def collective_legs(
+    kind: str, nbytes: float, ranks: tuple[int, ...], cluster: Cluster, *, algorithm: str = ""
+) -> tuple[Leg, ...]:
     """The legs of a collective among the devices `ranks` of `cluster`, one after the other; none for a single rank.
 
-    `nbytes` is the whole buffer, as :mod:`.algorithms` defines it.
+    `nbytes` is the whole buffer, as :mod:`.algorithms` defines it. `algorithm` keeps NCCL to those whose names start so
+    ("ring", "tree, LL"), where there are any.
 
     Raises:
         PlanError: no such collective, a rank outside the cluster or named twice.
@@ -79,14 +82,15 @@ def collective_legs(kind: str, nbytes: float, ranks: tuple[int, ...], cluster: C
         return ()
     at = _placement(len(ranks), len(members), max(members.values()), cluster)
     if cluster.device.kind == "gpu" and nccl.is_known(at.inner) and nccl.is_known(at.outer):
-        return _by_nccl(kind, nbytes, at)
+        return _by_nccl(kind, nbytes, at, algorithm)
     return _by_mpi(kind, nbytes, at)
 
 
 def _placement(ranks: int, nodes: int, local: int, cluster: Cluster) -> nccl.Placement:
     inner = cluster.node.link if local > 1 else None
     outer = cluster.link if nodes > 1 else None
-    assert (inner or local == 1) and (outer or nodes == 1)  # the profile's constructor checks it
+    assert inner or local == 1
+    assert outer or nodes == 1
     return nccl.Placement(
         ranks,
         nodes,
@@ -105,9 +109,10 @@ def _share_of_adapters(local: int, cluster: Cluster) -> float:
     return min(1.0, local / cluster.devices_per_node)
 
 
-def _by_nccl(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
-    ways = (_legs_of(way, n, at) for way in nccl.candidates(kind, n, at))
-    return min(ways, key=_seconds)
+def _by_nccl(kind: str, n: float, at: nccl.Placement, algorithm: str) -> tuple[Leg, ...]:
+    ways = list(nccl.candidates(kind, n, at))
+    kept = [way for way in ways if way.algorithm.startswith(algorithm)]
+    return min((_legs_of(way, n, at) for way in kept or ways), key=_seconds)
 
 
 def _legs_of(way: nccl.Candidate, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
@@ -129,11 +134,10 @@ def _seconds(legs: tuple[Leg, ...]) -> float:
 
 
 def _started(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
-    """With what the collective costs once, by the link that spans its ranks."""
+    """With what the collective costs once, the most that any of its links says, on the link that spans its ranks."""
+    said = [leg.link.collective_overhead_s.value for leg in legs if leg.link.collective_overhead_s]
     last = legs[-1]
-    if last.link.collective_overhead_s is None:
-        return legs
-    return (*legs[:-1], last._replace(latency_s=last.latency_s + last.link.collective_overhead_s.value))
+    return (*legs[:-1], last._replace(latency_s=last.latency_s + max(said))) if said else legs
 
 
 def _by_mpi(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
@@ -163,7 +167,8 @@ def _timed(steps: Steps, link: Link, bandwidth_bytes_per_s: float) -> Leg:
 
 def _hierarchical(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
     inner, outer, nodes, local = at.inner, at.outer, at.nodes, at.local
-    assert inner is not None and outer is not None
+    assert inner is not None
+    assert outer is not None
 
     def inside(phase: str, nbytes: float = n) -> Leg:
         return _leg(phase, nbytes, local, inner, at.inner_bytes_per_s)
@@ -194,7 +199,8 @@ def _ring(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
     if rounds is None:
         return ()
     inner, outer, p = at.inner, at.outer, at.ranks
-    assert inner is not None and outer is not None
+    assert inner is not None
+    assert outer is not None
     # In each step every rank sends to its neighbour; the step takes as long as its slowest hop, which leaves a node.
     messages = rounds * (p - 1)
     latency_s = messages * max(inner.latency_s.value, outer.latency_s.value)

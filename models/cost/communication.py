@@ -65,20 +65,25 @@ def transfer_workload(nbytes: int, link: Link) -> Workload:
     )
 
 
-def collective_workload(kind: str, nbytes: int, *, ranks: Sequence[int], cluster: Cluster) -> Workload | None:
+def collective_workload(
+    kind: str, nbytes: int, *, ranks: Sequence[int], cluster: Cluster, algorithm: str = ""
+) -> Workload | None:
     """A collective on a buffer of `nbytes` among the devices `ranks`; None for a single rank: nothing moves.
 
     `nbytes` is the whole buffer: the operand of a reduce-scatter, the result of an all-gather (see :mod:`.algorithms`).
+    `algorithm` keeps NCCL to a kind of algorithm, as its NCCL_ALGO does ("ring").
+
     The subject is the link between nodes where ranks span nodes, and the link within the node stands before its
     components then ("nvlink3:all_gather.latency").
     """
     ranks = tuple(ranks)
-    legs = collective_legs(kind, nbytes, ranks, cluster)
+    legs = collective_legs(kind, nbytes, ranks, cluster, algorithm=algorithm)
     if not legs:
         return None
     nodes = len({cluster.node_of(r) for r in ranks})
     spanning = cluster.link if nodes > 1 else cluster.node.link
     assert spanning is not None
+    local = -(-len(ranks) // nodes)
     components: dict[str, float] = {}
     spreads: dict[str, float] = {}
     for leg in legs:
@@ -86,7 +91,7 @@ def collective_workload(kind: str, nbytes: int, *, ranks: Sequence[int], cluster
         found = {f"{name}.latency": leg.latency_s, f"{name}.bandwidth": leg.transmission_s}
         for component, seconds in found.items():
             components[component] = components.get(component, 0.0) + seconds
-        spreads |= spreads_of(leg.link, found)
+        spreads |= spreads_of(leg.link, found, nodes if leg.link is cluster.link else local)
     return Workload(
         subject=spanning.name,
         subject_kind="link",

@@ -33,18 +33,30 @@ _BOUNDS = {
     "collective_overhead_s": (1e-7, 1e-2, 1e-5),
     "group_share": (0.02, 4.0, 1.0),
 }
+_LOSSES = ("half_bandwidth_bytes", "collective_overhead_s")
 _UNITS = {"latency_s": "s", "half_bandwidth_bytes": "B", "collective_overhead_s": "s"}
 NINETY = 1.645
+# The same link is never measured twice alike: another day, driver or node.
+LEAST_SPREAD = 0.03
 
 
 class Timed(NamedTuple):
-    """One measurement: "message", or the kind of a collective; bytes of the buffer; ranks over nodes; seconds."""
+    """One measurement: "message", or the kind of a collective; bytes of the buffer; ranks over nodes; seconds.
+
+    `algorithm` is the start of the names of those that the library had, "" for all.
+    """
 
     kind: str
     nbytes: float
     ranks: int
     seconds: float
     nodes: int = 1
+    algorithm: str = ""
+
+    def placed(self, cluster: Cluster) -> tuple[int, ...]:
+        """The devices that take part, as many on each node."""
+        per_node, devices = self.ranks // self.nodes, cluster.devices_per_node
+        return tuple(node * devices + one for node in range(self.nodes) for one in range(per_node))
 
 
 Layout = Callable[[Link, Timed], Cluster]
@@ -57,9 +69,8 @@ def predicted_s(timed: Timed, cluster: Cluster) -> float:
         assert link is not None
         sent_s = timed.nbytes / link.message_bandwidth_bytes_per_s
         return link.latency_s.value + sent_s * slowdown(link, timed.nbytes)
-    per_node, devices = timed.ranks // timed.nodes, cluster.devices_per_node
-    ranks = tuple(node * devices + one for node in range(timed.nodes) for one in range(per_node))
-    return sum(leg.latency_s + leg.transmission_s for leg in collective_legs(timed.kind, timed.nbytes, ranks, cluster))
+    legs = collective_legs(timed.kind, timed.nbytes, timed.placed(cluster), cluster, algorithm=timed.algorithm)
+    return sum(leg.latency_s + leg.transmission_s for leg in legs)
 
 
 def laid_out(inner: Link | None, outer: Link | None, *, nodes: int, per_node: int, device: Device) -> Cluster:
@@ -74,8 +85,8 @@ def fit_link(
 ) -> Link:
     """`link` with the fields `vary` fitted to `measured`; `layout` puts a link into the cluster of a measurement.
 
-    "group_share" varies for every number of ranks but the largest, whose share stays what it is. `source` names the
-    measurements. Each fitted value is the tier "measured", with `low` and `high` nine tenths of a log-normal
+    "group_share" varies for every number of ranks (of nodes, where they span nodes); the group that sees most has the
+    share 1. `source` names the measurements. Each fitted value is the tier "measured", with `low` and `high` nine tenths of a log-normal
     distribution apart whose width is the scatter of the residuals.
 
     Raises:
@@ -91,7 +102,7 @@ def fit_link(
     *groups, top = sorted({one.nodes if across else one.ranks for one in measured})
     names = [n for field in vary for n in ([f"group_share.{g}" for g in groups] if field == "group_share" else [field])]
     if "group_share" in vary and groups:
-        whole = Quantity(value=1.0, unit="1", source="by definition: the largest group measured", tier="modelled")
+        whole = Quantity(value=1.0, unit="1", source="trial", tier="modelled")
         link = dataclasses.replace(link, group_share={**link.group_share, str(top): whole})
     if not names:
         return link
@@ -105,7 +116,7 @@ def fit_link(
     found = least_squares(
         residuals, np.clip(start, low + 1e-6, high - 1e-6), bounds=(low, high), loss="soft_l1", f_scale=0.1
     )
-    spread = float(np.sqrt(np.mean(residuals(found.x) ** 2)))
+    spread = max(float(np.sqrt(np.mean(residuals(found.x) ** 2))), LEAST_SPREAD)
     text = f"fitted on {source}"
 
     def quantity(name: str, value: float) -> Quantity:
@@ -120,7 +131,22 @@ def fit_link(
             date=date,
         )
 
-    return _with(link, {n: float(np.exp(v)) for n, v in zip(names, found.x, strict=True)}, quantity)
+    values = {n: float(np.exp(v)) for n, v in zip(names, found.x, strict=True)}
+    values = _scaled(link, values, None if not groups or "group_share" not in vary else str(top))
+    # A loss at the lower end of what is possible is none that anybody could see.
+    none = {n for n in _LOSSES if n in values and values[n] < 1.2 * _BOUNDS[n][0]}
+    fitted = _with(link, {n: v for n, v in values.items() if n not in none}, quantity)
+    return dataclasses.replace(fitted, **dict.fromkeys(none))  # type: ignore[arg-type]
+
+
+def _scaled(link: Link, values: dict[str, float], top: str | None) -> dict[str, float]:
+    """The same bandwidths with the largest share 1."""
+    if top is None or "collective_efficiency" not in values:
+        return values
+    values = {**values, f"group_share.{top}": 1.0}
+    most = max(value for name, value in values.items() if name.startswith("group_share."))
+    scaled = {name: value / most for name, value in values.items() if name.startswith("group_share.")}
+    return {**values, **scaled, "collective_efficiency": values["collective_efficiency"] * most}
 
 
 def _seen(link: Link, measured: Sequence[Timed], across: bool) -> dict[str, float]:

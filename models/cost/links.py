@@ -24,6 +24,8 @@ BY_TIER: Mapping[str, float] = {"measured": 0.1, "datasheet": 0.2, "modelled": 0
 # Collectives other than the measured one: SimuMax's efficiencies of all-gather, reduce-scatter and all-to-all lie up to
 # a third below that of the all-reduce on the same link.
 OTHER_KIND = 0.15
+# Groups between those that were measured, and beyond them.
+OTHER_GROUP = 0.1
 # Start and steps are constants of the library (measured on other machines), whatever the link.
 LEAST_LATENCY = 0.25
 
@@ -35,8 +37,11 @@ def spread_of(quantity: Quantity) -> float:
     return BY_TIER[quantity.tier]
 
 
-def spreads_of(link: Link, components: Iterable[str]) -> dict[str, float]:
-    """The spreads of a workload's components on `link`, such as "all_reduce.bandwidth" or "transfer.latency"."""
+def spreads_of(link: Link, components: Iterable[str], group: int | None = None) -> dict[str, float]:
+    """The spreads of a workload's components on `link`, such as "all_reduce.bandwidth" or "transfer.latency".
+
+    `group` is the number of ranks (of nodes, for a link between them) that take part.
+    """
     found = {}
     for component in components:
         kind, _, part = component.rpartition(":")[2].partition(".")
@@ -45,7 +50,10 @@ def spreads_of(link: Link, components: Iterable[str]) -> dict[str, float]:
             found[component] = max(LEAST_LATENCY, *(spread_of(one) for one in held if one is not None))
         elif kind in _COLLECTIVES:
             spread = spread_of(link.collective_efficiency or link.efficiency)
-            found[component] = spread if kind == "all_reduce" else hypot(spread, OTHER_KIND)
+            unlike = [OTHER_KIND] if kind != "all_reduce" else []
+            if group is not None and link.group_share and str(group) not in link.group_share:
+                unlike.append(OTHER_GROUP)
+            found[component] = hypot(spread, *unlike)
         else:
             found[component] = hypot(spread_of(link.bandwidth_bytes_per_s), spread_of(link.efficiency))
     return found

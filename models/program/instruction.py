@@ -244,10 +244,16 @@ class Role:
         return tuple(dict.fromkeys(self.instruction[t.instruction].stream for t in self.order))
 
     def payload_bytes(self, instruction: Instruction) -> int:
-        """Bytes of the buffers that a communicating instruction moves; 0 for others."""
+        """Bytes of the whole buffer that a communicating instruction is about, on this rank; 0 for others.
+
+        That is what is sent or put, received or got; the operand of a reduce-scatter and the result of an all-gather,
+        whose other sides are a rank's part; what an all-to-all writes, as much as it reads; and what is summed or
+        broadcast. The cost of a collective is a formula of this number (:mod:`hpdlf.models.cost.algorithms`).
+        """
         if not instruction.kind.communicates:
             return 0
-        moved = instruction.reads if instruction.kind in (Kind.SEND, Kind.PUT) else instruction.writes
+        given = (Kind.SEND, Kind.PUT, Kind.REDUCE_SCATTER)
+        moved = instruction.reads if instruction.kind in given else instruction.writes
         return sum(self.buffer[b].nbytes for b in moved)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hpdlf.errors import PlanError
 from hpdlf.hwprofiles import load_cluster
 from hpdlf.models.cost import CostModel, one_sided_workload
+from hpdlf.models.cost.collectives import slowdown
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.plan import Strategy
 from hpdlf.models.program import Kind
@@ -30,9 +31,8 @@ def test_a_ring_all_reduce_between_nodes(make_chain: Callable[..., Graph]) -> No
     workload = pricing.workload(1, role.instruction["reduce.0"])
     assert workload is not None
     assert workload.components["all_reduce.latency"] == pytest.approx(2 * (ranks - 1) * link.latency_s.value)
-    assert workload.components["all_reduce.bandwidth"] == pytest.approx(
-        2 * nbytes * (ranks - 1) / ranks / link.collective_bandwidth_bytes_per_s
-    )
+    sent_s = 2 * nbytes * (ranks - 1) / ranks / link.collective_bandwidth_bytes_per_s
+    assert workload.components["all_reduce.bandwidth"] == pytest.approx(sent_s * slowdown(link, nbytes / ranks))
     factors = pricing.model.explain(workload)
     assert pricing.estimate(1, role.instruction["reduce.0"]).seconds == pytest.approx(sum(s.seconds for s in factors))
 
