@@ -105,12 +105,17 @@ def load_region(name_or_path: str | os.PathLike[str]) -> Region:
     'germany'
     """
     text = os.fspath(name_or_path)
-    if not _is_path(text) and _find("region", text.lower(), _roots()) is None:
-        for name, path in profile_files("region"):
-            region = cast(Region, _load("region", str(path)))
-            if text.lower() in (name.lower(), *(one.lower() for one in region.aliases)):
-                return region
-    return cast(Region, _load("region", text if _is_path(text) else text.lower()))
+    if _is_path(text):
+        return cast(Region, _load("region", text))
+    return _region_called(text) or cast(Region, _load("region", text.lower()))
+
+
+def _region_called(name: str) -> Region | None:
+    for stem, path in profile_files("region"):
+        region = cast(Region, _load("region", str(path)))
+        if name.lower() in (stem.lower(), *(one.lower() for one in region.aliases)):
+            return region
+    return None
 
 
 def load_link(name_or_path: str | os.PathLike[str]) -> Link:
@@ -142,9 +147,9 @@ def load_profile(name_or_path: str | os.PathLike[str]) -> Value:
             return load_cluster(text) if kind == "cluster" else _load(kind, text)
     if match(text, devices := _known_devices()).candidates:
         return load_device(text)
-    if (name == MEASURED) or not nearest(text, devices):
-        return load_cluster(text)
-    return load_device(text)
+    if (region := _region_called(text)) is not None:
+        return region
+    return load_cluster(text) if name == MEASURED or not nearest(text, devices) else load_device(text)
 
 
 def cluster_from_toml(text: str, *, origin: str) -> Cluster:

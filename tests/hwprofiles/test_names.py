@@ -160,5 +160,6 @@ def test_regions_and_other_kinds_have_names_too():
     assert load_profile("Tesla T4").name == "T4"
     assert load_profile("dgx-a100:2").n_nodes == 2
     assert load_profile("nvlink3").name == "nvlink3"
+    assert load_profile("Germany").name == "germany"
     with pytest.raises(ProfileError, match="no region 'atlantis'"):
         load_region("Atlantis")
