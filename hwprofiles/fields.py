@@ -57,10 +57,18 @@ class Text(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
+MEMORY_KINDS = ("hbm", "gddr", "ddr")
 _EVERY = (Text("name", required=True), Text("description"))
 _NAMED = (*_EVERY, Text("aliases", many=True))
 TEXTS: dict[str, tuple[Text, ...]] = {
-    "device": (*_EVERY, Text("kind", required=True, choices=KINDS), Text("vendor"), Text("architecture"), _NAMED[-1]),
+    "device": (
+        *_EVERY,
+        Text("kind", required=True, choices=KINDS),
+        Text("vendor"),
+        Text("architecture"),
+        Text("memory_kind", choices=MEMORY_KINDS),
+        _NAMED[-1],
+    ),
     "link": (*_EVERY, Text("fabric", choices=FABRICS)),
     "node": _EVERY,
     "cluster": (*_EVERY, Text("price_kind", choices=PRICE_KINDS)),

@@ -73,6 +73,7 @@ class Device:
     """What computes: a GPU, a CPU socket, another accelerator (a TPU chip, say), or one core of the machine at hand.
 
     vendor, architecture  such as "nvidia" and "ampere", in small letters; "" where the file does not say
+    memory_kind           "hbm" (stacked), "gddr" or "ddr"; "" where the file does not say
     aliases               other names of the same device in published tables
     peak_flops_per_s      dense matrix peak by precision; what the units could do, the roofline's roof
     achieved_flops_per_s  the best matrix product that anybody measured, by precision
@@ -96,6 +97,7 @@ class Device:
     description: str = ""
     vendor: str = ""
     architecture: str = ""
+    memory_kind: str = ""
     aliases: tuple[str, ...] = ()
     peak_flops_per_s: Mapping[str, Quantity]
     achieved_flops_per_s: Mapping[str, Quantity] = field(default_factory=dict)

@@ -195,9 +195,10 @@ def _layer(
     kind, reads, writes, back_reads, back_writes = _TRAFFIC.get(short, ("relu", 1, 1, 2, 1))
     whole = [s for s in inputs if prod(s) == prod(result)]
     if kind in ("add", "sub", "mul", "div", "pow") and len(whole) < 2:
-        # The other operand is a scalar or is broadcast, and so stays in a cache.
-        kind = {"pow": "powu"}.get(kind, "relu")
-        reads, back_reads, back_writes = 1, min(back_reads, 2 if kind == "powu" else 1), min(back_writes, 1)
+        # The other operand is a scalar or is broadcast, and so stays in a cache. A power's exponent is a small integer
+        # there, which costs no more than a product.
+        reads, back_reads, back_writes = 1, min(back_reads, 2 if kind == "pow" else 1), min(back_writes, 1)
+        kind = "relu"
     family = "reduction" if kind == "reduce" else "elementwise"
     flops = _FLOPS.get(kind, 1)
     forward = (streamed(family, kind, rows, columns, reads=reads, writes=writes, flops=flops),)

@@ -9,9 +9,11 @@ Tiles: libraries cut the result of a product into tiles (here: the usual sizes f
 computed by one multiprocessor. What a tile covers beyond the matrix is lost (`pad`), and so is the part of the last wave
 of tiles that leaves multiprocessors idle (`wave`): NVIDIA, "Matrix Multiplication Background User's Guide", 2023.
 
-Winograd: a 3 x 3 convolution of stride 1 needs 2.25 times fewer multiplications in tiles of 2 x 2 results (Lavin, Gray,
-"Fast algorithms for convolutional neural networks", CVPR 2016), so its arithmetic at the roofline counts as that
-much less; the regression says where a library does not use it.
+Winograd (Lavin, Gray, "Fast algorithms for convolutional neural networks", CVPR 2016): a 3 x 3 convolution of stride 1
+needs 16 multiplications for a tile of 2 x 2 results in place of 36, and 36 for one of 4 x 4 in place of 144, where the
+transformed tensors go through memory between kernels. Libraries choose among these and the direct product, so the
+fastest of the three is the time at the roofline, with what small pictures waste of a tile; the regression says what a
+library makes of it.
 """
 
 from __future__ import annotations
@@ -63,12 +65,10 @@ ROW_FAMILIES = {
 
 
 class Features(NamedTuple):
-    """`rows` (n, features), seconds at the roofline of sustained rates (n,), and of arithmetic and traffic alone."""
+    """`rows` (n, features) and seconds at the roofline of sustained rates (n,)."""
 
     rows: Array
     roof_s: Array
-    compute_s: Array
-    memory_s: Array
 
 
 def group_of(family: str) -> str:
@@ -112,12 +112,13 @@ def _log2(x: Array) -> Array:
 def _finish(columns: list[Array], compute_s: Array, memory_s: Array, launch_s: Array) -> Features:
     roof_s = np.maximum(np.maximum(compute_s, memory_s), 1e-12)
     shared = [_log2(compute_s) - _log2(memory_s), _log2(roof_s / launch_s)]
-    return Features(np.column_stack([*shared, *columns]), roof_s, compute_s, memory_s)
+    return Features(np.column_stack([*shared, *columns]), roof_s)
 
 
-def _tiles(m: Array, n: Array, batch: Array, units: Array) -> list[Array]:
+def _tiles(m: Array, n: Array, batch: Array, units: Array, sizes: Sequence[tuple[int, int]] = TILES) -> list[Array]:
+    """For each size of tile: the share of the tiles that the matrix covers, waves, and the share of busy units."""
     found = []
-    for a, b in TILES:
+    for a, b in sizes:
         across, down = np.ceil(m / a), np.ceil(n / b)
         waves = batch * across * down / units
         pad = m * n / (across * a * down * b)
@@ -154,22 +155,34 @@ def _convolutions(
     n, c, k, r, s, p, q, stride, groups = dims.T
     flops, read, write, item, phase, precision = common.T
     peak, _, bandwidth, units, l2, launch, generation = device.T
-    winograd = ((r == 3) & (s == 3) & (stride == 1) & (groups == 1) & (phase < 2)).astype(float)
-    depthwise = ((groups > 1) & (groups == c)).astype(float)
+    traffic = read + write
     positions = n * p * q
     depth = c / groups * r * s
-    # Its three products: result x (positions by depth), data (positions by channels) and weights (filters by depth).
+    # Its three products: result (positions by filters), data (positions by channels), weights (filters by depth).
     rows = np.where(phase == 0, positions, np.where(phase == 1, positions * stride**2, k / groups))
     across = np.where(phase == 0, k / groups, np.where(phase == 1, c / groups, depth))
     inner = np.where(phase == 0, depth, np.where(phase == 1, k / groups * r * s, positions))
+    direct_s = np.maximum(flops / peak, traffic / bandwidth)
+    able = (r == 3) & (s == 3) & (stride == 1) & (groups == 1) & (precision <= 1) & (phase != 2)
+    small, large = (n * np.ceil(p / a) * np.ceil(q / a) for a in (2, 4))
+    times = np.where(phase == 3, 2.0, 1.0)  # a training step does the forward product and one gradient
+    fused_s = np.maximum(2 * 16 * small * c * k * times / peak, traffic / bandwidth)
+    # The larger tiles' transforms go through memory: written by one kernel, read by the next.
+    through = traffic + 2 * 36 * item * (large * (c + k) + c * k) * times
+    apart_s = 2 * 36 * large * c * k * times / peak + through / bandwidth
+    fused_s, apart_s = (np.where(able, t, direct_s) for t in (fused_s, apart_s))
+    roof_s = np.minimum(np.minimum(direct_s, fused_s), apart_s)
     columns = [
-        _log2(n), _log2(c), _log2(k), _log2(r * s), r, _log2(p * q), _log2(rows), _log2(across), _log2(inner), stride,
-        _log2(groups), depthwise, winograd, *_tiles(rows, across, groups, units)[: 3 * 5],
-        _divisible(c), _divisible(k), _divisible(p), (p % 2), ((p % 4) == 0).astype(float),
-        _log2((read + write) / l2), _log2(k * depth * item / l2), phase, precision, item, context, generation,
+        _log2(n), _log2(c), _log2(k), r, s, _log2(p * q), _log2(rows), _log2(across), _log2(inner), stride,
+        _log2(groups), ((groups > 1) & (groups == c)).astype(float), able.astype(float),
+        _log2(fused_s / direct_s), _log2(apart_s / direct_s), _log2(flops / peak) - _log2(traffic / bandwidth),
+        p * q / (4 * np.ceil(p / 2) * np.ceil(q / 2)), p * q / (16 * np.ceil(p / 4) * np.ceil(q / 4)), _log2(large),
+        *_tiles(rows, across, groups, units, TILES[1:3]), *_tiles(large, k, np.full_like(n, 36.0), units, TILES[1:6:2]),
+        *_tiles(small, k, np.ones_like(n), units, TILES[1::6]),
+        _divisible(c), _divisible(k), _divisible(p), p, _log2(traffic / l2), _log2(k * depth * item / l2), phase,
+        precision, item, context, generation,
     ]  # fmt: skip
-    compute_s = flops / peak / np.where((winograd > 0) & (precision <= 1), WINOGRAD_SAVES, 1.0)
-    return _finish(columns, compute_s, (read + write) / bandwidth, launch)
+    return _finish(columns, roof_s, traffic / bandwidth, launch)
 
 
 def _rows(
@@ -182,6 +195,9 @@ def _rows(
         [ROW_KINDS.get(name, ROW_FAMILIES.get(family, 20)) for name, family in zip(kinds, families, strict=True)], float
     )
     operands = read / np.maximum(write, 1.0)
+    # The bytes say all there is to the backward pass of what only streams.
+    streams = np.array([family in ("elementwise", "movement", "pooling") for family in families])
+    phase = np.where(streams, 0.0, phase)
     columns = [
         _log2(rows), _log2(width), _log2(read + write), kind, np.minimum(operands, 8.0), _log2((read + write) / l2),
         _log2(width * item), rows / units / np.maximum(np.ceil(rows / units), 1.0), _log2(rows / units),

@@ -8,6 +8,9 @@ a T4 (70 W) does matrix products at 0.48 of its nominal 8.1 TFLOP/s, an A100 of 
 
 and a power cap or clock setting that is asked for takes the place of the profile's limit and boost clock.
 
+**Sustained bandwidth.** Streams get a share of the nominal bandwidth that depends on the kind of memory
+(:data:`BANDWIDTH_SHARE`): graphics memory spends some of it on error correction, early stacked memory on its controllers.
+
 **Generation** orders architectures by age within a vendor's line, so that a tree's threshold puts a device that was
 never measured beside its closest relatives: Hopper falls in with Ampere where nothing newer was measured, the second
 CDNA with the first.
@@ -22,7 +25,16 @@ from ...errors import ProfileError
 from ...hwprofiles import Device
 from .roofline import roof_of
 
-__all__ = ["ATTAINABLE", "FLOPS_PER_J", "GENERATION", "Traits", "sustained_share", "traits_of"]
+__all__ = [
+    "ATTAINABLE",
+    "BANDWIDTH_SHARE",
+    "FLOPS_PER_J",
+    "GENERATION",
+    "Traits",
+    "bandwidth_share",
+    "sustained_share",
+    "traits_of",
+]
 
 # The best share of the nominal peak that large matrix products reach where power does not bind: the 90th percentile
 # over products of more than a millisecond on V100, A100 (80 GB) and P100 is 0.88 to 0.96 (NeuSight's measurements).
@@ -33,7 +45,7 @@ ATTAINABLE = 0.93
 FLOPS_PER_J: dict[str, float] = {
     "kepler": 20e9,
     "maxwell": 32e9,
-    "pascal": 42e9,
+    "pascal": 53e9,
     "volta": 56e9,
     "turing": 56e9,
     "ampere": 66e9,
@@ -46,6 +58,11 @@ FLOPS_PER_J: dict[str, float] = {
     "cdna3": 180e9,
     "cdna4": 190e9,
 }
+# Large element-wise operators (NeuSight's measurements): 0.75 to 0.77 on P4 and T4; 0.76 on P100 and 0.80 on MI100;
+# 0.87 to 0.92 on V100 and A100. The rest by likeness.
+BANDWIDTH_SHARE: dict[str, float] = {"gddr": 0.76, "hbm": 0.89, "ddr": 0.8, "": 0.8}
+EARLY_BANDWIDTH_SHARE = 0.79
+EARLY_STACKED = frozenset({"pascal", "gcn5", "cdna1", "cdna2"})
 GENERATION: dict[str, float] = {
     "knights-landing": -20.0,
     "gcn5": -5.0,
@@ -105,6 +122,13 @@ def sustained_share(device: Device, *, limit_w: float | None = None, clock_hz: f
     return share
 
 
+def bandwidth_share(device: Device) -> float:
+    """The share of its nominal bandwidth that `device` gives to long streams."""
+    if device.memory_kind == "hbm" and device.architecture in EARLY_STACKED:
+        return EARLY_BANDWIDTH_SHARE
+    return BANDWIDTH_SHARE[device.memory_kind]
+
+
 @lru_cache(maxsize=4096)
 def _traits(key: tuple[object, ...]) -> Traits:
     device, precision, limit_w, clock_hz = key
@@ -144,7 +168,7 @@ def _make(device: Device, precision: str, limit_w: float | None, clock_hz: float
         matrix_flops_per_s=roof.matrix_flops_per_s * share,
         vector_flops_per_s=roof.vector_flops_per_s * share,
         peak_flops_per_s=roof.matrix_flops_per_s,
-        bandwidth_bytes_per_s=roof.bandwidth_bytes_per_s,
+        bandwidth_bytes_per_s=roof.bandwidth_bytes_per_s * bandwidth_share(device),
         units=device.compute_units.value if device.compute_units else 64.0,
         l2_bytes=device.l2_cache_bytes.value if device.l2_cache_bytes else _L2_BYTES,
         launch_s=roof.launch_s,
