@@ -130,7 +130,7 @@ class _Replaying:
     @property
     def provenance(self) -> str:
         """The least trusted provenance among what takes at least a tenth of the tasks' time."""
-        seconds = dict.fromkeys(("modelled", "learned", "measured"), 0.0)
+        seconds = dict.fromkeys(("modelled", "learned", "interpolated", "measured"), 0.0)
         for rank, estimates in self.estimates.items():
             times = Counter(task.instruction for task in self.program.role_of(rank).order)
             for name, estimate in estimates.items():

@@ -16,11 +16,11 @@ from typing import Literal
 
 __all__ = ["Bound", "Estimate", "Provenance"]
 
-Provenance = Literal["measured", "learned", "modelled"]
+Provenance = Literal["measured", "interpolated", "learned", "modelled"]
 Bound = Literal["compute", "memory", "launch", "network", "host"]
 
 # A sum is only as good as its worst part.
-_TRUST = {"modelled": 0, "learned": 1, "measured": 2}
+_TRUST = {"modelled": 0, "learned": 1, "interpolated": 2, "measured": 3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +29,9 @@ class Estimate:
 
     joules      energy of the device that is busy, its idle power included, with `low_j` and `high_j`; None where the
                 profile does not say what the device draws, never 0
-    provenance  "measured": the median of the user's own measurements of this very thing; "learned": a roofline with
-                factors fitted on measurements of this device; "modelled": a roofline with the factors that ship with
-                the package
+    provenance  "measured": the median of the user's own measurements of this very thing; "interpolated": measured
+                around it, in size or shape; "learned": a model fitted on measurements of this device or its
+                relatives; "modelled": what ships with the package
     bound       what most of the time goes to
     """
 

@@ -9,23 +9,24 @@ component j at the roofline. With prior factors :math:`p_j` of log-spread :math:
 
 the maximum of the posterior for normal errors (ridge regression toward the prior; Hoerl, Kennard, Technometrics 12(1),
 1970), by non-negative least squares (Lawson, Hanson, "Solving least squares problems", 1974). :math:`\sigma_i` joins
-the scatter of workloads around one factor per family with the observation's own noise. A component that nothing
+the scatter of workloads around one factor per family with the observation's own noise; a row counts by its weight
+(:mod:`.recency`). A component that nothing
 observed stays at the prior.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
-from statistics import median
 
 import numpy as np
 
 from .factors import NINETY, Factor, Factors
 from .observations import Observation
+from .recency import merge, weights
 
-__all__ = ["Fit", "FitReport", "fit", "merge"]
+__all__ = ["Fit", "FitReport", "fit"]
 
 # Relative scatter of operators of one family around a common factor, where nothing says otherwise.
 SCATTER = 0.15
@@ -62,7 +63,7 @@ class Fit:
 def fit(observations: Iterable[Observation], prior: Factors) -> Fit:
     """Fit the factors of every subject that was observed; the same observations in any order give the same factors.
 
-    Observations of the same work (subject, kind, key) count as one, with their median time.
+    Observations of the same work (subject, kind, key) count as one, and recent ones more (:mod:`.recency`).
     """
     by_subject: dict[tuple[str, str], list[Observation]] = {}
     for observation in merge(observations):
@@ -74,27 +75,6 @@ def fit(observations: Iterable[Observation], prior: Factors) -> Fit:
         learned.update({(subject, name): factor for name, factor in factors.items()})
         reports.append(report)
     return Fit(factors=Factors(prior=prior.prior, learned=learned), reports=tuple(reports))
-
-
-def merge(observations: Iterable[Observation]) -> list[Observation]:
-    """Observations of the same work as one: the median of their times, the median of their bounds; sorted."""
-    groups: dict[tuple[str, str, str, str], list[Observation]] = {}
-    for o in observations:
-        groups.setdefault((o.subject, o.subject_kind, o.kind, o.key), []).append(o)
-    merged = []
-    for _, group in sorted(groups.items()):
-        group.sort(key=lambda o: (o.time, o.run, o.seconds))
-        last = group[-1]  # components follow the profile, which may have been measured anew
-        merged.append(
-            replace(
-                last,
-                seconds=median(o.seconds for o in group),
-                low_s=median(o.low_s for o in group),
-                high_s=median(o.high_s for o in group),
-                repeats=sum(o.repeats for o in group),
-            )
-        )
-    return merged
 
 
 def _fit_subject(
@@ -109,7 +89,7 @@ def _fit_subject(
     # Relative to prior and measured time, so that 1 everywhere means that the prior was right.
     relative = roof * np.array([p.value for p in priors]) / times[:, None]
     noise = np.array([(o.high_s - o.low_s) / (2 * NINETY * o.seconds) for o in rows])
-    weight = 1.0 / np.sqrt(SCATTER**2 + noise**2)
+    weight = np.sqrt(np.array(weights(rows))) / np.sqrt(SCATTER**2 + noise**2)
     stiffness = 1.0 / np.array([p.spread for p in priors])
     system = np.vstack([relative * weight[:, None], np.diag(stiffness)])
     wanted = np.concatenate([weight, stiffness])

@@ -11,9 +11,10 @@ calls are made once, the rest grows. So the model errs as a whole, in a constant
 .. math:: \operatorname{cov}(y_i, y_j) = s^2 + s_p^2 \frac{m_0^2}{m_i m_j} \Big(1 + \frac{n_i n_j}{n_0^2}\Big)
           + s_l^2 e^{-|\log n_i / n_j| / L}
 
-(0: the nearest anchor; s: the model's own spread). One anchor thus scales the model, two place a straight line, and
-more bend it where they say so. Since neither part is negative, work that is r times an anchor's takes between 1 and
-r times as long; and between two anchors it takes between their times.
+(0: the nearest anchor; s: how far the model errs, by what it says or by that anchor). One anchor thus scales the
+model, two place a straight line, and more bend it where they say so; the distance to the straight line between the
+neighbours widens the interval. Since neither part is negative, work that is r times an anchor's takes between 1 and r
+times as long; and between two anchors it takes between their times.
 
 Where no anchor differs in size alone, the covariance is :math:`s^2 e^{-d_{ij}/L}` with the distance d of shapes (the
 mean over operations of the sum over dimensions of ``|log|`` of their ratio), so that what was measured fades to the model's own.
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .drift import CORRECTED
 from .factors import NINETY
 from .shapes import SAME, log_ratios, shape, shape_key
 
@@ -39,22 +41,23 @@ if TYPE_CHECKING:
     from .observations import Observation
     from .workload import Workload
 
-__all__ = ["Anchored", "Anchors", "Modelled"]
+__all__ = ["Anchored", "Anchors"]
 
-# Relative standard deviations: of a constant and of a growing part that the model misses, each against the whole; locally;
-# and of a measurement repeated another day.
-PARTS_SPREAD = 0.25
+# Errors of the model's constant and of its growing part, each against that of the whole.
+PARTS_SHARE = 0.75
+# Relative standard deviations: of local errors, and of a measurement repeated another day.
 LOCAL_SPREAD = 0.05
 REPEAT_SPREAD = 0.015
+# So much of the distance to a straight line between neighbours, which knows nothing of the model, is taken for an error.
+STRAIGHT_SHARE = 0.6
+# What was measured before a drift and brought up to date is known less well.
+CORRECTED_SPREAD = 0.04
 # Lengths, as logarithms of ratios, over which local errors and those of other shapes fade.
 LOCAL_LENGTH = math.log(4.0)
 SHAPE_LENGTH = math.log(16.0)
 # The model errs at least this much, whatever it says, before anything was measured near by.
 LEAST_SPREAD = 0.05
 NEAREST = 8
-
-Modelled = Callable[["Workload"], tuple[float, float, float]]
-"""Seconds by the model alone, with the bounds that hold in nine cases of ten."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,29 +84,35 @@ class Anchors:
             group.points.append(point)
 
     def estimate(
-        self, workload: Workload, modelled: Modelled, remade: Callable[[Observation], Workload]
+        self, workload: Workload, modelled: tuple[float, float, float], at_anchor: Callable[[Observation], float]
     ) -> Anchored | None:
         """What the anchors near `workload` make of the model; None where there are none.
 
-        `remade` gives an anchor's workload as the model would price it today.
+        modelled    seconds by the model alone, and the bounds that hold in nine cases of ten
+        at_anchor   the seconds that the model has for what was measured
         """
         group = self._groups.get((workload.subject, shape_key(workload.kind, workload.key, workload.operations)))
         if group is None:
             return None
-        seconds, low_s, high_s = modelled(workload)
+        seconds, low_s, high_s = modelled
         if seconds <= 0.0:
             return None
         near = group.near(shape(workload.key, workload.operations)[0])
-        spread = max(math.log(high_s / low_s) / (2 * NINETY) if low_s > 0.0 else 1.0, LEAST_SPREAD)
-        by_model = np.array([seconds, *(max(modelled(remade(a))[0], 1e-15) for a in near.anchors)])
+        by_model = np.array([seconds, *(max(at_anchor(a), 1e-15) for a in near.anchors)])
+        ratios = np.array([a.seconds for a in near.anchors]) / by_model[1:]
+        # Where the model was seen to err by more than it says, it errs so elsewhere.
+        said = math.log(high_s / low_s) / (2 * NINETY) if low_s > 0.0 else 1.0
+        spread = max(said, abs(math.log(ratios[0])), LEAST_SPREAD)
         if near.along:
             covariance = _along(np.array([0.0, *near.places]), by_model, spread)
         else:
             covariance = spread**2 * np.exp(-near.apart / SHAPE_LENGTH)
-        ratios = np.array([a.seconds for a in near.anchors]) / by_model[1:]
         factor, sd = _kriged(covariance, ratios, np.array([_noise(a) for a in near.anchors]))
         least_s, most_s = near.bounds()
         found, slack = min(max(seconds * factor, least_s), most_s), math.exp(NINETY * REPEAT_SPREAD)
+        straight_s = near.straight_s()
+        if straight_s is not None:
+            sd = math.hypot(sd, STRAIGHT_SHARE * math.log(straight_s / found))
         low_s, high_s = found * math.exp(-NINETY * sd), found * math.exp(NINETY * sd)
         return Anchored(
             seconds=found,
@@ -140,6 +149,16 @@ class _Near(NamedTuple):
         # Noise may put them the other way round.
         low, high = sorted((max(least), min(most)))
         return low, high
+
+    def straight_s(self) -> float | None:
+        """Seconds on the straight line between the nearest on either side; None where there are not both."""
+        if not self.along or not self.inside:
+            return None
+        pairs = list(zip(self.places, self.anchors, strict=True))
+        smaller = next((math.exp(p), a.seconds) for p, a in pairs if p < SAME)
+        larger = next((math.exp(p), a.seconds) for p, a in pairs if p > -SAME)
+        share = (1.0 - smaller[0]) / (larger[0] - smaller[0]) if larger[0] > smaller[0] else 0.0
+        return smaller[1] + share * (larger[1] - smaller[1])
 
 
 @dataclass
@@ -182,7 +201,7 @@ def _along(places: np.ndarray, by_model: np.ndarray, spread: float) -> np.ndarra
     nearest = 1 + int(np.argmin(np.abs(places[1:])))
     constant = by_model[nearest] / by_model
     growing = constant * np.exp(places - places[nearest])
-    parts = PARTS_SPREAD**2 * (np.outer(constant, constant) + np.outer(growing, growing))
+    parts = (PARTS_SHARE * spread) ** 2 * (np.outer(constant, constant) + np.outer(growing, growing))
     local = LOCAL_SPREAD**2 * np.exp(-np.abs(places[:, None] - places[None]) / LOCAL_LENGTH)
     found: np.ndarray = spread**2 + parts + local
     return found
@@ -206,7 +225,8 @@ def _noise(observation: Observation) -> float:
     """Relative standard deviation of a measured median: of its repeats (outliers lie on one side), and between days."""
     below, above = observation.seconds / observation.low_s, observation.high_s / observation.seconds
     one = math.log(min(below, above)) / NINETY
-    return math.hypot(1.2533 * one / math.sqrt(observation.repeats), REPEAT_SPREAD)
+    corrected = CORRECTED_SPREAD if CORRECTED in observation.conditions else 0.0
+    return math.hypot(1.2533 * one / math.sqrt(observation.repeats), REPEAT_SPREAD, corrected)
 
 
 def _around(points: np.ndarray) -> bool:

@@ -30,13 +30,16 @@ from .communication import (
     update_workload,
 )
 from .database import ObservationDatabase
+from .drift import CORRECTED, Drift, find_drifts, slower_nodes, up_to_date
 from .estimate import Estimate, Provenance
 from .factors import Factors, load_prior
-from .fit import FitReport, fit, merge
+from .fit import FitReport, fit
+from .interpolation import Anchors
 from .money import carbon_kg, energy_usd, node_price
 from .observations import Observation
 from .power import busy_energy
-from .segment import Parts, compute_workload
+from .recency import merge
+from .segment import Parts, compute_workload, roofline_of
 from .workload import Workload
 
 __all__ = ["CostModel", "Share"]
@@ -62,12 +65,13 @@ class Share:
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
     """`factors` for what was never measured, `observations` of what was, `reports` on how well the factors explain
-    them.
+    them, `drifts` of what changed meanwhile.
     """
 
     factors: Factors
     observations: tuple[Observation, ...] = ()
     reports: tuple[FitReport, ...] = field(default=())
+    drifts: tuple[Drift, ...] = ()
 
     @classmethod
     def default(cls) -> CostModel:
@@ -89,8 +93,12 @@ class CostModel:
         """The model refined on `observations`."""
         if not observations:
             return cls.default()
-        found = fit(observations, load_prior())
-        return cls(factors=found.factors, observations=tuple(merge(observations)), reports=found.reports)
+        drifts = (*find_drifts(observations), *slower_nodes(observations))
+        current = up_to_date(observations, drifts)
+        found = fit(current, load_prior())
+        return cls(
+            factors=found.factors, observations=tuple(merge(current)), reports=found.reports, drifts=drifts
+        )
 
     # What a program does
 
@@ -161,11 +169,13 @@ class CostModel:
             seconds, low_s, high_s = seen.seconds, seen.low_s, seen.high_s
         else:
             shares = self.explain(workload)
-            seconds = sum(s.seconds for s in shares)
-            low_s = sum(s.low_s for s in shares)
-            high_s = sum(s.high_s for s in shares)
+            seconds, low_s, high_s = (sum(getattr(s, f) for s in shares) for f in ("seconds", "low_s", "high_s"))
             known_s = sum(s.seconds for s in shares if s.learned)
             provenance = "learned" if known_s > 0.5 * seconds else "modelled"
+            near = self._anchors.estimate(workload, (seconds, low_s, high_s), lambda o: self._at_anchor(o, device))
+            if near is not None:
+                seconds, low_s, high_s = near.seconds, near.low_s, near.high_s
+                provenance = "interpolated" if near.inside else "learned"
         energy = busy_energy(workload, seconds, device) if device is not None else None
         return Estimate(
             seconds=seconds,
@@ -199,6 +209,28 @@ class CostModel:
             )
         return tuple(shares)
 
+    def _at_anchor(self, observation: Observation, device: Device | None) -> float:
+        """Seconds that the model has for what was measured, on `device` as its profile is today."""
+        key = observation.subject, observation.kind, observation.key
+        if key not in self._at_anchors or self._at_anchors[key][0] is not device:
+            workload = observation.workload
+            if device is not None and device.name == observation.subject and observation.operations:
+                now = roofline_of(
+                    observation.operations, device, precision=observation.operations[0].precision
+                )
+                # An update behind the operations is none of them.
+                workload = replace(workload, **now | {"components": {**workload.components, **now["components"]}})
+            self._at_anchors[key] = device, sum(share.seconds for share in self.explain(workload))
+        return self._at_anchors[key][1]
+
     @cached_property
     def _measured(self) -> Mapping[tuple[str, str, str], Observation]:
-        return {(o.subject, o.kind, o.key): o for o in self.observations}
+        return {(o.subject, o.kind, o.key): o for o in self.observations if CORRECTED not in o.conditions}
+
+    @cached_property
+    def _anchors(self) -> Anchors:
+        return Anchors(self.observations)
+
+    @cached_property
+    def _at_anchors(self) -> dict[tuple[str, str, str], tuple[Device | None, float]]:
+        return {}

@@ -22,6 +22,8 @@ from .workload import SubjectKind, WorkKind, Workload
 
 __all__ = ["Observation"]
 
+# Fields that an observation shares with the workload that was measured.
+_SAID = ("subject", "subject_kind", "kind", "key", "components", "operations", "n_launches", "payload_bytes")
 # Families of operations: those of graphs, attention as one product, and what an optimiser does.
 _FAMILIES = (*FAMILIES, "attention", "update")
 # Components of a device's workloads that are no family.
@@ -94,6 +96,11 @@ class Observation:
                 "Measure it again."
             )
 
+    @property
+    def workload(self) -> Workload:
+        """What was measured, with the rooflines that it had then."""
+        return Workload(**{name: getattr(self, name) for name in _SAID})
+
     @classmethod
     def of(
         cls,
@@ -138,16 +145,7 @@ class Observation:
 
 def said_by(workload: Workload) -> dict[str, Any]:
     """The fields of an observation that describe what was done."""
-    return {
-        "subject": workload.subject,
-        "subject_kind": workload.subject_kind,
-        "kind": workload.kind,
-        "key": workload.key,
-        "components": dict(workload.components),
-        "operations": workload.operations,
-        "n_launches": workload.n_launches,
-        "payload_bytes": workload.payload_bytes,
-    }
+    return {name: getattr(workload, name) for name in _SAID}
 
 
 def _unknown_components(components: Iterable[str]) -> list[str]:

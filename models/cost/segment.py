@@ -39,7 +39,7 @@ from .residuals import residual_tensors, wants_gradient
 from .roofline import dominant, roof_of, storage
 from .workload import Workload
 
-__all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion", "operations_in"]
+__all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion", "operations_in", "roofline_of"]
 
 Parts = Sequence[tuple[Sequence[str], str]]
 
@@ -93,37 +93,43 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
     Raises:
         ProfileError: the profile lacks a peak that `precision` needs.
     """
-    roof = roof_of(device, precision)
-    components: dict[str, float] = {}
-    compute_s = memory_s = flops = nbytes = 0.0
-    kernels = 0
     operations = operations_in(graph, parts, batch=batch, precision=precision)
-    for each in operations:
-        arithmetic_s, traffic_s = roof.times(each.family, each.flops, each.traffic_bytes)
-        components[each.component] = components.get(each.component, 0.0) + max(arithmetic_s, traffic_s)
-        compute_s += arithmetic_s
-        memory_s += traffic_s
-        flops += each.flops
-        nbytes += each.traffic_bytes
-        kernels += each.own_kernel
-    overhead_s = roof.launch_s
-    components["kernels"] = kernels * roof.launch_s
-    components["dispatch"] = roof.launch_s
     n_operators = sum(len(names) for names, _ in parts)
     return Workload(
         subject=device.name,
         subject_kind="cpu" if device.kind == "cpu" else "gpu",
         kind="operator" if n_operators == 1 else "segment",
         key=fingerprint(graph, parts, batch=batch, precision=precision),
-        components=components,
         operations=operations,
         n_launches=1,
-        compute_s=compute_s,
-        memory_s=memory_s,
-        flops=flops,
-        traffic_bytes=nbytes,
-        bound=dominant(compute_s=compute_s, memory_s=memory_s, launch_s=overhead_s),
+        **roofline_of(operations, device, precision=precision),
     )
+
+
+def roofline_of(operations: Sequence[Operation], device: Device, *, precision: str = "float32") -> dict[str, Any]:
+    """The fields of a workload that depend on the device: `operations`, compiled as one, at its roofline."""
+    roof = roof_of(device, precision)
+    components: dict[str, float] = {}
+    compute_s = memory_s = flops = nbytes = 0.0
+    kernels = 0
+    for each in operations:
+        arithmetic_s, traffic_s = roof.times(each.family, each.count * each.flops, each.count * each.traffic_bytes)
+        components[each.component] = components.get(each.component, 0.0) + max(arithmetic_s, traffic_s)
+        compute_s += arithmetic_s
+        memory_s += traffic_s
+        flops += each.count * each.flops
+        nbytes += each.count * each.traffic_bytes
+        kernels += each.count * each.own_kernel
+    components["kernels"] = kernels * roof.launch_s
+    components["dispatch"] = roof.launch_s
+    return {
+        "components": components,
+        "compute_s": compute_s,
+        "memory_s": memory_s,
+        "flops": flops,
+        "traffic_bytes": nbytes,
+        "bound": dominant(compute_s=compute_s, memory_s=memory_s, launch_s=roof.launch_s),
+    }
 
 
 def fingerprint(graph: Graph, parts: Parts, *, batch: int, precision: str = "float32") -> str:

@@ -1,7 +1,7 @@
 """Between measured points, beyond them, and around them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hpdlf.models.cost.factors import NINETY
 from hpdlf.models.cost.interpolation import (
     LOCAL_LENGTH,
     LOCAL_SPREAD,
-    PARTS_SPREAD,
+    PARTS_SHARE,
     REPEAT_SPREAD,
     SHAPE_LENGTH,
     Anchored,
@@ -23,6 +23,7 @@ from hpdlf.models.cost.operation import Operation
 
 Make = Callable[..., Observation]
 Modelled = Callable[[Workload], tuple[float, float, float]]
+FLAT = (1.0, math.exp(-NINETY * 0.3), math.exp(NINETY * 0.3))
 
 
 def product(*dims: int) -> Operation:
@@ -45,8 +46,8 @@ def seen(make: Make, workload: Workload, seconds: float) -> Observation:
     return make(seconds, low_s=seconds, high_s=seconds, **fields)
 
 
-def remade(observation: Observation) -> Workload:
-    return work(*observation.operations, key=observation.key)
+def on(modelled: Modelled) -> Callable[[Observation], float]:
+    return lambda observation: modelled(observation.workload)[0]
 
 
 def model(times: Callable[[int], float], spread: float = 0.3) -> Modelled:
@@ -58,7 +59,9 @@ def model(times: Callable[[int], float], spread: float = 0.3) -> Modelled:
 
 
 def estimate(make: Make, seconds: dict[int, float], batch: int, modelled: Modelled) -> Anchored:
-    found = Anchors(seen(make, at(b), t) for b, t in seconds.items()).estimate(at(batch), modelled, remade)
+    found = Anchors(seen(make, at(b), t) for b, t in seconds.items()).estimate(
+        at(batch), modelled(at(batch)), on(modelled)
+    )
     assert found is not None
     assert found.low_s <= found.seconds <= found.high_s
     return found
@@ -66,7 +69,7 @@ def estimate(make: Make, seconds: dict[int, float], batch: int, modelled: Modell
 
 def test_nothing_near_by_is_nothing(make_observation: Make) -> None:
     anchors = Anchors([seen(make_observation, at(8), 1.0)])
-    assert anchors.estimate(work(product(1, 8, 64, 32)), model(float), remade) is None
+    assert anchors.estimate(work(product(1, 8, 64, 32)), (1.0, 0.5, 2.0), float) is None
 
 
 def test_one_anchor_scales_the_model(make_observation: Make) -> None:
@@ -105,6 +108,15 @@ def test_more_anchors_bend_the_line(make_observation: Make) -> None:
     assert estimate(make_observation, steps, 24, modelled).seconds == pytest.approx(1.5, rel=0.1)
 
 
+def test_where_model_and_straight_line_differ_the_interval_is_wide(make_observation: Make) -> None:
+    ends = {8: 1.0, 64: 4.0}
+    linear = estimate(make_observation, ends, 32, model(lambda b: 4.0 + 3.0 * b / 7.0))
+    stepped = estimate(make_observation, ends, 32, model(lambda b: 1.0 if b < 32 else 4.0))
+    assert linear.seconds == pytest.approx(1.0 + 3.0 * 24 / 56, rel=0.01)
+    assert stepped.seconds > 3.0
+    assert stepped.high_s / stepped.low_s > 1.3 * linear.high_s / linear.low_s
+
+
 @pytest.mark.parametrize("batch", [3, 4, 7, 12, 20, 31, 40, 200])
 def test_time_never_falls_as_work_grows_nor_outgrows_it(make_observation: Make, batch: int) -> None:
     """Whatever the model says."""
@@ -132,9 +144,9 @@ def test_along_sizes_in_closed_form(make_observation: Make) -> None:
     """One anchor of half the size, a model that says the same of both."""
     found = estimate(make_observation, {8: 1.0}, 16, model(lambda b: 1.0, spread=0.3))
     noise = REPEAT_SPREAD**2
-    variance = 0.09 + 2 * PARTS_SPREAD**2 + LOCAL_SPREAD**2
-    covariance = 0.09 + PARTS_SPREAD**2 * (1 + 2) + LOCAL_SPREAD**2 * math.exp(-math.log(2) / LOCAL_LENGTH)
-    own = 0.09 + PARTS_SPREAD**2 * (1 + 4) + LOCAL_SPREAD**2
+    variance = 0.09 * (1 + 2 * PARTS_SHARE**2) + LOCAL_SPREAD**2
+    covariance = 0.09 * (1 + PARTS_SHARE**2 * (1 + 2)) + LOCAL_SPREAD**2 * math.exp(-math.log(2) / LOCAL_LENGTH)
+    own = 0.09 * (1 + PARTS_SHARE**2 * (1 + 4)) + LOCAL_SPREAD**2
     weight = covariance / (variance + noise)
     assert found.seconds == 1.0
     sd = math.sqrt(own - weight * covariance + noise)
@@ -145,14 +157,13 @@ def test_along_sizes_in_closed_form(make_observation: Make) -> None:
 def test_other_shapes_fade_to_the_model(make_observation: Make) -> None:
     """Measured at three times the model: with the distance, three becomes one."""
     anchors = Anchors([seen(make_observation, work(product(1, 64, 64, 64)), 3.0)])
-    modelled = model(lambda b: 1.0)
     seconds = []
     for size in (96, 256, 4096):
-        found = anchors.estimate(work(product(1, size, size, 64)), modelled, remade)
+        found = anchors.estimate(work(product(1, size, size, 64)), FLAT, lambda o: 1.0)
         assert found is not None
         assert not found.inside
-        distance = 2 * math.log(size / 64)
-        weight = 0.09 * math.exp(-distance / SHAPE_LENGTH) / (0.09 + REPEAT_SPREAD**2)
+        distance, spread = 2 * math.log(size / 64), math.log(3)
+        weight = spread**2 * math.exp(-distance / SHAPE_LENGTH) / (spread**2 + REPEAT_SPREAD**2)
         assert found.seconds == pytest.approx(3.0**weight)
         seconds.append(found.seconds)
     assert seconds == sorted(seconds, reverse=True)
@@ -162,8 +173,8 @@ def test_other_shapes_fade_to_the_model(make_observation: Make) -> None:
 def test_shapes_with_measured_ones_around_are_inside(make_observation: Make) -> None:
     corners = [work(product(1, m, n, k)) for m in (32, 128) for n in (32, 128) for k in (32, 128)]
     anchors = Anchors(seen(make_observation, c, 2.0) for c in corners)
-    within = anchors.estimate(work(product(1, 64, 48, 96)), model(lambda b: 1.0), remade)
-    beyond = anchors.estimate(work(product(1, 64, 48, 192)), model(lambda b: 1.0), remade)
+    within = anchors.estimate(work(product(1, 64, 48, 96)), FLAT, lambda o: 1.0)
+    beyond = anchors.estimate(work(product(1, 64, 48, 192)), FLAT, lambda o: 1.0)
     assert within is not None
     assert beyond is not None
     assert (within.inside, beyond.inside) == (True, False)
@@ -209,7 +220,7 @@ def test_messages_are_interpolated_by_their_size(make_observation: Make) -> None
         return seconds, seconds / 2, seconds * 2
 
     anchors = Anchors(measured(n) for n in (1_000, 10_000, 1_000_000))
-    found = anchors.estimate(message(100_000), modelled, lambda o: message(int(o.key.split(":")[1])))
+    found = anchors.estimate(message(100_000), modelled(message(100_000)), on(modelled))
     assert found is not None
     assert found.inside
     assert found.seconds == pytest.approx(1e-5 + 1e-4, rel=0.1)
@@ -218,6 +229,7 @@ def test_messages_are_interpolated_by_their_size(make_observation: Make) -> None
 def test_order_does_not_matter(make_observation: Make) -> None:
     measured = [seen(make_observation, at(b), 0.1 + 0.02 * b) for b in (4, 8, 32, 64)]
     modelled = model(lambda b: 0.01 * b)
-    there: Sequence[Observation] = measured
-    back = measured[::-1]
-    assert Anchors(there).estimate(at(16), modelled, remade) == Anchors(back).estimate(at(16), modelled, remade)
+    there, back = (
+        Anchors(rows).estimate(at(16), modelled(at(16)), on(modelled)) for rows in (measured, measured[::-1])
+    )
+    assert there == back

@@ -1,0 +1,86 @@
+"""What the cost model makes of a user's measurements: as measured, interpolated, learned; and what drifted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpdlf.hwprofiles import load_device
+from hpdlf.models.cost import CostModel, Observation, ObservationDatabase, Workload, compute_workload
+from hpdlf.models.onnxpp import Graph
+
+MakeChain = Callable[..., Graph]
+DEVICE = load_device("generic-x86-core")
+
+
+@pytest.fixture
+def workload(make_chain: MakeChain) -> Callable[[int], Workload]:
+    """A training step's segment at a batch size, on the generic core."""
+    graph = make_chain(3, 256)
+    parts = [(tuple(o.name for o in graph.operators), phase) for phase in ("forward", "backward")]
+    return lambda batch: compute_workload(graph, parts, batch=batch, device=DEVICE)
+
+
+def true_s(batch: int) -> float:
+    """What this "machine" takes: a constant part, and one that grows."""
+    return 2e-3 + 1e-4 * batch
+
+
+def seen(work: Workload, batch: int, *, factor: float = 1.0, run: str = "r", **more: str) -> Observation:
+    seconds = factor * true_s(batch)
+    return Observation.of(work, [seconds] * 9, run=run, **more)
+
+
+def test_from_measured_to_modelled(workload: Callable[[int], Workload], tmp_path: Path) -> None:
+    database = ObservationDatabase(tmp_path / "o.duckdb")
+    database.add(seen(workload(b), b) for b in (8, 64))
+    model = CostModel.load(database.path)
+    measured, between, beyond = (model.price(workload(b)) for b in (8, 32, 256))
+    assert [e.provenance for e in (measured, between, beyond)] == ["measured", "interpolated", "learned"]
+    assert measured.seconds == true_s(8)
+    assert between.seconds == pytest.approx(true_s(32), rel=0.15)
+    assert between.low_s < true_s(32) < between.high_s
+    assert beyond.seconds == pytest.approx(true_s(256), rel=0.1)
+    assert measured.relative_width == 0
+    assert between.relative_width
+    assert beyond.relative_width
+    assert CostModel.default().price(workload(8)).provenance == "modelled"
+
+
+def test_one_batch_size_helps_the_others(workload: Callable[[int], Workload]) -> None:
+    plain, refined = CostModel.default(), CostModel.fitted([seen(workload(32), 32)])
+    for batch in (16, 64, 128):
+        error = abs(refined.price(workload(batch)).seconds / true_s(batch) - 1)
+        assert error < abs(plain.price(workload(batch)).seconds / true_s(batch) - 1)
+        assert error < 0.35
+
+
+def test_a_profile_measured_anew_changes_no_ratio(workload: Callable[[int], Workload], make_chain: MakeChain) -> None:
+    """Anchors are priced by the profile of today, not by that of the day when they were measured."""
+    from dataclasses import replace
+
+    faster = replace(
+        DEVICE,
+        peak_flops_per_s={p: replace(q, value=4 * q.value) for p, q in DEVICE.peak_flops_per_s.items()},
+        memory_bandwidth_bytes_per_s=replace(
+            DEVICE.memory_bandwidth_bytes_per_s, value=4 * DEVICE.memory_bandwidth_bytes_per_s.value
+        ),
+    )
+    graph = make_chain(3, 256)
+    parts = [(tuple(o.name for o in graph.operators), phase) for phase in ("forward", "backward")]
+    model = CostModel.fitted([seen(workload(b), b) for b in (8, 64)])
+    found = model.price(compute_workload(graph, parts, batch=32, device=faster), faster)
+    assert found.seconds == pytest.approx(true_s(32), rel=0.05)
+
+
+def test_what_was_measured_before_a_drift_counts_as_learned(workload: Callable[[int], Workload]) -> None:
+    days = [{"time": f"2026-01-0{d}", "run": f"r{d}"} for d in range(1, 7)]
+    rows = [seen(workload(8), 8, factor=1.0 if i < 3 else 1.3, **day) for i, day in enumerate(days)]
+    rows.append(seen(workload(32), 32, **days[0]))
+    model = CostModel.fitted(rows)
+    (drift,) = model.drifts
+    assert drift.ratio == pytest.approx(1.3)
+    assert model.price(workload(8)).seconds == pytest.approx(1.3 * true_s(8))
+    corrected = model.price(workload(32))
+    assert corrected.provenance == "interpolated"
+    assert corrected.seconds == pytest.approx(1.3 * true_s(32), rel=0.02)
