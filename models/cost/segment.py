@@ -36,7 +36,7 @@ from ..onnxpp.graph import Graph, Operator
 from .memo import memo_of
 from .operation import Operation, operations_of
 from .residuals import residual_tensors, wants_gradient
-from .roofline import dominant, roof_of, storage
+from .roofline import Roof, dominant, roof_of, storage
 from .workload import Workload
 
 __all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion", "operations_in", "roofline_of"]
@@ -93,6 +93,7 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
     Raises:
         ProfileError: the profile lacks a peak that `precision` needs.
     """
+    roof = roof_of(device, precision)
     operations = operations_in(graph, parts, batch=batch, precision=precision)
     n_operators = sum(len(names) for names, _ in parts)
     return Workload(
@@ -102,13 +103,12 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
         key=fingerprint(graph, parts, batch=batch, precision=precision),
         operations=operations,
         n_launches=1,
-        **roofline_of(operations, device, precision=precision),
+        **roofline_of(operations, roof),
     )
 
 
-def roofline_of(operations: Sequence[Operation], device: Device, *, precision: str = "float32") -> dict[str, Any]:
+def roofline_of(operations: Sequence[Operation], roof: Roof) -> dict[str, Any]:
     """The fields of a workload that depend on the device: `operations`, compiled as one, at its roofline."""
-    roof = roof_of(device, precision)
     components: dict[str, float] = {}
     compute_s = memory_s = flops = nbytes = 0.0
     kernels = 0
