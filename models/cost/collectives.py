@@ -22,8 +22,8 @@ to groups that do the same at the same time.
 >>> cluster = load_cluster("dgx-a100:2")
 >>> for leg in collective_legs("all_reduce", 100_000_000, tuple(range(16)), cluster):
 ...     print(leg.algorithm, leg.link.name, 1e-6 < leg.latency_s < 1e-3, leg.transmission_s > 0)
-ring, Simple nvlink3 True False
-ring, Simple infiniband-hdr-8 True True
+tree, Simple nvlink3 True True
+tree, Simple infiniband-hdr-8 True False
 """
 
 from __future__ import annotations
