@@ -49,7 +49,8 @@ class Protocol(NamedTuple):
 
 _US = 1e-6
 # Within a node the tree is a chain; NCCL gives it 0.92 of the ring's bandwidth, and 7/9 and 1/3.8 of that with the fast
-# protocols. LL is limited by the GPU, at 0.26 to 0.31 of the nominal NVLink bandwidth from Volta to Blackwell.
+# protocols. LL is limited by the GPU, at 0.26 to 0.31 of the nominal NVLink bandwidth from Volta to Blackwell, which is
+# about 0.35 of what a ring sees.
 _NVLINK = (
     Protocol("LL", 6.6 * _US, 0.6 * _US, 0.35, 6.8 * _US, 0.6 * _US, 0.24),
     Protocol("LL128", 14.0 * _US, 1.9 * _US, 0.92, 14.0 * _US, 1.25 * _US, 0.72),
