@@ -15,6 +15,7 @@ from . import __version__
 from .errors import ApprovalError, HpdlfError, ModelError, PlanError
 from .experiments import options as o
 from .experiments.console import complain, draw, help_alone, print_json, show, status
+from .experiments.cost_commands import commands as cost_commands
 from .experiments.profile_commands import commands as profile_commands
 
 __all__ = ["app", "main"]
@@ -34,6 +35,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 100},
 )
 app.add_typer(profile_commands, name="profile")
+app.add_typer(cost_commands, name="cost")
 
 
 @app.callback(invoke_without_command=True)

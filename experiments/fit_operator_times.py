@@ -53,15 +53,15 @@ READERS = (
 # A regression of a device's own needs this many measurements; below, an offset.
 MANY = 1000
 # The regression over all devices sees at most this many measurements of one device and software.
-MOST_OF_ONE = 5000
+MOST_OF_ONE = 3000
 # An offset counts the general regression as this many measurements.
 OFFSET_WEIGHT = 20.0
 # One cell of shapes in this many is left out of a device's own regression to see how well it does.
 FOLDS = 5
 # Devices that are one chip: when one is left out, so are the others.
 CHIPS = {"V100-PCIE-32": "V100", "V100-SXM2": "V100", "P100-PCIE-16": "P100", "P100-SXM2": "P100"}
-GENERAL: Mapping[str, Any] = {"max_iter": 220, "max_leaf_nodes": 31, "learning_rate": 0.1, "min_samples_leaf": 30}
-PARTICULAR: Mapping[str, Any] = {"max_iter": 320, "max_leaf_nodes": 63, "learning_rate": 0.09, "min_samples_leaf": 8}
+GENERAL: Mapping[str, Any] = {"max_iter": 150, "max_leaf_nodes": 31, "learning_rate": 0.1, "min_samples_leaf": 30}
+PARTICULAR: Mapping[str, Any] = {"max_iter": 260, "max_leaf_nodes": 63, "learning_rate": 0.1, "min_samples_leaf": 8}
 GENERAL_DEPTH, PARTICULAR_DEPTH = 7, 8
 
 

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from ..models.onnxpp import Graph
     from ..models.plan import Plan
     from ..sim import Candidate, Interval, Search, Simulation
+    from .explain import Explanation
     from .refine import Refinement
 
 __all__ = [
     "approval_table",
     "candidates_table",
     "doctor_table",
+    "explanation_table",
     "memory_table",
     "model_sentence",
     "operators_table",
@@ -116,6 +118,38 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
 def _tensor(graph: Graph, name: str) -> str:
     tensor = graph.tensors[name]
     return f"{name} ({' x '.join('N' if str(d) == 'batch' else str(d) for d in tensor.shape)}) {tensor.dtype}"
+
+
+def explanation_table(found: Explanation, *, rows: int) -> Table:
+    """The operators that take the most time on a device."""
+    numbers = ("times", "time (9 of 10)", "share", "peak")
+    columns = ("operator", "type", "phase", "result", *numbers, "bound", "rests on")
+    title = f"{found.model} on {found.device}, batch {found.batch}, {found.precision}"
+    table = _table(title, *columns, right=numbers)
+    for row in found.operators[:rows]:
+        table.add_row(
+            row.name if len(row.name) <= 18 else f"{row.name[:8]}…{row.name[-9:]}",
+            row.op_type if len(row.op_type) <= 12 else f"{row.op_type[:11]}…",
+            {"forward": "fwd", "backward": "bwd"}.get(row.phase, row.phase),
+            row.shape,
+            str(row.count),
+            interval(row.seconds, row.low_s, row.high_s, seconds),
+            f"{row.share:.1%}",
+            f"{row.utilisation:.0%}",
+            row.bound,
+            row.provenance,
+        )
+    left = found.operators[rows:]
+    if left:
+        rest = sum(o.seconds for o in left)
+        table.add_row(f"{len(left)} more", "", "", "", "", seconds(rest), f"{rest / found.seconds:.1%}", "", "", "")
+    fused = interval(found.fused_s, found.fused_low_s, found.fused_high_s, seconds)
+    table.caption = (
+        f"One by one: {seconds(found.seconds)}; compiled as one: {fused}.\n"
+        "times: equal operators in the row; peak: time at the device's nominal peaks over the time taken."
+    )
+    table.caption_justify = "left"
+    return table
 
 
 def profiles_table(rows: Sequence[ProfileRow]) -> Table:

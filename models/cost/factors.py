@@ -1,12 +1,12 @@
 """Factors: how many times longer than the roofline things take, by subject (device, link, host) and component.
 
-The package ships *prior* factors per kind of subject, derived from public measurements by :mod:`.fit_prior`;
+The package ships *prior* factors per kind of subject, derived from public measurements by ``hpdlf.experiments.fit_prior``;
 measurements of the user's own replace them for what was measured (:mod:`.fit`).
 
 >>> prior = load_prior()
->>> prior.factor("any GPU", "gpu", "conv").value > 1
+>>> prior.factor("any core", "cpu", "conv").value > 1
 True
->>> prior.is_learned("any GPU", "conv")
+>>> prior.is_learned("any core", "conv")
 False
 """
 
@@ -92,7 +92,7 @@ class Factors:
 
 
 def load_prior(path: Path = PRIOR_FILE) -> Factors:
-    """The factors that ship with the package, or those of another file that :mod:`.fit_prior` wrote.
+    """The factors that ship with the package, or those of another file that ``hpdlf.experiments.fit_prior`` wrote.
 
     Raises:
         DataError: the file is missing, damaged or from a newer version.
@@ -102,7 +102,7 @@ def load_prior(path: Path = PRIOR_FILE) -> Factors:
 
 @cache
 def _read_prior(path: Path) -> Mapping[str, Mapping[str, Factor]]:
-    mend = "Write it anew: `python -m hpdlf.models.cost.fit_prior DATA_DIR`, or reinstall the package."
+    mend = "Write it anew: `python -m hpdlf.experiments.fit_prior DATA_DIR`, or reinstall the package."
     try:
         data = json.loads(path.read_text())
         if data["format"] != FORMAT:

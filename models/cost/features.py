@@ -111,8 +111,7 @@ def _log2(x: Array) -> Array:
 
 def _finish(columns: list[Array], compute_s: Array, memory_s: Array, launch_s: Array) -> Features:
     roof_s = np.maximum(np.maximum(compute_s, memory_s), 1e-12)
-    shared = [_log2(compute_s) - _log2(memory_s), _log2(roof_s / launch_s)]
-    return Features(np.column_stack([*shared, *columns]), roof_s)
+    return Features(np.column_stack([_log2(roof_s / launch_s), *columns]), roof_s)
 
 
 def _tiles(m: Array, n: Array, batch: Array, units: Array, sizes: Sequence[tuple[int, int]] = TILES) -> list[Array]:
@@ -142,7 +141,7 @@ def _products(
     batched = np.array([kind == "bmm" for kind in kinds], float)
     attention = np.array([("matmul", "rnn", "attention").index(family) for family in families], float)
     columns = [
-        _log2(batch), _log2(m), _log2(n), _log2(k), _log2(m / n), _log2(np.minimum(m, n)), _log2(np.maximum(m, n)),
+        _log2(flops / peak) - _log2((read + write) / bandwidth), _log2(batch), _log2(m), _log2(n), _log2(k), _log2(m / n), _log2(np.minimum(m, n)), _log2(np.maximum(m, n)),
         batched, attention, *_tiles(m, n, batch, units), _divisible(m), _divisible(n), _divisible(k),
         _log2(operands / batch / l2), _log2((read + write) / l2), phase, precision, item, context, generation,
     ]  # fmt: skip

@@ -39,8 +39,7 @@ from .money import carbon_kg, energy_usd, node_price
 from .observations import Observation
 from .power import busy_energy
 from .recency import merge
-from .roofline import roof_of
-from .segment import Parts, compute_workload, roofline_of
+from .segment import Parts, compute_workload, seconds_of
 from .workload import Workload
 
 __all__ = ["CostModel", "Share"]
@@ -216,7 +215,7 @@ class CostModel:
         if key not in self._at_anchors or self._at_anchors[key][0] is not device:
             workload = observation.workload
             if device is not None and device.name == observation.subject and observation.operations:
-                now = roofline_of(observation.operations, roof_of(device, observation.operations[0].precision))
+                now = seconds_of(observation.operations, device, observation.operations[0].precision)
                 # An update behind the operations is none of them.
                 workload = replace(workload, **now | {"components": {**workload.components, **now["components"]}})
             self._at_anchors[key] = device, sum(share.seconds for share in self.explain(workload))

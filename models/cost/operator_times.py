@@ -44,6 +44,7 @@ Array = NDArray[np.float64]
 OPERATOR_TIMES_FILE = Path(__file__).with_name("operator_times.npz")
 FORMAT = "hpdlf.operator_times"
 VERSION = 1
+_NO_CALL_S = 1e-7
 
 
 class Times(NamedTuple):
@@ -141,7 +142,7 @@ class OperatorTimes:
             chosen = [operations[i] for i in places]
             traits = [traits_of(device, o.precision, limit_w=limit_w, clock_hz=clock_hz) for o in chosen]
             launch = np.array(
-                [t.launch_s if context is None else self.launch(where, kind_of(o), device)
+                [self._call_s(o, t.launch_s if context is None else self.launch(where, kind_of(o), device))
                  for o, t in zip(chosen, traits, strict=True)]
             )  # fmt: skip
             found = self._lot(group, where, chosen, traits, launch, device)
@@ -150,6 +151,11 @@ class OperatorTimes:
                 target[places] = values * repeats
             known[places] = found[3]
         return Times(seconds, low, high, known)
+
+    @staticmethod
+    def _call_s(operation: Operation, launch_s: float) -> float:
+        """What calls no kernel of its own costs no call."""
+        return launch_s if operation.own_kernel else _NO_CALL_S
 
     def launch(self, context: str, kind: str, device: Device | None) -> float:
         """What a call of `kind` costs under `context`: on `device` if that was measured, else on any."""

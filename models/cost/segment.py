@@ -30,16 +30,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ...hwprofiles import Device
 from ..onnxpp.count import PHASES, Phase
 from ..onnxpp.graph import Graph, Operator
+from .factors import NINETY
 from .memo import memo_of
 from .operation import Operation, operations_of
+from .operator_times import OperatorTimes
 from .residuals import residual_tensors, wants_gradient
-from .roofline import Roof, dominant, roof_of, storage
+from .roofline import dominant, roof_of, storage
 from .workload import Workload
 
-__all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion", "operations_in", "roofline_of"]
+__all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion", "operations_in", "seconds_of"]
 
 Parts = Sequence[tuple[Sequence[str], str]]
 
@@ -93,7 +97,6 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
     Raises:
         ProfileError: the profile lacks a peak that `precision` needs.
     """
-    roof = roof_of(device, precision)
     operations = operations_in(graph, parts, batch=batch, precision=precision)
     n_operators = sum(len(names) for names, _ in parts)
     return Workload(
@@ -103,33 +106,64 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
         key=fingerprint(graph, parts, batch=batch, precision=precision),
         operations=operations,
         n_launches=1,
-        **roofline_of(operations, roof),
+        **seconds_of(operations, device, precision),
     )
 
 
-def roofline_of(operations: Sequence[Operation], roof: Roof) -> dict[str, Any]:
-    """The fields of a workload that depend on the device: `operations`, compiled as one, at its roofline."""
+def seconds_of(operations: Sequence[Operation], device: Device, precision: str) -> dict[str, Any]:
+    """The fields of a workload that depend on the device: what `operations`, compiled as one, take on it.
+
+    On a processor components are seconds at the roofline, and one call ("kernels") for each operation that is a kernel
+    of its own; on an accelerator what the shipped regressions say (:mod:`.operator_times`), calls included.
+    """
+    roof = roof_of(device, precision)
     components: dict[str, float] = {}
+    bands: dict[str, list[float]] = {}
     compute_s = memory_s = flops = nbytes = 0.0
     kernels = 0
-    for each in operations:
+    times = _regressed(operations, device) if device.kind != "cpu" else None
+    for i, each in enumerate(operations):
         arithmetic_s, traffic_s = roof.times(each.family, each.count * each.flops, each.count * each.traffic_bytes)
-        components[each.component] = components.get(each.component, 0.0) + max(arithmetic_s, traffic_s)
+        seconds = max(arithmetic_s, traffic_s) if times is None else times[i][0]
+        components[each.component] = components.get(each.component, 0.0) + seconds
+        if times is not None:
+            bands.setdefault(each.component, []).append(seconds * times[i][1])
         compute_s += arithmetic_s
         memory_s += traffic_s
         flops += each.count * each.flops
         nbytes += each.count * each.traffic_bytes
         kernels += each.count * each.own_kernel
-    components["kernels"] = kernels * roof.launch_s
+    if times is None:
+        components["kernels"] = kernels * roof.launch_s
     components["dispatch"] = roof.launch_s
     return {
         "components": components,
+        # Operators of one family err together, so that spreads are averaged, not their squares added.
+        "spreads": {name: sum(parts) / max(components[name], 1e-30) for name, parts in bands.items()},
         "compute_s": compute_s,
         "memory_s": memory_s,
         "flops": flops,
         "traffic_bytes": nbytes,
         "bound": dominant(compute_s=compute_s, memory_s=memory_s, launch_s=roof.launch_s),
     }
+
+
+def _regressed(operations: Sequence[Operation], device: Device) -> list[tuple[float, float]]:
+    """Seconds and the standard deviation of their logarithm, each operation evaluated once for a device."""
+    seen = _SEEN.setdefault(device.name, {})
+    if _SEEN_FOR.get(device.name) is not device:
+        seen.clear()
+        _SEEN_FOR[device.name] = device
+    new = list(dict.fromkeys(o for o in operations if o not in seen))
+    if new:
+        times = OperatorTimes.default().times(new, device)
+        spread = np.log(times.high_s / times.low_s) / (2 * NINETY)
+        seen.update(zip(new, zip(times.seconds.tolist(), spread.tolist(), strict=True), strict=True))
+    return [seen[o] for o in operations]
+
+
+_SEEN: dict[str, dict[Operation, tuple[float, float]]] = {}
+_SEEN_FOR: dict[str, Device] = {}
 
 
 def fingerprint(graph: Graph, parts: Parts, *, batch: int, precision: str = "float32") -> str:
