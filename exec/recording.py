@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,8 @@ __all__ = ["Recorder"]
 TRACED_FIRST, TRACED_EVERY = 200, 50
 """Every task of so many steps is traced, then of every so-manieth step."""
 
-HELD_EVENTS = 4096
+HELD_EVENTS, FLUSH_S = 4096, 1.0
+"""Events go to the file when there are so many, or so much later: others follow the run by it."""
 
 
 class Recorder:
@@ -36,6 +38,7 @@ class Recorder:
         self._first_step = first_step
         self._lock = threading.Lock()
         self._events: list[Event] = []
+        self._flushed_s = time.monotonic()
         self._trace = _open(trace, "w")
         if metrics:
             _drop_broken_line(metrics)
@@ -64,7 +67,7 @@ class Recorder:
             return
         with self._lock:
             self._events.append(event)
-            full = len(self._events) >= HELD_EVENTS
+            full = len(self._events) >= HELD_EVENTS or time.monotonic() - self._flushed_s >= FLUSH_S
         if full:
             self.flush()
 
@@ -76,7 +79,7 @@ class Recorder:
     def flush(self) -> None:
         """Put all events into the file."""
         with self._lock:
-            events, self._events = self._events, []
+            events, self._events, self._flushed_s = self._events, [], time.monotonic()
             self._write(self._trace, "".join(map(event_line, events)))
 
     def _write(self, file: IO[bytes], text: str) -> None:

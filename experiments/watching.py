@@ -1,4 +1,5 @@
-"""Watching a training run from a terminal: a progress bar with loss, speed and time left beside the prediction.
+"""Watching a training run from a terminal: a progress bar with loss, speed and time left beside the prediction. The time
+left is the predicted one, corrected by what the run does (:mod:`.following`).
 
 Where nobody looks on at a terminal, a line every few seconds says the same.
 """
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..errors import HpdlfError
 from ..exec.progress import Progress
 from ..models.plan import load_plan
+from .following import Follower
 from .units import seconds
 from .verbs import steps_of
 
@@ -34,6 +37,13 @@ class Watch(Progress):
         self._said_s = 0.0
         self._loss: float | None = None
         self._evaluations: list[str] = []
+        self._folder: Path | None = None
+        self._follower: Follower | None = None
+
+    def follow(self, path: Path) -> None:
+        """Begin; the file need not exist yet. What is in it already is passed over."""
+        self._folder = path.parent
+        super().follow(path)
 
     def tell(self, text: str) -> None:
         """A sentence of the launcher's."""
@@ -51,6 +61,7 @@ class Watch(Progress):
         self._loss = entry["loss"]
         if entry["samples_per_s"]:
             self._speeds = [*self._speeds[-19:], entry["samples_per_s"]]
+            self._correct(self.batch / entry["samples_per_s"])
         done = entry["step"] + 1
         told = self._told(done)
         if self._bar:
@@ -64,10 +75,21 @@ class Watch(Progress):
         if not self._speeds:
             return f"loss {self._loss:.4f}"
         speed = sorted(self._speeds)[len(self._speeds) // 2]
+        step_s = self._follower.step_s[0] if self._follower else self.batch / speed
         told = f"loss {self._loss:.4f}, {speed:,.0f} samples/s"
         if not left:
             return told
-        return f"{told}, {seconds(left * self.batch / speed)} left (predicted {seconds(left * self.step_s)})"
+        return f"{told}, {seconds(left * step_s)} left (predicted {seconds(left * self.step_s)})"
+
+    def _correct(self, step_s: float) -> None:
+        """Take in a step, and what was traced meanwhile. Whatever cannot be read leaves the time left to the speed."""
+        try:
+            if self._follower is None and self._folder is not None and self.step_s > 0.0:
+                self._follower = Follower(self._folder, self.step_s)
+            if self._follower is not None:
+                self._follower.take(step_s)
+        except (HpdlfError, OSError):
+            self._folder, self._follower = None, None
 
     def summary(self) -> list[str]:
         """What the run came to."""
@@ -87,5 +109,10 @@ def watch(plan_path: Path) -> Iterator[Watch]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    with Bar(TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.fields[told]}")) as bar:
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+    ) as bar:
         yield Watch(steps, step_s, plan.strategy.batch, bar)
