@@ -97,6 +97,7 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
     Raises:
         ProfileError: the profile lacks a peak that `precision` needs.
     """
+    roof_of(device, precision)  # refuses a precision that nobody knows
     operations = operations_in(graph, parts, batch=batch, precision=precision)
     n_operators = sum(len(names) for names, _ in parts)
     return Workload(
