@@ -61,3 +61,19 @@ def cost_explain(
         print_json(found.to_dict())
     else:
         show(explanation_table(found, rows=rows))
+
+
+@commands.command("accuracy")
+def cost_accuracy(
+    every: Annotated[bool, typer.Option("--every", help="Show every operator, not only the sums.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """How well the shipped operator times did on measurements left out of fitting."""
+    from ..models.cost.operator_times import OperatorTimes
+    from .tables import accuracy_table
+
+    report = OperatorTimes.default().report
+    if as_json:
+        print_json(list(report))
+    else:
+        show(accuracy_table([row for row in report if every or row["op"].startswith("all")]))

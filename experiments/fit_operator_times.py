@@ -27,7 +27,16 @@ from ..errors import DataError, ProfileError
 from ..hwprofiles import Device, load_device
 from ..models.cost.features import CONTEXTS, GROUPS, features, group_of
 from ..models.cost.operation import Operation
-from ..models.cost.operator_times import OPERATOR_TIMES_FILE, Band, OperatorTimes, kind_of, save, stratum_of
+from ..models.cost.operator_times import (
+    OPERATOR_TIMES_FILE,
+    STRATA,
+    Band,
+    OperatorTimes,
+    kind_of,
+    relatives_of,
+    save,
+    stratum_of,
+)
 from ..models.cost.traits import traits_of
 from ..models.cost.trees import Forest
 from .published import deepbench, justus, neusight, simumax
@@ -53,14 +62,17 @@ READERS = (
 # A regression of a device's own needs this many measurements; below, an offset.
 MANY = 1000
 # The regression over all devices sees at most this many measurements of one device and software.
-MOST_OF_ONE = 3000
+MOST_OF_ONE = 2500
 # An offset counts the general regression as this many measurements.
 OFFSET_WEIGHT = 20.0
 # One cell of shapes in this many is left out of a device's own regression to see how well it does.
 FOLDS = 5
 # Devices that are one chip: when one is left out, so are the others.
 CHIPS = {"V100-PCIE-32": "V100", "V100-SXM2": "V100", "P100-PCIE-16": "P100", "P100-SXM2": "P100"}
-GENERAL: Mapping[str, Any] = {"max_iter": 150, "max_leaf_nodes": 31, "learning_rate": 0.1, "min_samples_leaf": 30}
+# Rows of the report over all operators of a file and device, and over those that are no mere calls.
+ALL, ALL_LONG = "all", "all above 0.05 ms"
+LONG_S = 5e-5
+GENERAL: Mapping[str, Any] = {"max_iter": 130, "max_leaf_nodes": 31, "learning_rate": 0.1, "min_samples_leaf": 30}
 PARTICULAR: Mapping[str, Any] = {"max_iter": 260, "max_leaf_nodes": 63, "learning_rate": 0.1, "min_samples_leaf": 8}
 GENERAL_DEPTH, PARTICULAR_DEPTH = 7, 8
 
@@ -80,6 +92,8 @@ class Lot:
     context: NDArray[np.str_]
     device: NDArray[np.str_]
     cell: NDArray[np.int64]
+    stratum: NDArray[np.int64]
+    relatives: NDArray[np.str_]
 
     @property
     def base_s(self) -> Array:
@@ -98,7 +112,8 @@ class Lot:
 
     def only(self, chosen: NDArray[np.bool_]) -> Lot:
         """Those that are `chosen`."""
-        names = ("rows", "roof_s", "launch_s", "seconds", "file", "published", "op", "context", "device", "cell")
+        names = ("rows", "roof_s", "launch_s", "seconds", "file", "published", "op", "context", "device", "cell",
+                 "stratum", "relatives")  # fmt: skip
         return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
 
@@ -209,6 +224,8 @@ def lots(measured: Sequence[Measured], devices: Mapping[str, Device], model: Ope
                 context=np.array([m.context for m in chosen]),
                 device=np.array([devices[m.device].name for m in chosen]),
                 cell=np.array([cells(o) for o in operations]),
+                stratum=stratum_of(operations, at.roof_s, launch),
+                relatives=np.array([relatives_of(devices[m.device]) for m in chosen]),
             )
         )
     return found
@@ -272,8 +289,10 @@ def _fit_group(lot: Lot, model: OperatorTimes, say: Any) -> tuple[OperatorTimes,
         forest = general(lot.only(~here))
         errors[here] = lot.target[here] - forest.predict(lot.rows[here])
         say(f"  {chip} left out: median error {np.median(np.abs(np.expm1(-errors[here]))):.3f}")
-    bands |= _bands(group, lot, errors, device="")
-    report += _report(lot, errors, "device left out", lambda key: bands)
+    for relatives in np.unique(lot.relatives):
+        alike = (lot.relatives == relatives) | (relatives == "")
+        bands |= _bands(lot.only(alike), errors[alike], device=str(relatives))
+    report += _report(lot, errors, "device left out", replace(model, bands=bands))
     whole = general(lot)
     # Devices that are known: a fifth of the cells of shapes is left out.
     kept = lot.cell % FOLDS != 0
@@ -293,12 +312,12 @@ def _fit_group(lot: Lot, model: OperatorTimes, say: Any) -> tuple[OperatorTimes,
                 known[here] = rest - offsets[key]
             seen = here & ~np.isnan(known)
             if seen.any():
-                bands |= _bands(group, lot.only(seen), known[seen], device=str(device), context=str(context))
+                bands |= _bands(lot.only(seen), known[seen], device=str(device), context=str(context))
                 say(
                     f"  {context} {device}: median error {np.median(np.abs(np.expm1(-known[seen]))):.3f} of {seen.sum()}"
                 )
     seen = ~np.isnan(known)
-    report += _report(lot.only(seen), known[seen], "shapes left out", lambda key: bands)
+    report += _report(lot.only(seen), known[seen], "shapes left out", replace(model, bands=bands))
     return replace(
         model,
         general={**model.general, group: whole},
@@ -313,51 +332,41 @@ _FEW = 30
 
 
 def _bands(
-    group: str, lot: Lot, errors: Array, *, device: str, context: str | None = None
+    lot: Lot, errors: Array, *, device: str, context: str | None = None
 ) -> dict[tuple[str, str, str, int], Band]:
     """The fifth and 95th percentile of the logarithm of measured over predicted, per software and stratum."""
     found = {}
-    stratum = stratum_of(lot.roof_s, lot.launch_s)
     for where in [context] if context else ["", *np.unique(lot.context)]:
         here = np.ones(len(errors), bool) if not where else lot.context == where
-        for s in (0, 1, 2):
-            rest = errors[here & (stratum == s)]
-            if len(rest) < _FEW:
-                rest = errors[here]
+        for stratum in STRATA:
+            rest = errors[here & (lot.stratum == stratum)]
             if len(rest) >= _FEW:
                 low, high = np.quantile(rest, [0.05, 0.95])
-                found[group, str(where), device, s] = Band(min(float(low), 0.0), max(float(high), 0.0))
+                found[lot.group, str(where), device, stratum] = Band(min(float(low), 0.0), max(float(high), 0.0))
     return found
 
 
-def _report(lot: Lot, errors: Array, what: str, bands: Any) -> list[dict[str, Any]]:
+def _report(lot: Lot, errors: Array, what: str, model: OperatorTimes) -> list[dict[str, Any]]:
+    """Scores of each file, device and operator, with the intervals that the model would give."""
     found = []
-    keys = sorted({*zip(lot.file.tolist(), lot.published.tolist(), lot.op.tolist(), strict=True)})
-    stratum = stratum_of(lot.roof_s, lot.launch_s)
     predicted = lot.seconds * np.exp(-errors)
-    table = bands(None)
-    for file, device, op in keys:
-        here = np.flatnonzero((lot.file == file) & (lot.published == device) & (lot.op == op))
-        context = str(lot.context[here[0]])
-        name = str(lot.device[here[0]]) if what == "shapes left out" else ""
-        low, high = np.empty(len(here)), np.empty(len(here))
-        for j, i in enumerate(here):
-            band = next(
-                (
-                    table[k]
-                    for k in (
-                        (lot.group, context, name, int(stratum[i])),
-                        (lot.group, context, "", int(stratum[i])),
-                        (lot.group, "", "", int(stratum[i])),
-                    )
-                    if k in table
-                ),
-                Band(-0.7, 0.7),
-            )
-            low[j], high[j] = predicted[i] * np.exp(band.low), predicted[i] * np.exp(band.high)
+    known = what == "shapes left out"
+    names = lot.device if known else lot.relatives
+    bands = [model.band(lot.group, *key) for key in zip(lot.context, names, lot.stratum.tolist(), strict=True)]
+    low, high = (predicted * np.exp([getattr(band, side) for band in bands]) for side in ("low", "high"))
+    keys = {*zip(lot.file.tolist(), lot.published.tolist(), lot.op.tolist(), strict=True)}
+    keys |= {(file, device, op) for file, device, _ in keys for op in (ALL, ALL_LONG)}
+    for file, device, op in sorted(keys):
+        here = (lot.file == file) & (lot.published == device)
+        if op == ALL_LONG:
+            here &= lot.seconds > LONG_S
+        elif op != ALL:
+            here &= lot.op == op
+        if not here.any():
+            continue
         row = summarise(
-            file=file, device=device, op=op, measured=lot.seconds[here], predicted=predicted[here], low=low, high=high,
-            refused={},
+            file=file, device=device, op=op, measured=lot.seconds[here], predicted=predicted[here], low=low[here],
+            high=high[here], refused={},
         )  # fmt: skip
         found.append({"left_out": what, **{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}})
     return found

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .refine import Refinement
 
 __all__ = [
+    "accuracy_table",
     "approval_table",
     "candidates_table",
     "doctor_table",
@@ -118,6 +119,31 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
 def _tensor(graph: Graph, name: str) -> str:
     tensor = graph.tensors[name]
     return f"{name} ({' x '.join('N' if str(d) == 'batch' else str(d) for d in tensor.shape)}) {tensor.dtype}"
+
+
+def accuracy_table(report: Sequence[Mapping[str, Any]]) -> Table:
+    """Errors on measurements that were left out of fitting."""
+    numbers = ("n", "median", "p90", "bias", "covered", "width")
+    table = _table("Errors on what was left out", "left out", "table", "device", "operators", *numbers, right=numbers)
+    for row in report:
+        table.add_row(
+            row["left_out"].removesuffix(" left out"),
+            row["file"].removesuffix(".csv"),
+            row["device"],
+            row["op"],
+            f"{row['n']:,}",
+            f"{row['median_ape']:.1%}",
+            f"{row['p90_ape']:.0%}",
+            f"{row['bias']:+.0%}",
+            f"{row['coverage90']:.0%}",
+            f"{row['relative_width']:.2f}",
+        )
+    table.caption = (
+        "device: the whole chip was left out; shapes: a fifth of the cells of shapes was, of a device that is known.\n"
+        "covered: measured within the interval of nine cases in ten; width: of that interval over the prediction."
+    )
+    table.caption_justify = "left"
+    return table
 
 
 def explanation_table(found: Explanation, *, rows: int) -> Table:

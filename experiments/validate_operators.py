@@ -182,8 +182,8 @@ def _networks(layers: Iterable[neusight.LayerRow], model: OperatorTimes) -> list
                 _predict([(device, neusight.CONTEXT, operations) for _, operations in chosen], model),
                 strict=True,
             ):
-                measured_s += row.count * time(row)
-                predicted_s += row.count * answer.seconds
+                measured_s += row.times * time(row)
+                predicted_s += row.times * answer.seconds
                 refused = refused or answer.refused
         found.append(
             {

@@ -104,7 +104,7 @@ class LayerRow(NamedTuple):
     device: str
     case: str
     op: str
-    count: int
+    times: int
     forward: tuple[Operation, ...]
     backward: tuple[Operation, ...]
     forward_s: float

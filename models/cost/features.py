@@ -179,7 +179,7 @@ def _convolutions(
         *_tiles(rows, across, groups, units, TILES[1:3]), *_tiles(large, k, np.full_like(n, 36.0), units, TILES[1:6:2]),
         *_tiles(small, k, np.ones_like(n), units, TILES[1::6]),
         _divisible(c), _divisible(k), _divisible(p), p, _log2(traffic / l2), _log2(k * depth * item / l2), phase,
-        precision, item, context, generation,
+        precision, item, context, np.sign(generation),
     ]  # fmt: skip
     return _finish(columns, roof_s, traffic / bandwidth, launch)
 

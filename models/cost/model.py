@@ -204,7 +204,7 @@ class CostModel:
                     seconds=roofline_s * factor.value,
                     low_s=roofline_s * factor.low,
                     high_s=roofline_s * factor.high,
-                    learned=learned,
+                    learned=learned or component in workload.learned,
                 )
             )
         return tuple(shares)

@@ -34,10 +34,10 @@ from ...errors import DataError
 from ...hwprofiles import Device
 from .features import CONTEXTS, GROUPS, WINOGRAD_SAVES, Features, features, group_of
 from .operation import HALF_PRECISIONS, Operation
-from .traits import Traits, traits_of
+from .traits import GENERATION, Traits, traits_of
 from .trees import Forest
 
-__all__ = ["OPERATOR_TIMES_FILE", "OperatorTimes", "Times", "kind_of", "stratum_of"]
+__all__ = ["OPERATOR_TIMES_FILE", "Band", "OperatorTimes", "Times", "kind_of", "relatives_of", "save", "stratum_of"]
 
 Array = NDArray[np.float64]
 
@@ -45,6 +45,7 @@ OPERATOR_TIMES_FILE = Path(__file__).with_name("operator_times.npz")
 FORMAT = "hpdlf.operator_times"
 VERSION = 1
 _NO_CALL_S = 1e-7
+STRATA = (0, 1, 2, 3)
 
 
 class Times(NamedTuple):
@@ -72,10 +73,29 @@ def kind_of(operation: Operation) -> str:
     return operation.op if operation.family == "matmul" else operation.family
 
 
-def stratum_of(roof_s: Array, launch_s: Array) -> NDArray[np.int64]:
-    """0: shorter than a call; 1: up to eight calls; 2: longer. Errors differ among them."""
+def stratum_of(operations: Sequence[Operation], roof_s: Array, launch_s: Array) -> NDArray[np.int64]:
+    """Errors differ among them. 0: shorter than a call; 1: up to eight calls; 2: longer; 3: kinds of which few were
+    measured.
+    """
     ratio = roof_s / launch_s
-    return np.where(ratio < 1.0, 0, np.where(ratio < 8.0, 1, 2))
+    rare = np.array([_is_rare(o) for o in operations], bool)
+    return np.where(rare, 3, np.where(ratio < 1.0, 0, np.where(ratio < 8.0, 1, 2)))
+
+
+_COMMON_ROWS = frozenset({"elementwise", "normalisation", "softmax"})
+
+
+def _is_rare(operation: Operation) -> bool:
+    if group_of(operation.family) != "rows":
+        return False
+    return operation.phase != "forward" or operation.family not in _COMMON_ROWS or operation.op in ("dropout", "where")
+
+
+def relatives_of(device: Device) -> str:
+    """The class of devices whose errors, each left out, stand for one that nobody measured: those with measured
+    relatives of about their age and line ("recent"), else any ("").
+    """
+    return "recent" if device.vendor == "nvidia" and GENERATION.get(device.architecture, 0.0) >= 7.0 else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +106,8 @@ class OperatorTimes:
     particular by (group, context, device), the regression of that device alone
     offsets    by (group, context, device), what is added to the general regression for a device with few measurements
     launch_s   by (context, kind, device) what a call cost; the device "" stands for any
-    bands      by (group, context, device, stratum) the spread of measured times about predictions; "" as above
+    bands      by (group, context, device or class of devices, stratum) the spread of measured times about predictions;
+               "" stands for any
     report     accuracy on what was left out of fitting, as it was when this was fitted
     """
 
@@ -183,16 +204,19 @@ class OperatorTimes:
         known = key in self.particular or key in self.offsets
         seconds = np.maximum(base * np.exp(logarithm), _least(at, operations, traits))
         low, high = seconds.copy(), seconds.copy()
-        for stratum in (0, 1, 2):
-            here = stratum_of(at.roof_s, launch) == stratum
-            band = self._band(group, context, device.name if known else "", stratum)
+        strata = stratum_of(operations, at.roof_s, launch)
+        for stratum in STRATA:
+            here = strata == stratum
+            band = self.band(group, context, device.name if known else relatives_of(device), stratum)
             low[here] *= math.exp(band.low)
             high[here] *= math.exp(band.high)
         return seconds, low, high, known
 
-    def _band(self, group: str, context: str, device: str, stratum: int) -> Band:
+    def band(self, group: str, context: str, device: str, stratum: int) -> Band:
+        """The spread for a device, or for a class of devices (see :func:`relatives_of`)."""
         for key in (
             (group, context, device, stratum),
+            (group, "", device, stratum),
             (group, context, "", stratum),
             (group, "", "", stratum),
         ):

@@ -38,7 +38,7 @@ from ..onnxpp.graph import Graph, Operator
 from .factors import NINETY
 from .memo import memo_of
 from .operation import Operation, operations_of
-from .operator_times import OperatorTimes
+from .operator_times import OperatorTimes, relatives_of
 from .residuals import residual_tensors, wants_gradient
 from .roofline import dominant, roof_of, storage
 from .workload import Workload
@@ -98,9 +98,14 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
         ProfileError: the profile lacks a peak that `precision` needs.
     """
     roof_of(device, precision)  # refuses a precision that nobody knows
+    memo = memo_of(graph)
+    memo_key = ("workload", _plain_parts(parts), batch, precision, device.name)
+    if memo_key in memo and memo[memo_key][0] is device:
+        kept: Workload = memo[memo_key][1]
+        return kept
     operations = operations_in(graph, parts, batch=batch, precision=precision)
     n_operators = sum(len(names) for names, _ in parts)
-    return Workload(
+    found = Workload(
         subject=device.name,
         subject_kind="cpu" if device.kind == "cpu" else "gpu",
         kind="operator" if n_operators == 1 else "segment",
@@ -109,6 +114,8 @@ def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, 
         n_launches=1,
         **seconds_of(operations, device, precision),
     )
+    memo[memo_key] = (device, found)
+    return found
 
 
 def seconds_of(operations: Sequence[Operation], device: Device, precision: str) -> dict[str, Any]:
@@ -120,6 +127,7 @@ def seconds_of(operations: Sequence[Operation], device: Device, precision: str) 
     roof = roof_of(device, precision)
     components: dict[str, float] = {}
     bands: dict[str, list[float]] = {}
+    learned: dict[str, bool] = {}
     compute_s = memory_s = flops = nbytes = 0.0
     kernels = 0
     times = _regressed(operations, device) if device.kind != "cpu" else None
@@ -129,6 +137,7 @@ def seconds_of(operations: Sequence[Operation], device: Device, precision: str) 
         components[each.component] = components.get(each.component, 0.0) + seconds
         if times is not None:
             bands.setdefault(each.component, []).append(seconds * times[i][1])
+            learned[each.component] = learned.get(each.component, True) and times[i][2]
         compute_s += arithmetic_s
         memory_s += traffic_s
         flops += each.count * each.flops
@@ -141,6 +150,7 @@ def seconds_of(operations: Sequence[Operation], device: Device, precision: str) 
         "components": components,
         # Operators of one family err together, so that spreads are averaged, not their squares added.
         "spreads": {name: sum(parts) / max(components[name], 1e-30) for name, parts in bands.items()},
+        "learned": frozenset(name for name, known in learned.items() if known),
         "compute_s": compute_s,
         "memory_s": memory_s,
         "flops": flops,
@@ -149,8 +159,10 @@ def seconds_of(operations: Sequence[Operation], device: Device, precision: str) 
     }
 
 
-def _regressed(operations: Sequence[Operation], device: Device) -> list[tuple[float, float]]:
-    """Seconds and the standard deviation of their logarithm, each operation evaluated once for a device."""
+def _regressed(operations: Sequence[Operation], device: Device) -> list[tuple[float, float, bool]]:
+    """Seconds, the standard deviation of their logarithm, and whether the device or relatives of its age were measured;
+    each operation evaluated once for a device.
+    """
     seen = _SEEN.setdefault(device.name, {})
     if _SEEN_FOR.get(device.name) is not device:
         seen.clear()
@@ -159,11 +171,12 @@ def _regressed(operations: Sequence[Operation], device: Device) -> list[tuple[fl
     if new:
         times = OperatorTimes.default().times(new, device)
         spread = np.log(times.high_s / times.low_s) / (2 * NINETY)
-        seen.update(zip(new, zip(times.seconds.tolist(), spread.tolist(), strict=True), strict=True))
+        known = (times.known | bool(relatives_of(device))).tolist()
+        seen.update(zip(new, zip(times.seconds.tolist(), spread.tolist(), known, strict=True), strict=True))
     return [seen[o] for o in operations]
 
 
-_SEEN: dict[str, dict[Operation, tuple[float, float]]] = {}
+_SEEN: dict[str, dict[Operation, tuple[float, float, bool]]] = {}
 _SEEN_FOR: dict[str, Device] = {}
 
 

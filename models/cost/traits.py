@@ -6,7 +6,8 @@ a T4 (70 W) does matrix products at 0.48 of its nominal 8.1 TFLOP/s, an A100 of 
 
 ``sustained = peak * min(ATTAINABLE, FLOPS_PER_J * limit / peak_float32)``
 
-and a power cap or clock setting that is asked for takes the place of the profile's limit and boost clock.
+and a power cap or clock setting that is asked for takes the place of the profile's limit and boost clock. Where the
+profile says what the best matrix product achieved at a precision, that is the sustained rate.
 
 **Sustained bandwidth.** Streams get a share of the nominal bandwidth that depends on the kind of memory
 (:data:`BANDWIDTH_SHARE`): graphics memory spends some of it on error correction, early stacked memory on its controllers.
@@ -164,8 +165,10 @@ def _make(device: Device, precision: str, limit_w: float | None, clock_hz: float
     roof = roof_of(device, precision)
     share = sustained_share(device, limit_w=limit_w, clock_hz=clock_hz)
     default = GENERATION["knights-landing"] if device.kind == "cpu" else _LIKE
+    achieved = device.achieved_flops_per_s.get(precision)
+    best = achieved.value if achieved is not None and limit_w is None and clock_hz is None else None
     return Traits(
-        matrix_flops_per_s=roof.matrix_flops_per_s * share,
+        matrix_flops_per_s=best or roof.matrix_flops_per_s * share,
         vector_flops_per_s=roof.vector_flops_per_s * share,
         peak_flops_per_s=roof.matrix_flops_per_s,
         bandwidth_bytes_per_s=roof.bandwidth_bytes_per_s * bandwidth_share(device),

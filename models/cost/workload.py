@@ -30,6 +30,7 @@ class Workload:
     components   seconds at the roofline
     spreads      standard deviation of the logarithm of a component, where the profile knows how sure its values are;
                  it takes the place of the prior's, not of what was learned
+    learned      components that a regression on measurements of the device, or of its relatives, stands behind
     operations   what a device is asked to do, operator by operator; none for links and hosts
     n_launches   calls that the framework makes
     payload_bytes  bytes moved by communication, 0 for computation
@@ -43,6 +44,7 @@ class Workload:
     key: str
     components: Mapping[str, float]
     spreads: Mapping[str, float] = field(default_factory=dict)
+    learned: frozenset[str] = frozenset()
     operations: tuple[Operation, ...] = ()
     n_launches: int = 0
     payload_bytes: int = 0

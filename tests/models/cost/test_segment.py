@@ -5,6 +5,7 @@ import pytest
 from hpdlf.errors import ProfileError
 from hpdlf.hwprofiles import Device, Quantity
 from hpdlf.models.cost import CostModel, compute_workload, fingerprint, fusion, operator_roofline
+from hpdlf.models.cost.operator_times import OperatorTimes
 from hpdlf.models.onnxpp import Dim, Graph, Operator, Tensor
 
 
@@ -91,12 +92,22 @@ def test_a_residual_is_written_even_where_its_reader_is_fused() -> None:
 
 
 def test_components_of_a_segment_in_closed_form() -> None:
-    work = compute_workload(network(), [(ALL, "forward")], batch=1000, device=device())
+    work = compute_workload(network(), [(ALL, "forward")], batch=1000, device=device(kind="cpu"))
     elementwise = 4 * 1000 * 256 * 2 / 1e11  # relu's operand in, tanh's result out
     assert work.components["elementwise"] == pytest.approx(elementwise)
     assert work.components["kernels"] == pytest.approx(3e-5)
     assert work.components["dispatch"] == pytest.approx(1e-5)
     assert work.n_launches == 1
+
+
+def test_an_accelerators_components_are_the_regressions_seconds_calls_included() -> None:
+    work = compute_workload(network(), [(ALL, "forward")], batch=1000, device=device())
+    assert set(work.components) == {"matmul", "elementwise", "dispatch"}
+    times = OperatorTimes.default().times(work.operations, device())
+    of_products = [s for s, o in zip(times.seconds, work.operations, strict=True) if o.family == "matmul"]
+    assert work.components["matmul"] == pytest.approx(sum(of_products))
+    assert set(work.spreads) == {"matmul", "elementwise"}
+    assert work.learned == frozenset()  # nobody measured a device of this vendor
 
 
 def test_one_segment_costs_less_than_its_operators_alone() -> None:
