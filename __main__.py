@@ -130,6 +130,10 @@ def simulate(
     precision: o.Precision = None,
     optimizer: o.Optimizer = "adam",
     samples: o.Samples = None,
+    power_limit: o.PowerLimit = None,
+    clock: o.Clock = None,
+    price: o.Price = None,
+    region: o.Region = None,
     loss: o.Loss = "softmax_xent",
     allow_external: o.AllowExternal = None,
     database: o.Database = None,
@@ -139,12 +143,16 @@ def simulate(
 ) -> None:
     """Predict time, energy, cost and memory of one strategy."""
     from .experiments.tables import memory_table, simulation_table
+    from .experiments.verbs import cluster_of
     from .experiments.verbs import simulate as run
     from .sim.perfetto import write_perfetto
 
+    cluster = cluster_of(
+        on, power_limit_w=power_limit, clock_hz=clock and clock * 1e6, price=price, region=region
+    )
     found = run(
         model,
-        on=on,
+        on=cluster,
         batch=batch,
         loss=loss,
         allow_external=allow_external or (),
@@ -178,20 +186,27 @@ def whatif(
     devices: o.Devices = "8,16,32,64,128,256,512",
     batch_per_device: o.BatchPerDevice = 32,
     precision: o.Precision = None,
+    power_limit: o.PowerLimit = None,
+    clock: o.Clock = None,
+    price: o.Price = None,
+    region: o.Region = None,
     loss: o.Loss = "softmax_xent",
     database: o.Database = None,
     out: o.PictureOut = None,
     as_json: o.Json = False,
 ) -> None:
     """Compare clusters and numbers of devices for one model."""
+    from .experiments.verbs import cluster_of
     from .experiments.verbs import whatif as run
 
     if not all(count.strip().isdecimal() for count in devices.split(",")):
         raise PlanError(f"--devices {devices}: write whole numbers separated by commas, as in `--devices 8,64,512`.")
+    settings = {"power_limit_w": power_limit, "clock_hz": clock and clock * 1e6}
+    clusters = [cluster_of(name.strip(), **settings, price=price, region=region) for name in on.split(",")]
     with status("simulating") as now:
         found = run(
             model,
-            [name.strip() for name in on.split(",")],
+            clusters,
             [int(count) for count in devices.split(",")],
             loss=loss,
             database=database,

@@ -16,6 +16,7 @@ __all__ = [
     "Bind",
     "Budget",
     "Choose",
+    "Clock",
     "Cluster",
     "Clusters",
     "Data",
@@ -43,10 +44,13 @@ __all__ = [
     "Pipeline",
     "Plan",
     "PlanOut",
+    "PowerLimit",
     "Precision",
+    "Price",
     "Profile",
     "Ranks",
     "Recipe",
+    "Region",
     "Resume",
     "Run",
     "RunOut",
@@ -121,6 +125,20 @@ FixedMicrobatches = Annotated[
     int | None, Option("--microbatches", metavar="M", min=1, help="Fix the number of microbatches.")
 ]
 FixedSchedule = Annotated[str | None, Option("--schedule", help="Fix the schedule: 1f1b or gpipe.")]
+
+# What if the hardware were set or paid otherwise
+PowerLimit = Annotated[
+    float | None, Option("--power-limit", metavar="W", help="Cap every device at so many watts.", show_default=False)
+]
+Clock = Annotated[
+    float | None, Option("--clock", metavar="MHZ", help="Run every device at this clock.", show_default=False)
+]
+Price = Annotated[
+    str | None, Option("--price", metavar="KIND", help="on_demand, spot or own (default: the cluster's choice).")
+]
+Region = Annotated[
+    str | None, Option("--region", metavar="NAME", help="Electricity of another region, such as sweden.")
+]
 
 # Planning, approving and running
 Objective = Annotated[str, Option("--objective", help="time, energy or cost.")]

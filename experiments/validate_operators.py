@@ -158,8 +158,8 @@ def _predict(asked: Sequence[Asked], model: OperatorTimes) -> list[_Predicted]:
             parts = slice(at, at + size)
             at += size
             if size:
-                sums = (float(np.sum(column[parts])) for column in times[:3])
-                found[i] = _Predicted(*sums)
+                seconds, low_s, high_s = (float(np.sum(column[parts])) for column in times[:3])
+                found[i] = _Predicted(seconds, low_s, high_s)
             else:
                 # Nothing to compute, but a call all the same.
                 found[i] = _Predicted(least, 0.2 * least, 1.5 * least)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ApprovalError
-from ..hwprofiles import Cluster
+from ..hwprofiles import Cluster, load_region
 from ..hwprofiles import load_cluster as read_cluster
 from ..models.onnxpp import Graph, Onnxpp, import_model, is_onnxpp, load_onnxpp, work
 from ..models.plan import Approval, Strategy, file_sha256, load_plan, write_approval
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .planning import PlanResult
     from .whatif import WhatIf
 
-__all__ = ["approve", "counts", "export", "load_model", "measure", "plan", "search", "simulate", "steps_of", "whatif"]
+__all__ = ["approve", "cluster_of", "counts", "export", "load_model", "measure", "plan", "search", "simulate", "steps_of", "whatif"]
 
 Model = Onnxpp | str | Path
 
@@ -66,8 +66,25 @@ def counts(graph: Graph, *, batch: int) -> dict[str, Any]:
     }
 
 
-def _cluster(on: Cluster | str) -> Cluster:
-    return on if isinstance(on, Cluster) else read_cluster(on)
+def cluster_of(
+    on: Cluster | str,
+    *,
+    power_limit_w: float | None = None,
+    clock_hz: float | None = None,
+    price: str | None = None,
+    region: str | None = None,
+) -> Cluster:
+    """A cluster by name or path, perhaps with its devices capped, at another kind of price, in another region.
+
+    Raises:
+        ProfileError: there is no such cluster, price or region.
+    """
+    found = on if isinstance(on, Cluster) else read_cluster(on)
+    if price is not None:
+        found = found.priced(price)
+    if region is not None:
+        found = found.in_region(load_region(region))
+    return found.limited(limit_w=power_limit_w, clock_hz=clock_hz)
 
 
 def _costs(database: str | Path | None) -> CostModel:
@@ -103,7 +120,7 @@ def simulate(
 
     return run(
         load_model(model, loss=loss, allow_external=allow_external).graph,
-        _cluster(on),
+        cluster_of(on),
         Strategy.of(batch=batch, **strategy),
         model=_costs(database),
         optimizer=optimizer,
@@ -125,7 +142,7 @@ def search(
     """Simulate every admissible strategy and rank them; `options` as :func:`hpdlf.sim.search`."""
     from ..sim import search as run
 
-    return run(load_model(model, loss=loss).graph, _cluster(on), batch=batch, model=_costs(database), **options)
+    return run(load_model(model, loss=loss).graph, cluster_of(on), batch=batch, model=_costs(database), **options)
 
 
 def plan(
@@ -143,7 +160,7 @@ def plan(
     from .planning import plan as write
 
     return write(
-        _with_weights(model, loss, allow_external), on=_cluster(on), batch=batch, out=out, cost_model=_costs(database), **options
+        _with_weights(model, loss, allow_external), on=cluster_of(on), batch=batch, out=out, cost_model=_costs(database), **options
     )
 
 
@@ -196,7 +213,7 @@ def export(run: str | Path, out: str | Path) -> Path:
 
 def whatif(
     model: Model,
-    on: Iterable[str],
+    on: Iterable[Cluster | str],
     devices: Iterable[int],
     *,
     loss: str | None = "softmax_xent",

@@ -128,7 +128,7 @@ class WhatIf:
 
 def whatif(
     model: Onnxpp | Graph,
-    clusters: Sequence[str],
+    clusters: Sequence[Cluster | str],
     devices: Sequence[int],
     *,
     batch_per_device: int = 32,
@@ -152,7 +152,7 @@ def whatif(
     if not clusters or not devices or min(devices) < 1 or batch_per_device < 1:
         raise PlanError("A what-if needs clusters, and devices and a batch of at least 1: `--on NAME --devices 8 16`.")
     graph = model.graph if isinstance(model, Onnxpp) else model
-    known = [load_cluster(name) for name in clusters]
+    known = [c if isinstance(c, Cluster) else load_cluster(c) for c in clusters]
     costs = cost_model or CostModel.default()
 
     def run(cluster: Cluster, strategy: Strategy) -> Simulation:

@@ -155,6 +155,19 @@ class Cluster:
         """
         return dataclasses.replace(self, price_kind=kind)
 
+    def limited(self, *, limit_w: float | None = None, clock_hz: float | None = None) -> Cluster:
+        """This cluster with its devices under a power limit or at a clock that is set; the name says so."""
+        if limit_w is None and clock_hz is None:
+            return self
+        said = []
+        if limit_w is not None:
+            said.append(f"{limit_w:g} W")
+        if clock_hz is not None:
+            said.append(f"{clock_hz / 1e6:g} MHz")
+        device = self.device.limited(limit_w=limit_w, clock_hz=clock_hz)
+        node = dataclasses.replace(self.node, device=device)
+        return dataclasses.replace(self, name=f"{self.name} at {' and '.join(said)}", node=node)
+
     def __post_init__(self) -> None:
         if self.price_kind not in PRICE_KINDS:
             raise ProfileError(

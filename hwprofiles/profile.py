@@ -117,6 +117,12 @@ class Device:
     l2_cache_bytes: Quantity | None = None
     l3_cache_bytes: Quantity | None = None
     price_usd: Quantity | None = None
+    set_limit_w: float | None = None
+    set_clock_hz: float | None = None
+
+    def limited(self, *, limit_w: float | None = None, clock_hz: float | None = None) -> Device:
+        """This device under a power limit or at a clock that is set, for "what if we cap at 250 W"."""
+        return dataclasses.replace(self, set_limit_w=limit_w, set_clock_hz=clock_hz)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,21 @@ from .communication import (
     transfer_workload,
     update_workload,
 )
+from .cpu_energy import CpuEnergyModel
 from .database import ObservationDatabase, default_database
 from .estimate import Bound, Estimate, Provenance
 from .factors import Factor, Factors, load_prior
 from .fit import Fit, FitReport, fit
 from .model import CostModel, Share
 from .money import Bill, NodePrice, bill, full_power_w, node_hour_usd, node_price
+from .node_power import node_power
 from .observations import Observation
-from .power import busy_energy, idle_energy
+from .power import Energy, busy_energy, idle_energy, power_at, slowdown_at
 from .residuals import residual_bytes, residual_tensors
 from .roofline import operator_roofline
 from .segment import compute_workload, fingerprint, fusion
+from .serving_power import ServingLoad, serving_power
+from .training_power import TrainingEstimate, training_power
 from .workload import Workload
 from .workspace import workspace_bytes
 
@@ -27,6 +31,8 @@ __all__ = [
     "Bill",
     "Bound",
     "CostModel",
+    "CpuEnergyModel",
+    "Energy",
     "Estimate",
     "Factor",
     "Factors",
@@ -36,7 +42,9 @@ __all__ = [
     "Observation",
     "ObservationDatabase",
     "Provenance",
+    "ServingLoad",
     "Share",
+    "TrainingEstimate",
     "Workload",
     "bill",
     "busy_energy",
@@ -51,11 +59,16 @@ __all__ = [
     "idle_energy",
     "load_prior",
     "node_hour_usd",
+    "node_power",
     "node_price",
     "one_sided_workload",
     "operator_roofline",
+    "power_at",
     "residual_bytes",
     "residual_tensors",
+    "serving_power",
+    "slowdown_at",
+    "training_power",
     "transfer_workload",
     "update_workload",
     "workspace_bytes",

@@ -130,11 +130,15 @@ class KindModel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CpuEnergyModel:
-    """The kinds, the device that they were fitted on with its number of packages, and the report of left-out accuracy."""
+    """The kinds, the device that they were fitted on with its number of packages, and the report of left-out accuracy.
+
+    common  the error that all layers of a network share, as a share of their sum
+    """
 
     device: str
     packages: int
     limit_w: float
+    common: float
     kinds: Mapping[str, KindModel]
     report: Mapping[str, Any]
 
@@ -168,20 +172,37 @@ class CpuEnergyModel:
                 found[i] = LayerEstimate(Energy(s, s * low, s * high), Energy(s * w, s * w * low, s * w * high))
         return found
 
+    def total(self, parts: Sequence[Energy]) -> Energy:
+        """The sum over the layers of a network: their errors add up like independent ones, beside what they share."""
+        if len(parts) == 1:
+            return parts[0]
+        return summed(parts, self.common)
+
     def interval(self, kind: str, operation: Operation) -> tuple[float, float]:
         """The 90 % interval relative to a prediction on the measured processor."""
         intervals = self.kinds[kind].interval
         return intervals[regime(operation)] if regime(operation) in intervals else intervals["any"]
 
 
+def summed(parts: Sequence[Energy], common: float) -> Energy:
+    """The sum of independent parts, and `common` of it on both sides."""
+    value = sum(p.value for p in parts)
+    below = math.sqrt(sum((p.value - p.low) ** 2 for p in parts)) + common * value
+    above = math.sqrt(sum((p.high - p.value) ** 2 for p in parts)) + common * value
+    return Energy(value, value - below, value + above)
+
+
 def regime(operation: Operation) -> str:
-    """"network" where channels are what networks choose (multiples of the vector width, or an image's three), else "any".
+    """"network" where channels are what networks choose (multiples of the vector width, or an image's three), for
+    convolutions "3x3" where also the kernel is the usual one, else "any".
 
     Odd numbers of channels take other code paths, and are predicted less well.
     """
     if operation.family == "conv":
-        _, c, k, *_ = operation.dims
-        return "network" if (c <= 3 or c % _VECTOR == 0) and k % _VECTOR == 0 else "any"
+        _, c, k, r, s, _, _, stride, _ = operation.dims
+        if not ((c <= 3 or c % _VECTOR == 0) and k % _VECTOR == 0):
+            return "any"
+        return "3x3" if r == s == 3 and stride == 1 else "network"
     if operation.family == "matmul":
         _, _, n, k = operation.dims
         return "network" if n % 8 == 0 and k % 8 == 0 else "any"
@@ -269,8 +290,9 @@ def from_plain(plain: Mapping[str, Any]) -> CpuEnergyModel:
         for name, k in plain["kinds"].items()
     }
     return CpuEnergyModel(
-        device=plain["device"], packages=plain["packages"], limit_w=plain["limit_w"], kinds=kinds, report=plain["report"]
-    )
+        device=plain["device"], packages=plain["packages"], limit_w=plain["limit_w"], common=plain["common"], kinds=kinds,
+        report=plain["report"],
+    )  # fmt: skip
 
 
 def forest_from_plain(plain: Mapping[str, Any]) -> Forest:

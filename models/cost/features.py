@@ -128,7 +128,7 @@ def _tiles(m: Array, n: Array, batch: Array, units: Array, sizes: Sequence[tuple
 def _divisible(x: Array) -> Array:
     """How many times 2 divides x, up to 5: what wide loads and matrix units ask for."""
     n = x.astype(np.int64)
-    return sum((n % 2**i == 0).astype(float) for i in range(1, 6))  # type: ignore[return-value]
+    return np.sum([n % 2**i == 0 for i in range(1, 6)], axis=0, dtype=float)
 
 
 def _products(
@@ -141,7 +141,8 @@ def _products(
     batched = np.array([kind == "bmm" for kind in kinds], float)
     attention = np.array([("matmul", "rnn", "attention").index(family) for family in families], float)
     columns = [
-        _log2(flops / peak) - _log2((read + write) / bandwidth), _log2(batch), _log2(m), _log2(n), _log2(k), _log2(m / n), _log2(np.minimum(m, n)), _log2(np.maximum(m, n)),
+        _log2(flops / peak) - _log2((read + write) / bandwidth), _log2(batch), _log2(m), _log2(n), _log2(k),
+        _log2(m / n), _log2(np.minimum(m, n)), _log2(np.maximum(m, n)),
         batched, attention, *_tiles(m, n, batch, units), _divisible(m), _divisible(n), _divisible(k),
         _log2(operands / batch / l2), _log2((read + write) / l2), phase, precision, item, context, generation,
     ]  # fmt: skip

@@ -37,7 +37,7 @@ from .fit import FitReport, fit
 from .interpolation import Anchors
 from .money import carbon_kg, energy_usd, node_price
 from .observations import Observation
-from .power import busy_energy
+from .power import busy_energy, stretch
 from .recency import merge
 from .segment import Parts, compute_workload, seconds_of
 from .workload import Workload
@@ -177,6 +177,10 @@ class CostModel:
                 seconds, low_s, high_s = near.seconds, near.low_s, near.high_s
                 provenance = "interpolated" if near.inside else "learned"
         energy = busy_energy(workload, seconds, device) if device is not None else None
+        if device is not None and not workload.payload_bytes:
+            longer = stretch(workload, seconds, device)
+            seconds, low_s, high_s = seconds * longer.value, low_s * longer.low, high_s * longer.high
+            provenance = "learned" if provenance == "measured" and longer.high > 1 else provenance
         return Estimate(
             seconds=seconds,
             low_s=low_s,

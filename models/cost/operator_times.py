@@ -138,13 +138,10 @@ class OperatorTimes:
         device: Device,
         *,
         context: str | None = None,
-        limit_w: float | None = None,
-        clock_hz: float | None = None,
     ) -> Times:
         """Seconds of each of `operations` alone on `device`, all its repetitions together.
 
         context   the software; None: compiled code, whose calls cost what the device's profile says
-        limit_w, clock_hz   a power limit or clock in place of the profile's
 
         Raises:
             ProfileError: the profile has no peak for a precision.
@@ -161,7 +158,7 @@ class OperatorTimes:
             lots.setdefault((group_of(operation.family), software[i]), []).append(i)
         for (group, where), places in lots.items():
             chosen = [operations[i] for i in places]
-            traits = [traits_of(device, o.precision, limit_w=limit_w, clock_hz=clock_hz) for o in chosen]
+            traits = [traits_of(device, o.precision) for o in chosen]
             launch = np.array(
                 [self._call_s(o, t.launch_s if context is None else self.launch(where, kind_of(o), device))
                  for o, t in zip(chosen, traits, strict=True)]

@@ -36,10 +36,10 @@ from typing import NamedTuple
 
 from ...errors import ProfileError
 from ...hwprofiles import Device
-from .power_parameters import PowerParameters, limited, power_parameters, stretched
+from .power_parameters import PowerParameters, power_parameters, stretched
 from .workload import Workload
 
-__all__ = ["Energy", "Load", "active_w", "busy_energy", "idle_energy", "load_of", "power_at", "slowdown_at"]
+__all__ = ["Energy", "Load", "active_w", "busy_energy", "idle_energy", "load_of", "power_at", "slowdown_at", "stretch"]
 
 # Shares of the range between idle and limit that any work draws on what is not a GPU, and their interval.
 _ACTIVE, _ACTIVE_LOW, _ACTIVE_HIGH = 0.4, 0.2, 0.65
@@ -69,17 +69,48 @@ class Load(NamedTuple):
 # Energy of work, as the simulator asks for it
 
 
-def busy_energy(workload: Workload, seconds: float, device: Device, limit_w: float | None = None) -> Energy | None:
-    """Joules of `device` while it works on `workload` for `seconds`, idle power included; None where the profile
-    lacks a power.
-
-    `seconds` is the time that the work takes under `limit_w` (see :func:`slowdown_at`).
+def busy_energy(workload: Workload, seconds: float, device: Device) -> Energy | None:
+    """Joules of `device` while it works on `workload`, which takes `seconds` at its own limit and boost clock, idle
+    power included; None where the profile lacks a power. A limit or clock that is set on the device stretches the time
+    (:func:`stretch`) and lowers the power.
     """
     load = load_of(workload, seconds)
     watts = power_at(
-        device, compute=load.compute, memory=load.memory, network=load.network, precision=load.precision, limit_w=limit_w
+        device,
+        compute=load.compute,
+        memory=load.memory,
+        network=load.network,
+        precision=load.precision,
+        limit_w=device.set_limit_w,
+        clock_hz=device.set_clock_hz,
     )
-    return None if watts is None else watts.times(seconds)
+    return None if watts is None else watts.times(seconds * stretch(workload, seconds, device).value)
+
+
+def stretch(workload: Workload, seconds: float, device: Device) -> Energy:
+    """How many times longer `workload`, which takes `seconds` at the device's own limit and boost clock, takes under
+    those that are set.
+
+    Raises:
+        ProfileError: the profile lacks the limit, or does not allow the one that is set.
+    """
+    if device.set_limit_w is None and device.set_clock_hz is None:
+        return Energy(1.0, 1.0, 1.0)
+    load = load_of(workload, seconds)
+    found = slowdown_at(
+        device,
+        compute=load.compute,
+        memory=load.memory,
+        network=load.network,
+        precision=load.precision,
+        limit_w=device.set_limit_w,
+        clock_hz=device.set_clock_hz,
+    )
+    if found is None:
+        raise ProfileError(
+            f"{device.name}: the profile has no limit_power, so nothing can be said of a power limit or clock. Add it."
+        )
+    return found
 
 
 def idle_energy(device: Device, seconds: float) -> float | None:
@@ -88,13 +119,13 @@ def idle_energy(device: Device, seconds: float) -> float | None:
 
 
 def load_of(workload: Workload, seconds: float) -> Load:
-    """The utilisations of `workload` if it takes `seconds`; communication counts as a busy network."""
+    """The utilisations of `workload` if it takes `seconds`; communication counts as a busy network. The precision is
+    that of its largest operation.
+    """
     if seconds <= 0:
         return Load(0.0, 0.0)
-    precision, most = "float32", -1.0
-    for operation in workload.operations:
-        if operation.flops * operation.count > most:
-            precision, most = operation.precision, operation.flops * operation.count
+    most = max(workload.operations, key=lambda o: o.flops * o.count, default=None)
+    precision = "float32" if most is None else most.precision
     compute, memory = (min(part / seconds, 1.0) for part in (workload.compute_s, workload.memory_s))
     return Load(compute, memory, 1.0 if workload.payload_bytes else 0.0, precision)
 
@@ -130,9 +161,10 @@ def power_at(
         return _other_power(device, max(compute, memory), limit, clock)
     p = power_parameters()
     demand, active = demand_w(device, compute, memory, network, precision, p)
-    static = p.static_share * active
-    asked = static + (demand - static) * float(p.dynamic_share(clock))
-    value = float(limited(asked, active, limit, p.softness))
+    if clock < 1.0:
+        static = p.static_share * active
+        demand = static + (demand - static) * float(p.dynamic_share(clock))
+    value = _limited(demand, active, limit, p.softness)
     low, high = p.interval["utilisation"]
     return Energy(value, max(value * low, min(active, value)), max(min(value * high, limit * 1.02), value))
 
@@ -163,7 +195,9 @@ def slowdown_at(
         idle = device.idle_w.value if device.idle_w else 0.0
         active, demand = idle, idle + (device.limit_w.value - idle) * (_ACTIVE + (1 - _ACTIVE) * max(compute, memory))
     # Hardly anything is bound by memory alone: caches and the network on the chip follow the core clock.
-    share = min(max(compute / max(compute + memory + network, 1e-9), 0.2), 0.9) if compute + memory + network > 0 else 0.0
+    share = (
+        min(max(compute / max(compute + memory + network, 1e-9), 0.2), 0.9) if compute + memory + network > 0 else 0.0
+    )
     free = p.clock_at(demand, active, device.limit_w.value)
     now = min(p.clock_at(demand, active, limit), clock)
     value = float(stretched(now, share) / stretched(min(free, 1.0), share))
@@ -180,6 +214,12 @@ def active_w(device: Device, p: PowerParameters | None = None) -> float | None:
 
 
 # What a device asks for
+
+
+def _limited(demand: float, active: float, limit: float, softness: float) -> float:
+    """:func:`.power_parameters.limited` of single numbers, ten times as fast: every priced task asks for it."""
+    sharpness = min(softness * demand / max(demand - active, 1e-3), 60.0)
+    return float(demand * (1.0 + (demand / limit) ** sharpness) ** (-1.0 / sharpness))
 
 
 def demand_w(
@@ -219,18 +259,19 @@ def vector_flops_per_s(device: Device) -> float:
 
 
 def memory_technology(device: Device, p: PowerParameters) -> str:
-    """"hbm" or "gddr": within an architecture the bandwidth tells them apart."""
+    """ "hbm" or "gddr": within an architecture the bandwidth tells them apart."""
     threshold = p.hbm_from_bytes_per_s.get(device.architecture, p.hbm_from_bytes_per_s[""])
     return "hbm" if device.memory_bandwidth_bytes_per_s.value >= threshold else "gddr"
 
 
 def _other_power(device: Device, busy: float, limit: float, clock: float) -> Energy:
     """Between idle power and limit by the busier of the units; `active` is what any work adds."""
-    assert device.idle_w is not None and device.limit_w is not None, "callers refuse profiles without powers"
+    assert device.idle_w is not None, "callers refuse profiles without powers"
+    assert device.limit_w is not None, "callers refuse profiles without powers"
     idle, top = device.idle_w.value, device.limit_w.value
     busy = min(max(busy, 0.0), 1.0)
     shares = (active + (1.0 - active) * busy for active in (_ACTIVE, _ACTIVE_LOW, _ACTIVE_HIGH))
-    scale = float(power_parameters().dynamic_share(clock))
+    scale = float(power_parameters().dynamic_share(clock)) if clock < 1.0 else 1.0
     return Energy(*(min(idle + (top - idle) * share * scale, max(limit, idle)) for share in shares))
 
 
@@ -254,7 +295,9 @@ def _checked_clock(device: Device, clock_hz: float | None) -> float:
     if clock_hz is None:
         return 1.0
     if device.clock_hz is None:
-        raise ProfileError(f"{device.name} has no clock in its profile. Add clock = {{ value = ..., unit = 'MHz', ... }}.")
+        raise ProfileError(
+            f"{device.name} has no clock in its profile. Add clock = {{ value = ..., unit = 'MHz', ... }}."
+        )
     if not 0 < clock_hz <= device.clock_hz.value * 1.001:
         raise ProfileError(
             f"{device.name} cannot run at {clock_hz / 1e6:g} MHz: its boost clock is {device.clock_hz.value / 1e6:g} MHz."

@@ -42,6 +42,8 @@ FORMAT, VERSION = "hpdlf serving power", 1
 PATH = Path(__file__).with_name("serving_power.json")
 # Bytes of keys and values per token of context: this times the square root of the active parameters in billions.
 _CONTEXT_BYTES = 6e4
+# Intervals differ by the predicted share of the limit: below, between and above these.
+SHARES = (0.6, 0.8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,8 @@ def serving_powers(loads: Sequence[ServingLoad], devices: Sequence[Device]) -> l
         shares = np.exp(forest.predict(np.array([features_of(loads[i], devices[i]) for i in at])))
         for i, share in zip(at, shares.tolist(), strict=True):
             limit = _limit_w(devices[i]) * loads[i].devices
-            low, high = intervals["model" if devices[i].name in known else "device"]
+            by_share = intervals["model" if devices[i].name in known else "device"]
+            low, high = by_share[int(np.searchsorted(SHARES, share))]
             watts = min(share, 1.0) * limit
             found[i] = Energy(watts, watts * low, max(min(watts * high, limit * 1.01), watts))
     assert all(f is not None for f in found), "a load has one of the two kinds"
@@ -140,7 +143,7 @@ def _limit_w(device: Device) -> float:
     return device.limit_w.value
 
 
-_Kind = tuple[Forest, Mapping[str, tuple[float, float]], frozenset[str]]
+_Kind = tuple[Forest, Mapping[str, Sequence[tuple[float, float]]], frozenset[str]]
 
 
 @cache
@@ -158,7 +161,7 @@ def _shipped() -> Mapping[str, _Kind]:
 
 
 def _kind(values: Mapping[str, Any], devices: Sequence[str]) -> _Kind:
-    intervals = {name: (low, high) for name, (low, high) in values["interval"].items()}
+    intervals = {name: [(low, high) for low, high in several] for name, several in values["interval"].items()}
     return forest_from_plain(values["forest"]), intervals, frozenset(devices)
 
 

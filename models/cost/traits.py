@@ -6,8 +6,8 @@ a T4 (70 W) does matrix products at 0.48 of its nominal 8.1 TFLOP/s, an A100 of 
 
 ``sustained = peak * min(ATTAINABLE, FLOPS_PER_J * limit / peak_float32)``
 
-and a power cap or clock setting that is asked for takes the place of the profile's limit and boost clock. Where the
-profile says what the best matrix product achieved at a precision, that is the sustained rate.
+at the device's own limit (what a lower one that is set does is :func:`hpdlf.models.cost.power.slowdown_at`'s to say). Where
+the profile says what the best matrix product achieved at a precision, that is the sustained rate.
 
 **Sustained bandwidth.** Streams get a share of the nominal bandwidth that depends on the kind of memory
 (:data:`BANDWIDTH_SHARE`): graphics memory spends some of it on error correction, early stacked memory on its controllers.
@@ -22,7 +22,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ...errors import ProfileError
 from ...hwprofiles import Device
 from .roofline import roof_of
 
@@ -100,27 +99,15 @@ class Traits:
     generation: float
 
 
-def sustained_share(device: Device, *, limit_w: float | None = None, clock_hz: float | None = None) -> float:
-    """The share of its nominal peak that `device` sustains in large matrix products at a power limit (None: the
-    profile's) and a clock (None: as high as the limit allows).
-
-    Raises:
-        ProfileError: a limit or clock that is not positive.
-    """
-    for name, value, unit in (("power limit", limit_w, "W"), ("clock", clock_hz, "Hz")):
-        if value is not None and value <= 0:
-            raise ProfileError(f"device '{device.name}': a {name} of {value:g} {unit} was asked for; it is positive.")
-    share = ATTAINABLE
-    watts = limit_w if limit_w is not None else (device.limit_w.value if device.limit_w else None)
+def sustained_share(device: Device) -> float:
+    """The share of its nominal peak that `device` sustains in large matrix products at its own power limit."""
     per_joule = FLOPS_PER_J.get(device.architecture)
     wide = device.vector_flops_per_s.get("float32") or device.peak_flops_per_s.get("float32")
     if device.vendor == "amd":
         wide = device.peak_flops_per_s.get("float32") or wide
-    if watts is not None and per_joule is not None and wide is not None:
-        share = min(share, per_joule * watts / wide.value)
-    if clock_hz is not None and device.clock_hz is not None:
-        share = min(share, ATTAINABLE * clock_hz / device.clock_hz.value)
-    return share
+    if device.limit_w is None or per_joule is None or wide is None:
+        return ATTAINABLE
+    return min(ATTAINABLE, per_joule * device.limit_w.value / wide.value)
 
 
 def bandwidth_share(device: Device) -> float:
@@ -131,14 +118,12 @@ def bandwidth_share(device: Device) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _traits(key: tuple[object, ...]) -> Traits:
-    device, precision, limit_w, clock_hz = key
-    assert isinstance(device, _ByName)
-    return _make(device.device, str(precision), limit_w, clock_hz)  # type: ignore[arg-type]
+def _traits(device: _ByIdentity, precision: str) -> Traits:
+    return _make(device.device, precision)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _ByName:
+class _ByIdentity:
     """A device that can stand in a key: equal to itself alone."""
 
     device: Device
@@ -147,28 +132,25 @@ class _ByName:
         return id(self.device)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByName) and other.device is self.device
+        return isinstance(other, _ByIdentity) and other.device is self.device
 
 
-def traits_of(
-    device: Device, precision: str = "float32", *, limit_w: float | None = None, clock_hz: float | None = None
-) -> Traits:
-    """What regressions see of `device` at `precision`, perhaps under a power limit or at a clock.
+def traits_of(device: Device, precision: str = "float32") -> Traits:
+    """What regressions see of `device` at `precision`.
 
     Raises:
-        ProfileError: the profile has no peak for the precision, or a limit or clock is not positive.
+        ProfileError: the profile has no peak for the precision.
     """
-    return _traits((_ByName(device), precision, limit_w, clock_hz))
+    return _traits(_ByIdentity(device), precision)
 
 
-def _make(device: Device, precision: str, limit_w: float | None, clock_hz: float | None) -> Traits:
+def _make(device: Device, precision: str) -> Traits:
     roof = roof_of(device, precision)
-    share = sustained_share(device, limit_w=limit_w, clock_hz=clock_hz)
+    share = sustained_share(device)
     default = GENERATION["knights-landing"] if device.kind == "cpu" else _LIKE
     achieved = device.achieved_flops_per_s.get(precision)
-    best = achieved.value if achieved is not None and limit_w is None and clock_hz is None else None
     return Traits(
-        matrix_flops_per_s=best or roof.matrix_flops_per_s * share,
+        matrix_flops_per_s=achieved.value if achieved else roof.matrix_flops_per_s * share,
         vector_flops_per_s=roof.vector_flops_per_s * share,
         peak_flops_per_s=roof.matrix_flops_per_s,
         bandwidth_bytes_per_s=roof.bandwidth_bytes_per_s * bandwidth_share(device),

@@ -15,7 +15,7 @@ from hpdlf.errors import DataError, ProfileError
 from hpdlf.hwprofiles import Device, Quantity, load_device
 from hpdlf.models.cost.operation import Operation
 from hpdlf.models.cost.operator_times import OPERATOR_TIMES_FILE, OperatorTimes, save
-from hpdlf.models.cost.traits import sustained_share, traits_of
+from hpdlf.models.cost.traits import sustained_share
 
 MODEL = OperatorTimes.default()
 
@@ -90,12 +90,10 @@ def test_order_and_company_change_nothing() -> None:
     assert seconds(operations[7], device) == together[7]
 
 
-def test_a_power_limit_and_a_clock_lower_what_is_sustained() -> None:
-    device = load_device("A100-SXM-80")
-    assert sustained_share(device, limit_w=200.0) < sustained_share(device) <= 0.93
-    assert sustained_share(device, clock_hz=0.7e9) == pytest.approx(0.93 * 0.7e9 / device.clock_hz.value)  # type: ignore[union-attr]
-    with pytest.raises(ProfileError, match=r"power limit of -5 W .* positive"):
-        traits_of(device, limit_w=-5.0)
+def test_a_small_power_limit_binds_what_is_sustained() -> None:
+    a100, t4 = load_device("A100-SXM-80"), load_device("T4")
+    assert sustained_share(a100) == pytest.approx(0.93)
+    assert sustained_share(t4) == pytest.approx(56e9 * 70 / 8.141e12)
 
 
 def test_a_precision_without_peak_and_an_unknown_context_are_refused() -> None:

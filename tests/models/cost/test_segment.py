@@ -177,7 +177,7 @@ def test_energy_lies_between_idle_and_limit_and_is_unknown_without_them() -> Non
         < estimate.low_j / estimate.seconds
         <= estimate.joules / estimate.seconds
         <= estimate.high_j / estimate.seconds
-        <= 300
+        <= 1.02 * 300  # meters read up to 2 % above a limit
     )
     assert model.compute(graph, parts, batch=4096, device=device()).joules is None
 
