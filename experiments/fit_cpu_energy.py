@@ -25,9 +25,11 @@ from ..models.cost.cpu_energy import (
     predict_watts,
     regime,
     rows_of,
+    summed,
     utilisations,
 )
 from ..models.cost.operation import Operation
+from ..models.cost.power import Energy
 from ..models.cost.trees import Forest
 from .published.getzner import DEVICES, LayerEnergy, layers
 
@@ -53,6 +55,7 @@ class _Row(NamedTuple):
 
     operation: Operation
     network: str
+    file: str
     seconds: float
     joules: float
     all_joules: tuple[float, ...]
@@ -100,17 +103,24 @@ def fit_cpu_energy(folder: Path) -> dict[str, Any]:
     assert cpu.limit_w is not None, "the profile of the measured processor has its limit"
     by_kind = _rows(measured)
     kinds, report = {}, {}
+    unseen: dict[tuple[Operation, str, str], Energy] = {}
     for kind, rows in sorted(by_kind.items()):
-        ratios = left_out(kind, rows, cpu)
+        predicted = left_out(kind, rows, cpu)
         model = _fit_kind(kind, rows, cpu)
+        intervals = _intervals(rows, predicted)
+        for row, joules in zip(rows, predicted.tolist(), strict=True):
+            low, high = intervals.get(regime(row.operation), intervals["any"])
+            unseen[row.operation, row.network, row.file] = Energy(joules, joules * low, joules * high)
         kinds[kind] = {
             "terms": [float(f"{v:.6g}") for v in model.terms],
             "constant_s": float(f"{model.constant_s:.6g}"),
             "watts": [float(f"{v:.6g}") for v in model.watts],
             "forest": forest_to_plain(model.forest),
-            "interval": _intervals(rows, ratios),
+            "interval": intervals,
         }
-        report[kind] = _report(rows, ratios)
+        report[kind] = _report(rows, predicted)
+    common, report["whole networks"] = _networks(measured, unseen)
+    report["layers of a network"] = _layers_of_networks(by_kind, unseen)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -118,6 +128,7 @@ def fit_cpu_energy(folder: Path) -> dict[str, Any]:
         "device": cpu.name,
         "packages": 2,
         "limit_w": cpu.limit_w.value,
+        "common": common,
         "report": report,
         "kinds": kinds,
     }
@@ -129,12 +140,12 @@ def _rows(measured: Sequence[LayerEnergy]) -> dict[str, list[_Row]]:
         if len(m.operations) == 1 and m.place != 0:
             grouped[m.operations[0], m.network, m.run.partition(" #")[0]].append(m)
     found: dict[str, list[_Row]] = defaultdict(list)
-    for (operation, network, _), group in grouped.items():
+    for (operation, network, file), group in grouped.items():
         kind = kind_of(operation)
         if kind is not None:
             seconds = float(np.median([m.seconds for m in group]))
             joules = tuple(m.joules for m in group)
-            found[kind].append(_Row(operation, network, seconds, float(np.median(joules)), joules))
+            found[kind].append(_Row(operation, network, file, seconds, float(np.median(joules)), joules))
     return found
 
 
@@ -145,24 +156,26 @@ def _fit_kind(kind: str, rows: Sequence[_Row], cpu: Device) -> KindModel:
     seconds = np.array([r.seconds for r in rows])
     trees, depth, leaves, rate = _TREES[kind]
     if kind == "view":
-        terms, constant = (0.0, 0.0, 0.0, 0.0), float(np.median(seconds))
+        terms, constant = [0.0] * 4, float(np.median(seconds))
     else:
         # Relative errors, so that a layer of a millisecond counts like one of a minute.
         raw = np.array([base_terms(o, cpu) for o in operations])
         found, _ = nnls(raw / seconds[:, None], np.ones(len(seconds)))
-        terms, constant = tuple(float(f"{v:.6g}") for v in found), 0.0
+        terms, constant = [float(f"{v:.6g}") for v in found], 0.0
     base, features = rows_of(terms, operations, cpu)
     target = np.log(seconds / base) if kind != "view" else np.zeros(len(seconds))
     forest = Forest.of(grow(features, target, trees=trees, depth=depth, leaves=leaves, rate=rate), depth)
     watts = np.array([r.joules for r in rows]) / seconds
     used = utilisations(operations, seconds, cpu)
-    if np.ptp(used[:, 1:], axis=0).max() < 1e-9:
-        line = np.array([float(np.median(watts)), 0.0, 0.0])
-    else:
-        line, *_ = np.linalg.lstsq(used / watts[:, None], np.ones(len(watts)), rcond=None)
-    return KindModel(
-        terms=terms, constant_s=constant, watts=tuple(line.tolist()), forest=forest, interval={}  # type: ignore[arg-type]
+    # The ridge keeps slopes out of what hardly varies.
+    ridge = np.hstack([np.zeros((2, 1)), np.eye(2) * np.sqrt(0.0005 * len(watts)) / np.median(watts)])
+    line, *_ = np.linalg.lstsq(
+        np.vstack([used / watts[:, None], ridge]), np.concatenate([np.ones(len(watts)), np.zeros(2)]), rcond=None
     )
+    return KindModel(
+        terms=(terms[0], terms[1], terms[2], terms[3]), constant_s=constant,
+        watts=(float(line[0]), float(line[1]), float(line[2])), forest=forest, interval={},
+    )  # fmt: skip
 
 
 def left_out(kind: str, rows: Sequence[_Row], cpu: Device) -> NDArray[Any]:
@@ -192,13 +205,47 @@ def _intervals(rows: Sequence[_Row], predicted: NDArray[Any]) -> dict[str, list[
     ratios: dict[str, list[float]] = defaultdict(list)
     for row, p in zip(rows, predicted.tolist(), strict=True):
         if p > 0:
-            group = "network" if row.network else "any"
-            ratios[group if regime(row.operation) == "network" or group == "any" else "any"] += [
-                j / p for j in row.all_joules
-            ]
+            ratios[regime(row.operation) if row.network else "any"] += [j / p for j in row.all_joules]
     intervals = {name: [float(f"{q:.5g}") for q in np.quantile(v, COVERAGE)] for name, v in sorted(ratios.items())}
     intervals.setdefault("any", next(iter(intervals.values())))
     return intervals
+
+
+def _networks(
+    measured: Sequence[LayerEnergy], unseen: Mapping[tuple[Operation, str, str], Energy]
+) -> tuple[float, dict[str, Any]]:
+    """(what layers have in common, report): networks as one, by layers that were predicted without their network."""
+    found: dict[str, list[tuple[float, list[Energy]]]] = defaultdict(list)
+    files = {(m.network, m.batch): m.run.partition(" #")[0] for m in measured if m.place}
+    for m in measured:
+        if m.place == 0 and (m.network, m.batch) in files:
+            file = files[m.network, m.batch]
+            parts = [unseen.get((o, m.network, file)) for o in m.operations]
+            if parts and all(p is not None for p in parts):
+                found[m.network].append((m.joules, [p for p in parts if p is not None]))
+    report = {}
+    for network, cases in sorted(found.items()):
+        errors = np.array([abs(sum(p.value for p in parts) / joules - 1) for joules, parts in cases])
+        report[network] = {
+            "n": len(errors),
+            "median_ape": float(f"{np.median(errors):.4g}"),
+            "p90_ape": float(f"{np.quantile(errors, 0.9):.4g}"),
+        }
+    cases = [case for several in found.values() for case in several]
+    for common in np.arange(0.0, 0.2, 0.0025):
+        totals = [summed(parts, float(common)) for _, parts in cases]
+        if np.mean([t.low <= joules <= t.high for t, (joules, _) in zip(totals, cases, strict=True)]) >= 0.9:
+            break
+    return float(f"{common:.4g}"), report
+
+
+def _layers_of_networks(
+    by_kind: Mapping[str, Sequence[_Row]], unseen: Mapping[tuple[Operation, str, str], Energy]
+) -> dict[str, Any]:
+    """The error of all layers of each network, whatever their kind."""
+    rows = [row for several in by_kind.values() for row in several if row.network]
+    predicted = np.array([unseen[row.operation, row.network, row.file].value for row in rows])
+    return _report(rows, predicted)
 
 
 def _report(rows: Sequence[_Row], predicted: NDArray[Any]) -> dict[str, Any]:

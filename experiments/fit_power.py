@@ -30,12 +30,12 @@ SHIPPED = Path(power_parameters.__file__).parent
 
 def fit_all(data: Path) -> dict[str, Mapping[str, Any]]:
     """File name -> what it holds."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     # One thread adds up in one order.
     with threadpool_limits(1):
         device, networks, report = fit_training_power(data)
-        utilisation, more = fit_utilisation(data, device["active_share"]["hbm"], device["softness"])
+        utilisation, more = fit_utilisation(data, device["active_share"]["hbm"])
         intervals = device.pop("interval") | utilisation.pop("interval")
         power = {
             "format": power_parameters.FORMAT,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..hwprofiles import Device
 from ..models.cost.power_parameters import limited
-from ..models.cost.serving_power import FORMAT, VERSION, ServingLoad, feature_table
+from ..models.cost.serving_power import FORMAT, SHARES, VERSION, ServingLoad, feature_table
 from ..models.cost.trees import Forest
 from .fit_cpu_energy import forest_to_plain, grow
 from .fit_training_power import device_of
@@ -24,7 +24,8 @@ from .published.ml_energy import ServedPower, served
 
 __all__ = ["fit_serving_power", "fit_utilisation"]
 
-_TREES = {"trees": 150, "depth": 4, "leaves": 6, "rate": 0.06}
+_DEPTH = 4
+STEADY_SOFTNESS = 4.0
 _COVERAGE = (0.05, 0.95)
 
 
@@ -40,11 +41,11 @@ def fit_serving_power(folder: Path) -> dict[str, Any]:
         by_model = _left_out(x, y, [r.model for r in chosen])
         by_maker = _left_out(x, y, [r.model.split("/")[0] for r in chosen])
         by_device = _left_out(x, y, [r.device for r in chosen])
-        forest = Forest.of(_grow(x, y), _TREES["depth"])  # type: ignore[arg-type]
+        forest = Forest.of(_grow(x, y), _DEPTH)
         kinds[kind] = {
             "interval": {
-                "model": _quantiles(np.concatenate([y - by_model, y - by_maker])),
-                "device": _quantiles(y - by_device),
+                "model": _by_share(y, by_model),
+                "device": _by_share(y, by_device),
             },
             "forest": forest_to_plain(forest),
         }
@@ -65,11 +66,11 @@ def fit_serving_power(folder: Path) -> dict[str, Any]:
 
 def _shares(rows: Sequence[ServedPower], loads: Sequence[ServingLoad], devices: Sequence[Device]) -> NDArray[Any]:
     limits = [d.limit_w.value for d in devices if d.limit_w is not None]
-    return np.array([r.watts / (l.devices * top) for r, l, top in zip(rows, loads, limits, strict=True)])
+    return np.array([r.watts / (load.devices * top) for r, load, top in zip(rows, loads, limits, strict=True)])
 
 
 def _grow(x: NDArray[Any], y: NDArray[Any]) -> Any:
-    return grow(x, y, trees=150, depth=4, leaves=6, rate=0.06)
+    return grow(x, y, trees=150, depth=_DEPTH, leaves=6, rate=0.06)
 
 
 def _left_out(x: NDArray[Any], y: NDArray[Any], groups: Sequence[str]) -> NDArray[Any]:
@@ -80,7 +81,7 @@ def _left_out(x: NDArray[Any], y: NDArray[Any], groups: Sequence[str]) -> NDArra
     return found
 
 
-def fit_utilisation(folder: Path, active_share: float, softness: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def fit_utilisation(folder: Path, active_share: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the parameters of :mod:`.power` that say how power depends on utilisation, report).
 
     Here the measured throughput is used: with it, utilisation is work over peak.
@@ -91,13 +92,15 @@ def fit_utilisation(folder: Path, active_share: float, softness: float) -> tuple
 
     def shares(v: NDArray[Any], at: NDArray[Any]) -> NDArray[Any]:
         demand = active_share + v[0] * compute[at] ** v[1] + v[2] * memory[at] ** v[3]
-        return limited(demand, active_share, 1.0, softness)
+        return limited(demand, active_share, 1.0, STEADY_SOFTNESS)
 
     def solve(at: NDArray[Any]) -> NDArray[Any]:
         def residuals(v: NDArray[Any]) -> NDArray[Any]:
             return np.log(shares(v, at) / share[at])
 
-        bounds = ([0.0, 0.15, 0.0, 0.15], [3.0, 1.0, 3.0, 1.0])
+        # Matrix products at the full clock ask for no more than 1.6 times the limit: at it, the best ones run at 80 % of
+        # the boost clock's peak (stas00/ml-engineering, best products found).
+        bounds = ([0.0, 0.3, 0.0, 0.3], [1.6, 1.0, 1.6, 1.0])
         solved: NDArray[Any] = least_squares(residuals, [1.0, 0.5, 0.7, 0.5], bounds=bounds, loss="soft_l1", f_scale=0.1).x
         return solved
 
@@ -115,6 +118,7 @@ def fit_utilisation(folder: Path, active_share: float, softness: float) -> tuple
         "memory_power": _digits(v[3]),
         # Recalled: a GPU in an all-reduce draws about a third of its limit, its clocks up included.
         "network_share": 0.18,
+        "steady_softness": STEADY_SOFTNESS,
     }
     report = {
         "power from utilisation, unseen GPU": _errors(-np.log(ratios)),
@@ -155,8 +159,11 @@ def _utilisations(folder: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any
     return np.array(compute), np.array(memory_), np.array(share_), np.array(names)
 
 
-def _quantiles(log_ratio: NDArray[Any]) -> list[float]:
-    return [_digits(np.exp(q)) for q in np.quantile(log_ratio, _COVERAGE)]
+def _by_share(measured: NDArray[Any], predicted: NDArray[Any]) -> list[list[float]]:
+    """Quantiles of measured over predicted, by the predicted share of the limit."""
+    place = np.searchsorted(SHARES, np.exp(predicted))
+    ratios = [(measured - predicted)[place == i] for i in range(len(SHARES) + 1)]
+    return [[_digits(np.exp(q)) for q in np.quantile(r, _COVERAGE)] for r in ratios]
 
 
 def _errors(log_ratio: NDArray[Any]) -> Mapping[str, Any]:

@@ -80,7 +80,7 @@ def _blank() -> PowerParameters:
     return PowerParameters(
         active_share={"hbm": 0.14, "gddr": GDDR_ACTIVE_SHARE}, hbm_from_bytes_per_s=HBM_FROM, joules_per_flop=1e-12,
         silicon=SILICON, compute_share=1.0, compute_power=0.5, memory_share=0.5, memory_power=0.5, network_share=0.2,
-        softness=2.0, static_share=1.0, clock_exponent=2.5, clock_floor=0.6, interval={},
+        softness=2.0, steady_softness=4.0, static_share=1.0, clock_exponent=2.5, clock_floor=0.6, interval={},
     )  # fmt: skip
 
 

@@ -3,16 +3,17 @@
 
 Nothing is fitted on the folder. Per table, device and op:
 
-| table | op | what is an input |
-|---|---|---|
-| ``getzner2023_cpu_energy/layers.csv`` | joules of a forward pass, by class of module; "sum of layers" of one run of a network; "network ..." the network as one | the shape |
-| ``zeus_nsdi23/power_time_per_epoch.csv`` | "power"; "slowdown": time relative to the same run at the highest limit | network, batch, power limit |
-| ``ml_energy_v3/inference_energy.csv`` | "power ...", by task | model, batch, cut; not the throughput |
+``getzner2023_cpu_energy/layers.csv``
+    joules of a forward pass from the shape, by class of module; "network ..." for networks measured as one, "sum of
+    layers ..." for those of one run added up
+``zeus_nsdi23/power_time_per_epoch.csv``
+    "power" from network, batch and power limit; "slowdown": time relative to the same run at its highest limit
+``ml_energy_v3/inference_energy.csv``
+    "power ..." by task, from model, batch and cut; the measured throughput is no input
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from os import PathLike
@@ -78,13 +79,14 @@ def _layers(folder: Path) -> _Cells:
     cells: _Cells = defaultdict(_Cell)
     measured = list(getzner.layers(folder))
     devices = _Profiles({m.device: getzner.DEVICES.get(m.device, m.device) for m in measured})
-    model = CpuEnergyModel.shipped() if measured else None
+    if not measured:
+        return cells
+    model = CpuEnergyModel.shipped()
     sums: dict[tuple[str, str, str, int], list[tuple[float, Energy]]] = defaultdict(list)
     wanted = list(dict.fromkeys((m.device, o) for m in measured for o in m.operations))
     estimates: dict[tuple[str, Operation], LayerEstimate | None] = {}
     for name, device in devices.found.items():
         chosen = [o for d, o in wanted if d == name]
-        assert model is not None, "a device stands in a row"
         estimates |= zip(((name, o) for o in chosen), model.estimate(chosen, device), strict=True)
     for m in measured:
         cell = cells[m.device, m.op]
@@ -97,29 +99,19 @@ def _layers(folder: Path) -> _Cells:
         elif len(known) < len(parts):
             cell.refused[f"{m.op} was never measured"] += 1
         else:
-            cell.add(m.joules, _sum(known))
+            cell.add(m.joules, model.total(known))
             if m.place:
                 sums[m.device, m.network, m.run, m.batch].append((m.joules, known[0]))
     lengths = _lengths(measured)
     for (name, network, _, _), parts_ in sums.items():
         if network in lengths and len(parts_) == lengths[network]:
-            cells[name, f"sum of layers {network}"].add(sum(j for j, _ in parts_), _sum([p for _, p in parts_]))
+            cells[name, f"sum of layers {network}"].add(sum(j for j, _ in parts_), model.total([p for _, p in parts_]))
     return cells
 
 
 def _lengths(measured: list[getzner.LayerEnergy]) -> dict[str, int]:
     """Layers per network, where the whole network is known."""
     return {network: n for network in {m.network for m in measured} if (n := len(getzner.layers_of(network, batch=1)))}
-
-
-def _sum(parts: list[Energy]) -> Energy:
-    """Errors of layers add up like independent ones, and those of a whole network have 2 % in common."""
-    if len(parts) == 1:
-        return parts[0]
-    value = sum(p.value for p in parts)
-    below = math.sqrt(sum((p.value - p.low) ** 2 for p in parts)) + 0.02 * value
-    above = math.sqrt(sum((p.high - p.value) ** 2 for p in parts)) + 0.02 * value
-    return Energy(value, value - below, value + above)
 
 
 def _training(folder: Path) -> _Cells:

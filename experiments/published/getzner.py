@@ -5,9 +5,9 @@ with two Xeon Gold 5120; the energy is that of both packages (RAPL through codec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...models.cost.operation import Operation
 from .measured import read_table
@@ -62,42 +62,45 @@ def layers(folder: Path) -> Iterator[LayerEnergy]:
         return
     low, high = PLAUSIBLE_W
     known: dict[tuple[str, int], tuple[Operation, ...]] = {}
-    for row in table[list(needed)].itertuples(index=False):
-        if not (low <= row.avg_cpu_power_W <= high and row.time_per_fwd_s > 0 and row.cpu_energy_per_fwd_J > 0):
+    rows: Sequence[Mapping[Any, Any]] = table[list(needed)].to_dict("records")
+    for row in rows:
+        seconds, joules, module = row["time_per_fwd_s"], row["cpu_energy_per_fwd_J"], row["module"]
+        if not (low <= row["avg_cpu_power_W"] <= high and seconds > 0 and joules > 0):
             continue
-        network, _, index = str(row.arch_layer).partition("/") if isinstance(row.arch_layer, str) else ("", "", "")
-        batch, place, op = int(row.batch), None, row.module
-        if str(row.file).startswith("architectures") and index.isdigit():
+        where = row["arch_layer"]
+        network, _, index = where.partition("/") if isinstance(where, str) else ("", "", "")
+        batch, place, op = int(row["batch"]), None, module
+        if str(row["file"]).startswith("architectures") and index.isdigit():
             place = int(index)
             if (network, batch) not in known:
                 known[network, batch] = layers_of(network, batch=batch)
             every = known[network, batch]
             operations = every if place == 0 else every[place - 1 : place]
-            op = f"network {network}" if place == 0 else row.module
+            op = f"network {network}" if place == 0 else module
         else:
             one = _configured(row)
             operations = (one,) if one is not None else ()
         yield LayerEnergy(
-            device=row.cpu_model,
+            device=row["cpu_model"],
             op=op,
             operations=operations,
             network=network,
             place=place,
             batch=batch,
-            run=f"{row.file} #{row.rep}",
-            seconds=float(row.time_per_fwd_s),
-            joules=float(row.cpu_energy_per_fwd_J),
+            run=f"{row['file']} #{row['rep']}",
+            seconds=float(seconds),
+            joules=float(joules),
         )
 
 
-def _configured(row: object) -> Operation | None:
+def _configured(row: Mapping[Any, Any]) -> Operation | None:
     """The layer that a row describes by its own columns; None where it does not."""
 
     def whole(*names: str) -> list[int] | None:
-        values = [getattr(row, name) for name in names]
+        values = [row[name] for name in names]
         return None if any(v != v for v in values) else [int(v) for v in values]
 
-    n, module = int(getattr(row, "batch")), str(getattr(row, "module"))  # noqa: B009 (a named tuple of pandas)
+    n, module = int(row["batch"]), row["module"]
     if module == "Conv2d" and (v := whole("in_channels", "out_channels", "image_size", "kernel_size", "stride", "padding")):
         return convolution(n, *v)
     if module == "MaxPool2d" and (v := whole("in_channels", "image_size", "kernel_size", "stride", "padding")):

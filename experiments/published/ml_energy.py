@@ -4,7 +4,7 @@ mean power and energy of language, image and video models served on H100 and B20
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def served(folder: Path) -> Iterator[ServedPower]:
         yield ServedPower(row["gpu_model"], row["model_id"], row["task"], load, float(row["avg_power_watts"]), problem)
 
 
-def _load(row: dict[str, Any]) -> tuple[ServingLoad | None, str]:
+def _load(row: Mapping[Any, Any]) -> tuple[ServingLoad | None, str]:
     def number(name: str, default: float | None = None) -> float:
         value = row.get(name)
         if value is None or value != value:

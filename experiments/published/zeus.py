@@ -50,7 +50,7 @@ def training_runs(folder: Path) -> Iterator[TrainingPower]:
     if table is None:
         return
     highest = table.groupby("gpu")["power_limit_W"].max().to_dict()
-    profiles = {gpu: _profile(gpu, limit) for gpu, limit in highest.items()}
+    profiles = {gpu: _profile(str(gpu), limit) for gpu, limit in highest.items()}
     for gpu, data, network, batch, optimizer, limit, seconds, watts in zip(*(table[c] for c in needed), strict=True):
         if seconds > 0 and watts > 0:
             yield TrainingPower(

@@ -12,7 +12,7 @@ A GPU asks for ``demand = active + limit * (compute + memory + network)`` watts 
 
 The device lowers its clock until it draws no more than the limit. Power varies within a step, so its mean bends before
 the limit: ``power = demand * (1 + (demand / limit) ** s) ** (-1 / s)``, where s is larger the less of the demand is
-dynamic. Above its lowest voltage, dynamic power goes with a power of the clock, below it in proportion (frequency times
+dynamic, and for one kind of work than for a whole training step. Above its lowest voltage, dynamic power goes with a power of the clock, below it in proportion (frequency times
 voltage squared; Le Sueur and Heiser, "Dynamic voltage and frequency scaling: the laws of diminishing returns", 2010),
 and only the part of the time that depends on the core clock gets longer.
 
@@ -164,7 +164,7 @@ def power_at(
     if clock < 1.0:
         static = p.static_share * active
         demand = static + (demand - static) * float(p.dynamic_share(clock))
-    value = _limited(demand, active, limit, p.softness)
+    value = _limited(demand, active, limit, p.steady_softness)
     low, high = p.interval["utilisation"]
     return Energy(value, max(value * low, min(active, value)), max(min(value * high, limit * 1.02), value))
 
@@ -198,8 +198,8 @@ def slowdown_at(
     share = (
         min(max(compute / max(compute + memory + network, 1e-9), 0.2), 0.9) if compute + memory + network > 0 else 0.0
     )
-    free = p.clock_at(demand, active, device.limit_w.value)
-    now = min(p.clock_at(demand, active, limit), clock)
+    free = p.clock_at(demand, active, device.limit_w.value, steady=True)
+    now = min(p.clock_at(demand, active, limit, steady=True), clock)
     value = float(stretched(now, share) / stretched(min(free, 1.0), share))
     low, high = p.interval["slowdown"]
     return Energy(max(value, 1.0), max(1.0, 1 + (value - 1) * low), max(1.0, 1 + (value - 1) * high))

@@ -40,7 +40,8 @@ class PowerParameters:
     joules_per_flop, silicon  float32 on vector units: energy of one operation on the reference silicon (16 nm), and
                      relative to it by architecture ("" for others)
     compute_share, compute_power, memory_share, memory_power, network_share   of the demand, see :mod:`.power`
-    softness         how sharply mean power bends below a limit
+    softness         how sharply mean power bends below a limit: of a whole training step, with its ups and downs
+    steady_softness  the same of one kind of work
     static_share     of the active power that no clock reduces
     clock_exponent, clock_floor  dynamic power goes with this power of the clock down to the floor, then in proportion
     interval         by what is known: measured over predicted, 5 and 95 %; of "slowdown" the excess over 1
@@ -56,6 +57,7 @@ class PowerParameters:
     memory_power: float
     network_share: float
     softness: float
+    steady_softness: float
     static_share: float
     clock_exponent: float
     clock_floor: float
@@ -68,11 +70,12 @@ class PowerParameters:
         found: NDArray[np.float64] = np.where(clock > self.clock_floor, clock**self.clock_exponent, below)
         return found
 
-    def clock_at(self, demand: ArrayLike, active: ArrayLike, limit: ArrayLike) -> Any:
+    def clock_at(self, demand: ArrayLike, active: ArrayLike, limit: ArrayLike, *, steady: bool = False) -> Any:
         """The mean clock, as a share of the boost clock, at which `demand` watts shrink to what `limit` allows."""
         demand, active = np.asarray(demand, float), np.asarray(active, float)
         static = self.static_share * active
-        room = limited(demand, active, limit, self.softness) - static
+        softness = self.steady_softness if steady else self.softness
+        room = limited(demand, active, limit, softness) - static
         share = np.clip(room / np.maximum(demand - static, 1e-9), 1e-6, 1.0)
         top = share ** (1.0 / self.clock_exponent)
         clock = np.where(top > self.clock_floor, top, share / self.clock_floor ** (self.clock_exponent - 1.0))
