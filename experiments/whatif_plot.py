@@ -114,7 +114,7 @@ def table(found: WhatIf) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    shown.add_column("cluster", no_wrap=True)
+    shown.add_column("cluster", overflow="fold", min_width=8)
     shown.add_column("devices", justify="right", no_wrap=True)
     shown.add_column("best", no_wrap=True)
     for name in ("step (9 of 10 cases)", "samples/s", "scaling", "J/sample", "$/M", "GB"):
