@@ -3,7 +3,7 @@
     python -m hpdlf.experiments.fit_power DATA_DIR
 
 DATA_DIR is laid out as its README says; ``zeus_nsdi23``, ``ml_energy_v3`` and ``getzner2023_cpu_energy`` are read. Writes
-``models/cost/power.json`` (GPUs by utilisation, power limit and clock; known networks in training), ``serving_power.json``
+``models/cost/power.json`` (GPUs by utilisation, power limit and clock; known networks in training), ``power_serving.json``
 (GPUs that serve models) and ``cpu_energy.json`` (layers on CPUs), each with the report of its accuracy on what was left
 out: whole networks, models, GPUs, limits and batch sizes. `--out FOLDER` writes elsewhere, to compare.
 """
@@ -20,8 +20,8 @@ import typer
 
 from ..models.cost import power_parameters
 from .fit_cpu_energy import fit_cpu_energy
-from .fit_serving_power import fit_serving_power, fit_utilisation
-from .fit_training_power import fit_training_power
+from .fit_power_serving import fit_serving_power, fit_utilisation
+from .fit_power_training import fit_training_power
 
 __all__ = ["fit_all", "main"]
 
@@ -47,7 +47,7 @@ def fit_all(data: Path) -> dict[str, Mapping[str, Any]]:
         }
         return {
             "power.json": power,
-            "serving_power.json": fit_serving_power(data),
+            "power_serving.json": fit_serving_power(data),
             "cpu_energy.json": fit_cpu_energy(data),
         }
 

@@ -27,8 +27,8 @@ from ..hwprofiles import Device, load_device
 from ..models.cost.cpu_energy import CpuEnergyModel, LayerEstimate
 from ..models.cost.operation import Operation
 from ..models.cost.power import Energy
-from ..models.cost.serving_power import serving_powers
-from ..models.cost.training_power import TrainingEstimate, training_power
+from ..models.cost.power_serving import serving_powers
+from ..models.cost.power_training import TrainingEstimate, training_power
 from .published import getzner, ml_energy, zeus
 from .scoring import summarise
 

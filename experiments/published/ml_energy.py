@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...models.cost.serving_power import ServingLoad
+from ...models.cost.power_serving import ServingLoad
 from .measured import read_table
 
 __all__ = ["DEVICES", "FILE", "ServedPower", "served"]

@@ -15,14 +15,14 @@ from .factors import Factor, Factors, load_prior
 from .fit import Fit, FitReport, fit
 from .model import CostModel, Share
 from .money import Bill, NodePrice, bill, full_power_w, node_hour_usd, node_price
-from .node_power import node_power
 from .observations import Observation
 from .power import Energy, busy_energy, idle_energy, power_at, slowdown_at
+from .power_node import node_power
+from .power_serving import ServingLoad, serving_power
+from .power_training import TrainingEstimate, training_power
 from .residuals import residual_bytes, residual_tensors
 from .roofline import operator_roofline
 from .segment import compute_workload, fingerprint, fusion
-from .serving_power import ServingLoad, serving_power
-from .training_power import TrainingEstimate, training_power
 from .workload import Workload
 from .workspace import workspace_bytes
 

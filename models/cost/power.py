@@ -12,9 +12,10 @@ A GPU asks for ``demand = active + limit * (compute + memory + network)`` watts 
 
 The device lowers its clock until it draws no more than the limit. Power varies within a step, so its mean bends before
 the limit: ``power = demand * (1 + (demand / limit) ** s) ** (-1 / s)``, where s is larger the less of the demand is
-dynamic, and for one kind of work than for a whole training step. Above its lowest voltage, dynamic power goes with a power of the clock, below it in proportion (frequency times
-voltage squared; Le Sueur and Heiser, "Dynamic voltage and frequency scaling: the laws of diminishing returns", 2010),
-and only the part of the time that depends on the core clock gets longer.
+dynamic, and for one kind of work than for a whole training step. Above its lowest voltage, dynamic power goes with a
+power of the clock, below it in proportion (frequency times voltage squared; Le Sueur and Heiser, "Dynamic voltage and
+frequency scaling: the laws of diminishing returns", 2010), and only the part of the time that depends on the core clock
+gets longer.
 
 All parameters are in ``power.json``: fitted by ``python -m hpdlf.experiments.fit_power`` on the measurements of Zeus
 (You et al., NSDI 2023) and of the ML.ENERGY benchmark, or recalled, as the file says.

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from hpdlf.errors import PlanError, ProfileError
 from hpdlf.hwprofiles import load_cluster, load_device
-from hpdlf.models.cost.node_power import node_power
 from hpdlf.models.cost.operation import Operation
 from hpdlf.models.cost.power import active_w, busy_energy, idle_energy, load_of, power_at, slowdown_at
+from hpdlf.models.cost.power_node import node_power
 from hpdlf.models.cost.power_parameters import limited, power_parameters
 from hpdlf.models.cost.workload import Workload
 

@@ -1,4 +1,4 @@
-"""Fits the power of GPUs in training (:mod:`hpdlf.models.cost.training_power`) and the curves of power limits
+"""Fits the power of GPUs in training (:mod:`hpdlf.models.cost.power_training`) and the curves of power limits
 (:mod:`hpdlf.models.cost.power`); part of ``python -m hpdlf.experiments.fit_power``.
 
 First the physics that all devices share: one least-squares fit of a few parameters of the silicon and three per network.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..hwprofiles import Device, load_device
 from ..models.cost.power import full_vector_w, memory_technology
 from ..models.cost.power_parameters import PowerParameters, limited, stretched
-from ..models.cost.training_power import NOISE, Correction, NetworkLoad, basis, busy_share, capability, scaled
+from ..models.cost.power_training import NOISE, Correction, NetworkLoad, basis, busy_share, capability, scaled
 from .published.zeus import TrainingPower, training_runs
 
 __all__ = ["fit_training_power", "plain_loads"]

@@ -11,8 +11,8 @@ from hpdlf.hwprofiles import load_device
 from hpdlf.models.cost.cpu_energy import CpuEnergyModel, summed
 from hpdlf.models.cost.operation import Operation
 from hpdlf.models.cost.power import Energy
-from hpdlf.models.cost.serving_power import ServingLoad, serving_power
-from hpdlf.models.cost.training_power import network_loads, training_power
+from hpdlf.models.cost.power_serving import ServingLoad, serving_power
+from hpdlf.models.cost.power_training import network_loads, training_power
 
 A40, V100, H100 = (load_device(name) for name in ("A40", "V100-PCIE-32", "H100-SXM"))
 XEON = load_device("Xeon-Gold-5120")

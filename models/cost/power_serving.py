@@ -39,7 +39,7 @@ from .trees import Forest
 __all__ = ["FORMAT", "VERSION", "ServingLoad", "features_of", "serving_power"]
 
 FORMAT, VERSION = "hpdlf serving power", 1
-PATH = Path(__file__).with_name("serving_power.json")
+PATH = Path(__file__).with_name("power_serving.json")
 # Bytes of keys and values per token of context: this times the square root of the active parameters in billions.
 _CONTEXT_BYTES = 6e4
 # Intervals differ by the predicted share of the limit: below, between and above these.

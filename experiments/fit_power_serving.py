@@ -1,4 +1,4 @@
-"""Fits the power of GPUs that serve models (:mod:`hpdlf.models.cost.serving_power`) and how power depends on utilisation
+"""Fits the power of GPUs that serve models (:mod:`hpdlf.models.cost.power_serving`) and how power depends on utilisation
 (:mod:`hpdlf.models.cost.power`); part of ``python -m hpdlf.experiments.fit_power``.
 
 Every model left out in turn gives the interval on known devices, every device left out in turn that on others.
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from ..hwprofiles import Device
 from ..models.cost.power_parameters import limited
-from ..models.cost.serving_power import FORMAT, SHARES, VERSION, ServingLoad, feature_table
+from ..models.cost.power_serving import FORMAT, SHARES, VERSION, ServingLoad, feature_table
 from ..models.cost.trees import Forest
 from .fit_cpu_energy import forest_to_plain, grow
-from .fit_training_power import device_of
+from .fit_power_training import device_of
 from .published.measured import read_table
 from .published.ml_energy import ServedPower, served
 
