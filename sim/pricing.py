@@ -74,6 +74,11 @@ class Pricing:
             for role in self.program.roles
         }
 
+    @property
+    def _ranks_on_node(self) -> int:
+        """Ranks fill a node before the next."""
+        return min(self.program.mesh.size, self.cluster.devices_per_node)
+
     @cached_property
     def _estimates(self) -> dict[tuple[object, ...], Estimate]:
         return {}
@@ -142,7 +147,7 @@ class Pricing:
         key = (workload.subject, workload.kind, workload.key, *workload.components.values())
         if key not in self._estimates:
             device = None if workload.kind == "host" else self.cluster.device
-            self._estimates[key] = self.model.price(workload, device)
+            self._estimates[key] = self.model.price(workload, device, ranks_on_node=self._ranks_on_node)
         return self._estimates[key]
 
     def estimates(self, rank: int) -> Mapping[str, Estimate]:

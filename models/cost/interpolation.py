@@ -52,6 +52,8 @@ REPEAT_SPREAD = 0.015
 STRAIGHT_SHARE = 0.6
 # What was measured before a drift and brought up to date is known less well.
 CORRECTED_SPREAD = 0.04
+# So is what was measured while more or fewer ranks shared the node's memory.
+CROWD_SPREAD = 0.10
 # Lengths, as logarithms of ratios, over which local errors and those of other shapes fade.
 LOCAL_LENGTH = math.log(4.0)
 SHAPE_LENGTH = math.log(16.0)
@@ -84,12 +86,18 @@ class Anchors:
             group.points.append(point)
 
     def estimate(
-        self, workload: Workload, modelled: tuple[float, float, float], at_anchor: Callable[[Observation], float]
+        self,
+        workload: Workload,
+        modelled: tuple[float, float, float],
+        at_anchor: Callable[[Observation], float],
+        *,
+        ranks_on_node: int | None = None,
     ) -> Anchored | None:
         """What the anchors near `workload` make of the model; None where there are none.
 
         modelled    seconds by the model alone, and the bounds that hold in nine cases of ten
         at_anchor   the seconds that the model has for what was measured
+        ranks_on_node   how many ranks will share the node; what was measured with as many says more
         """
         group = self._groups.get((workload.subject, shape_key(workload.kind, workload.key, workload.operations)))
         if group is None:
@@ -107,7 +115,7 @@ class Anchors:
             covariance = _along(np.array([0.0, *near.places]), by_model, spread)
         else:
             covariance = spread**2 * np.exp(-near.apart / SHAPE_LENGTH)
-        factor, sd = _kriged(covariance, ratios, np.array([_noise(a) for a in near.anchors]))
+        factor, sd = _kriged(covariance, ratios, np.array([_noise(a, ranks_on_node) for a in near.anchors]))
         least_s, most_s = near.bounds()
         found, slack = min(max(seconds * factor, least_s), most_s), math.exp(NINETY * REPEAT_SPREAD)
         straight_s = near.straight_s()
@@ -221,12 +229,16 @@ def _kriged(covariance: np.ndarray, ratios: np.ndarray, noise: np.ndarray) -> tu
     return float(nearest**known) * bent, math.sqrt(variance)
 
 
-def _noise(observation: Observation) -> float:
-    """Relative standard deviation of a measured median: of its repeats (outliers lie on one side), and between days."""
+def _noise(observation: Observation, ranks_on_node: int | None) -> float:
+    """Relative standard deviation of a measured median: of its repeats (outliers lie on one side), between days, and for
+    what was other than it will be.
+    """
     below, above = observation.seconds / observation.low_s, observation.high_s / observation.seconds
     one = math.log(min(below, above)) / NINETY
     corrected = CORRECTED_SPREAD if CORRECTED in observation.conditions else 0.0
-    return math.hypot(1.2533 * one / math.sqrt(observation.repeats), REPEAT_SPREAD, corrected)
+    crowds = {observation.ranks_on_node, ranks_on_node} - {None}
+    crowded = CROWD_SPREAD if len(crowds) > 1 else 0.0
+    return math.hypot(1.2533 * one / math.sqrt(observation.repeats), REPEAT_SPREAD, corrected, crowded)
 
 
 def _around(points: np.ndarray) -> bool:

@@ -39,6 +39,7 @@ from .money import carbon_kg, energy_usd, node_price
 from .observations import Observation
 from .power import busy_energy, stretch
 from .recency import merge
+from .relatives import Relatives, kin_of, kin_of_device
 from .segment import Parts, compute_workload, seconds_of
 from .workload import Workload
 
@@ -47,6 +48,10 @@ __all__ = ["CostModel", "Share"]
 _NOTHING = Estimate(
     seconds=0.0, low_s=0.0, high_s=0.0, joules=0.0, low_j=0.0, high_j=0.0, provenance="measured", bound="network"
 )
+
+
+# Relatives that narrow the interval to this share count as measurements of the device itself.
+WELL_RELATED = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +102,7 @@ class CostModel:
         current = up_to_date(observations, drifts)
         found = fit(current, load_prior())
         return cls(
-            factors=found.factors, observations=tuple(merge(current)), reports=found.reports, drifts=drifts
+            factors=found.factors, observations=tuple(merge(current, crowds_apart=True)), reports=found.reports, drifts=drifts
         )
 
     # What a program does
@@ -161,18 +166,21 @@ class CostModel:
 
     # How it comes about
 
-    def price(self, workload: Workload, device: Device | None = None) -> Estimate:
+    def price(self, workload: Workload, device: Device | None = None, *, ranks_on_node: int | None = None) -> Estimate:
         """The estimate for a workload; energy is that of `device` while it works (or waits) for it."""
-        seen = self._measured.get((workload.subject, workload.kind, workload.key))
+        seen = self._seen(workload, ranks_on_node)
         provenance: Provenance = "measured"
         if seen is not None:
             seconds, low_s, high_s = seen.seconds, seen.low_s, seen.high_s
         else:
-            shares = self.explain(workload)
+            shares = self.explain(workload, device)
             seconds, low_s, high_s = (sum(getattr(s, f) for s in shares) for f in ("seconds", "low_s", "high_s"))
             known_s = sum(s.seconds for s in shares if s.learned)
             provenance = "learned" if known_s > 0.5 * seconds else "modelled"
-            near = self._anchors.estimate(workload, (seconds, low_s, high_s), lambda o: self._at_anchor(o, device))
+            modelled = seconds, low_s, high_s
+            near = self._anchors.estimate(
+                workload, modelled, lambda o: self._at_anchor(o, device), ranks_on_node=ranks_on_node
+            )
             if near is not None:
                 seconds, low_s, high_s = near.seconds, near.low_s, near.high_s
                 provenance = "interpolated" if near.inside else "learned"
@@ -192,14 +200,20 @@ class CostModel:
             bound=workload.bound,
         )
 
-    def explain(self, workload: Workload) -> tuple[Share, ...]:
-        """What the model would say part by part, whether or not the work was measured."""
+    def explain(self, workload: Workload, device: Device | None = None) -> tuple[Share, ...]:
+        """What the model would say part by part, whether or not the work was measured. `device`: whose relatives may
+        have been measured.
+        """
         shares = []
+        kin = kin_of_device(device) if device is not None and device.name == workload.subject else None
         for component, roofline_s in workload.components.items():
             factor = self.factors.factor(workload.subject, workload.subject_kind, component)
             learned = self.factors.is_learned(workload.subject, component)
             if component in workload.spreads and not learned:
                 factor = replace(factor, spread=workload.spreads[component])
+            if kin is not None and not learned:
+                told = self._relatives.factor(kin, component, factor)
+                learned, factor = told.spread < WELL_RELATED * factor.spread, told
             shares.append(
                 Share(
                     component=component,
@@ -222,12 +236,29 @@ class CostModel:
                 now = seconds_of(observation.operations, device, observation.operations[0].precision)
                 # An update behind the operations is none of them.
                 workload = replace(workload, **now | {"components": {**workload.components, **now["components"]}})
-            self._at_anchors[key] = device, sum(share.seconds for share in self.explain(workload))
+            self._at_anchors[key] = device, sum(share.seconds for share in self.explain(workload, device))
         return self._at_anchors[key][1]
 
+    def _seen(self, workload: Workload, ranks_on_node: int | None) -> Observation | None:
+        """The work as measured, if it was, and with as many ranks on the node where both numbers are known."""
+        rows = [
+            o
+            for o in self._measured.get((workload.subject, workload.kind, workload.key), ())
+            if ranks_on_node is None or o.ranks_on_node in (None, ranks_on_node)
+        ]
+        return merge(rows)[0] if len(rows) > 1 else rows[0] if rows else None
+
     @cached_property
-    def _measured(self) -> Mapping[tuple[str, str, str], Observation]:
-        return {(o.subject, o.kind, o.key): o for o in self.observations if CORRECTED not in o.conditions}
+    def _measured(self) -> Mapping[tuple[str, str, str], Sequence[Observation]]:
+        found: dict[tuple[str, str, str], list[Observation]] = {}
+        for o in self.observations:
+            if CORRECTED not in o.conditions:
+                found.setdefault((o.subject, o.kind, o.key), []).append(o)
+        return found
+
+    @cached_property
+    def _relatives(self) -> Relatives:
+        return Relatives.of(self.factors, kin_of(self.observations))
 
     @cached_property
     def _anchors(self) -> Anchors:

@@ -43,7 +43,7 @@ class Observation:
     machine   the fingerprint of the hardware; host   the node's name: equal hardware, but perhaps a slower one
     versions  of what computed it ({"jax": "0.6.0"}); time   ISO 8601, UTC
     conditions  what else bears on the time, as far as it is known: "threads" of a rank, "ranks_on_node", "clock_hz",
-              "governor"
+              "governor"; and the device's "vendor" and "architecture", by which it has relatives
 
     Raises:
         DataError: times that are not positive, operators or families that nobody knows, no name.
@@ -95,6 +95,12 @@ class Observation:
                 f"observation '{self.key}' of '{self.subject}' in run '{self.run}' has {'; '.join(problems)}. "
                 "Measure it again."
             )
+
+    @property
+    def ranks_on_node(self) -> float | None:
+        """How many ranks shared the node; None where nobody says."""
+        found = self.conditions.get("ranks_on_node")
+        return found if isinstance(found, (int, float)) else None
 
     @property
     def workload(self) -> Workload:

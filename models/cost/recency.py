@@ -74,14 +74,15 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
     return ordered[-1][0]
 
 
-def merge(observations: Iterable[Observation]) -> list[Observation]:
+def merge(observations: Iterable[Observation], *, crowds_apart: bool = False) -> list[Observation]:
     """Observations of the same work as one, sorted: the weighted median of their times and of their bounds, the rest
-    from the newest.
+    from the newest. `crowds_apart`: one for each number of ranks that shared a node.
     """
     rows = list(observations)
-    groups: dict[tuple[str, str, str, str], list[tuple[Observation, float]]] = {}
+    groups: dict[tuple[str, str, str, str, float], list[tuple[Observation, float]]] = {}
     for o, weight in zip(rows, weights(rows), strict=True):
-        groups.setdefault((o.subject, o.subject_kind, o.kind, o.key), []).append((o, weight))
+        crowd = (o.ranks_on_node or 0.0) if crowds_apart else 0.0
+        groups.setdefault((o.subject, o.subject_kind, o.kind, o.key, crowd), []).append((o, weight))
     merged = []
     for _, group in sorted(groups.items()):
         group.sort(key=lambda pair: (pair[0].time, pair[0].run, pair[0].host, pair[0].seconds))

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy
 import pytest
 
-from hpdlf.exec.environment import compilation_cache, examine_machine, package_versions, rank_environment
+from hpdlf.exec.environment import (
+    _driver,
+    compilation_cache,
+    examine_conditions,
+    examine_machine,
+    package_versions,
+    rank_environment,
+)
 
 
 def test_the_fingerprint_is_the_hardware() -> None:
@@ -23,6 +30,22 @@ def test_the_fingerprint_is_the_hardware() -> None:
 def test_versions() -> None:
     found = package_versions(("numpy", "no-such-package-anywhere"))
     assert found == {"python": ".".join(map(str, sys.version_info[:3])), "numpy": numpy.__version__}
+
+
+def test_the_driver_has_a_version(tmp_path: Path) -> None:
+    path = tmp_path / "version"
+    assert _driver(path) == {}
+    path.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\nGCC version: gcc 12.2.0\n")
+    assert _driver(path) == {"driver": "550.54.14"}
+
+
+def test_conditions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert examine_conditions(tmp_path) == {}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "scaling_governor").write_text("powersave\n")
+    (tmp_path / "scaling_max_freq").write_text("2400000\n")
+    assert examine_conditions(tmp_path) == {"threads": 1, "governor": "powersave", "clock_hz": 2.4e9}
 
 
 def test_a_rank_inherits_what_the_user_set_and_nothing_of_an_outer_run() -> None:

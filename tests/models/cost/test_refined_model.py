@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpdlf.hwprofiles import load_device
+from hpdlf.hwprofiles import Device, load_device
 from hpdlf.models.cost import CostModel, Observation, ObservationDatabase, Workload, compute_workload
 from hpdlf.models.onnxpp import Graph
 
@@ -26,7 +27,7 @@ def true_s(batch: int) -> float:
     return 2e-3 + 1e-4 * batch
 
 
-def seen(work: Workload, batch: int, *, factor: float = 1.0, run: str = "r", **more: str) -> Observation:
+def seen(work: Workload, batch: int, *, factor: float = 1.0, run: str = "r", **more: Any) -> Observation:
     seconds = factor * true_s(batch)
     return Observation.of(work, [seconds] * 9, run=run, **more)
 
@@ -84,3 +85,47 @@ def test_what_was_measured_before_a_drift_counts_as_learned(workload: Callable[[
     corrected = model.price(workload(32))
     assert corrected.provenance == "interpolated"
     assert corrected.seconds == pytest.approx(1.3 * true_s(32), rel=0.02)
+
+
+def test_ranks_that_share_the_node_are_told_apart(workload: Callable[[int], Workload]) -> None:
+    """Two ranks on a node take a third longer each; what was measured with as many is returned as measured."""
+    rows = [
+        seen(workload(8), 8, factor=factor, run=f"{ranks}", conditions={"ranks_on_node": ranks})
+        for ranks, factor in ((1, 1.0), (2, 1.3))
+    ]
+    model = CostModel.fitted(rows)
+    for ranks, factor in ((1, 1.0), (2, 1.3)):
+        found = model.price(workload(8), ranks_on_node=ranks)
+        assert (found.provenance, found.seconds) == ("measured", pytest.approx(factor * true_s(8)))
+        near = model.price(workload(16), ranks_on_node=ranks)
+        assert near.provenance == "learned"
+    alone, together = (model.price(workload(16), ranks_on_node=n).seconds for n in (1, 2))
+    assert together > 1.15 * alone
+    four = model.price(workload(8), ranks_on_node=4)
+    assert four.provenance == "interpolated"
+    assert model.price(workload(8)).provenance == "measured"
+
+
+def test_a_relative_is_predicted_better(make_chain: MakeChain) -> None:
+    """Measured: an A100 that needs a third more than predicted. Asked: an A30, and a card of another vendor."""
+    graph = make_chain(3, 2048)
+    parts = [(tuple(o.name for o in graph.operators), "forward")]
+    measured, sibling, stranger = (load_device(name) for name in ("A100-SXM-80", "A30", "MI100"))
+    rows = []
+    plain = CostModel.default()
+    for batch in (256, 512, 1024, 2048):
+        work = compute_workload(graph, parts, batch=batch, device=measured)
+        seconds = 1.35 * plain.price(work, measured).seconds
+        about = {"vendor": measured.vendor, "architecture": measured.architecture}
+        rows.append(Observation.of(work, [seconds] * 5, run="r", conditions=about))
+    refined = CostModel.fitted(rows)
+
+    def moved(device: Device) -> float:
+        work = compute_workload(graph, parts, batch=700, device=device)
+        before, after = plain.price(work, device), refined.price(work, device)
+        assert after.high_s / after.low_s <= before.high_s / before.low_s
+        return after.seconds / before.seconds
+
+    assert 1.1 < moved(sibling) < 1.3
+    assert 1.0 < moved(stranger) < 1.1
+    assert refined.price(compute_workload(graph, parts, batch=700, device=sibling), sibling).provenance == "learned"
