@@ -144,7 +144,7 @@ def _read(folder: Path) -> Iterator[Measured]:
         ):
             if seconds > 0:
                 yield Measured(
-                    "neusight/model_layers.csv", row.device, f"{phase} {row.op}", neusight.CONTEXT, operations,
+                    "neusight/model_layers.csv", row.device, f"{phase} {row.op}", neusight.IN_NETWORK, operations,
                     seconds, row.where, row.case,
                 )  # fmt: skip
 

@@ -30,7 +30,7 @@ from .published import deepbench, justus, neusight, simumax
 from .published.measured import Measured
 from .scoring import summarise
 
-__all__ = ["main", "validate"]
+__all__ = ["main", "networks", "validate"]
 
 READERS = (
     neusight.products,
@@ -77,7 +77,7 @@ def validate(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder}: holds none of the tables that are known (neusight/gemm.csv, deepbench/gemm.csv, ...)."
         )
-    return {"rows": rows, "networks": _networks(layers, model)}
+    return {"rows": rows, "networks": networks(layers, model)}
 
 
 def _of_layer(row: neusight.LayerRow) -> Iterator[Measured]:
@@ -90,7 +90,7 @@ def _of_layer(row: neusight.LayerRow) -> Iterator[Measured]:
                 "neusight/model_layers.csv",
                 row.device,
                 phase,
-                neusight.CONTEXT,
+                neusight.IN_NETWORK,
                 operations,
                 seconds,
                 row.where,
@@ -166,7 +166,8 @@ def _predict(asked: Sequence[Asked], model: OperatorTimes) -> list[_Predicted]:
     return [f for f in found if f is not None]
 
 
-def _networks(layers: Iterable[neusight.LayerRow], model: OperatorTimes) -> list[dict[str, Any]]:
+def networks(layers: Iterable[neusight.LayerRow], model: OperatorTimes) -> list[dict[str, Any]]:
+    """A row a network: the sums over its operators, measured and predicted; `refused` in place of a prediction."""
     cases: dict[tuple[str, str], list[neusight.LayerRow]] = {}
     for row in layers:
         cases.setdefault((row.device, row.case), []).append(row)
@@ -179,7 +180,7 @@ def _networks(layers: Iterable[neusight.LayerRow], model: OperatorTimes) -> list
             chosen = [(r, pick(r)) for r in rows if time(r) > 0]
             for (row, _), answer in zip(
                 chosen,
-                _predict([(device, neusight.CONTEXT, operations) for _, operations in chosen], model),
+                _predict([(device, neusight.IN_NETWORK, operations) for _, operations in chosen], model),
                 strict=True,
             ):
                 measured_s += row.times * time(row)

@@ -18,6 +18,7 @@ from .measured import Measured, product, read_table, streamed
 __all__ = ["LayerRow", "convolutions", "layer_rows", "products", "vectors"]
 
 CONTEXT = "pytorch"
+IN_NETWORK = "network"
 _BINARY = frozenset({"add", "mul", "div", "pow"})
 # The table's names of operators with a scalar, and the names that operations go by.
 _VECTOR_NAMES = {"addu": "relu", "mulu": "relu", "divu": "relu", "ln": "layernormalization"}

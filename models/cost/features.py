@@ -33,8 +33,9 @@ Array = NDArray[np.float64]
 
 GROUPS = ("product", "convolution", "rows")
 # Software whose operators were measured: PyTorch 2 in eager mode, the vendors' libraries called directly (2016 to 2018),
-# TensorFlow 1, and cuBLAS and flash attention as training frameworks call them for half precision (2024).
-CONTEXTS = ("pytorch", "library", "tensorflow", "framework")
+# TensorFlow 1, cuBLAS and flash attention as training frameworks call them for half precision (2024), and PyTorch's
+# operators timed inside of networks in place of one by one.
+CONTEXTS = ("pytorch", "library", "tensorflow", "framework", "network")
 TILES = ((256, 128), (128, 128), (128, 64), (64, 128), (64, 64), (32, 128), (128, 32), (32, 32))
 WINOGRAD_SAVES = 2.25
 PHASES = ("forward", "backward_input", "backward_weight", "training")

@@ -152,7 +152,7 @@ class OperatorTimes:
             raise ValueError(f"context '{context}' is not known; known are {', '.join(CONTEXTS)}")
         seconds, low, high = np.zeros(n), np.zeros(n), np.zeros(n)
         known = np.zeros(n, bool)
-        software = [context or ("framework" if o.precision in HALF_PRECISIONS else "pytorch") for o in operations]
+        software = [context or self.usual_context(o, device) for o in operations]
         lots: dict[tuple[str, str], list[int]] = {}
         for i, operation in enumerate(operations):
             lots.setdefault((group_of(operation.family), software[i]), []).append(i)
@@ -170,6 +170,16 @@ class OperatorTimes:
             known[places] = found[3]
         return Times(seconds, low, high, known)
 
+    def usual_context(self, operation: Operation, device: Device) -> str:
+        """The software whose measurements stand for compiled code: what frameworks call for half precision; else the
+        device's own measurements where there are many, and what operators take inside of networks where there are not.
+        """
+        if operation.precision in HALF_PRECISIONS:
+            return "framework"
+        group = group_of(operation.family)
+        known = (group, "pytorch", device.name) in self.particular
+        return "pytorch" if known or group == "convolution" else "network"
+
     @staticmethod
     def _call_s(operation: Operation, launch_s: float) -> float:
         """What calls no kernel of its own costs no call."""
@@ -177,6 +187,7 @@ class OperatorTimes:
 
     def launch(self, context: str, kind: str, device: Device | None) -> float:
         """What a call of `kind` costs under `context`: on `device` if that was measured, else on any."""
+        context = "pytorch" if context == "network" else context
         for key in ((context, kind, device.name if device else ""), (context, kind, ""), (context, "", "")):
             if key in self.launch_s:
                 return self.launch_s[key]

@@ -40,8 +40,9 @@ __all__ = [
 # over products of more than a millisecond on V100, A100 (80 GB) and P100 is 0.88 to 0.96 (NeuSight's measurements).
 ATTAINABLE = 0.93
 # float32 arithmetic per joule of the power limit, matrix products. Turing and Ampere from a T4 and an A100 of 40 GB,
-# whose limits bind, Pascal from a P4 (NeuSight's measurements). Maxwell and Kepler by the vendors' ratios of peak to
-# power; those since by the trend, 1.2 a generation for large dies and twice that for cards run at low voltage.
+# whose limits bind, Pascal from a P4, CDNA from MI100 and MI250 (NeuSight's measurements). Maxwell and Kepler by the
+# vendors' ratios of peak to power; those since by the trend, 1.2 a generation for large dies and twice that for cards
+# run at low voltage.
 FLOPS_PER_J: dict[str, float] = {
     "kepler": 20e9,
     "maxwell": 32e9,
@@ -54,7 +55,7 @@ FLOPS_PER_J: dict[str, float] = {
     "blackwell": 90e9,
     "gcn5": 40e9,
     "cdna1": 110e9,
-    "cdna2": 110e9,
+    "cdna2": 130e9,
     "cdna3": 180e9,
     "cdna4": 190e9,
 }

@@ -91,7 +91,7 @@ def test_a_network_is_the_sum_over_its_operators_as_often_as_they_are_counted(tm
     from hpdlf.experiments.published.neusight import layer_rows
 
     head = next(r for r in layer_rows(tmp_path) if r.op == "lm_head")
-    said = times.times((*head.forward, *head.backward), load_device("T4"), context="pytorch").seconds
+    said = times.times((*head.forward, *head.backward), load_device("T4"), context="network").seconds
     assert training["predicted_s"] == pytest.approx(said.sum())
 
 
