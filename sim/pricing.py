@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import PlanError
@@ -24,6 +24,7 @@ from ..models.cost import (
     transfer_workload,
     update_workload,
 )
+from ..models.cost.workload import together
 from ..models.onnxpp import Graph
 from ..models.program import Group, Instruction, Kind, Phase, Program, Role
 
@@ -178,26 +179,4 @@ class Pricing:
             workloads.append(
                 update_workload(elements, optimizer=self.optimizer, device=device, precision=self.precision)
             )
-        return _compiled_together(workloads)
-
-
-def _compiled_together(workloads: list[Workload]) -> Workload:
-    """Several workloads behind one call: components add, but the call is dispatched once."""
-    first, *others = workloads
-    components = dict(first.components)
-    for other in others:
-        for component, seconds in other.components.items():
-            if component != "dispatch":
-                components[component] = components.get(component, 0.0) + seconds
-    if not others:
-        return first
-    return replace(
-        first,
-        key="+".join(w.key for w in workloads),
-        components=components,
-        operations=tuple(each for w in workloads for each in w.operations),
-        compute_s=sum(w.compute_s for w in workloads),
-        memory_s=sum(w.memory_s for w in workloads),
-        flops=sum(w.flops for w in workloads),
-        traffic_bytes=sum(w.traffic_bytes for w in workloads),
-    )
+        return together(workloads)

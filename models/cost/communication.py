@@ -10,7 +10,7 @@ from ...hwprofiles import Cluster, Device, Link, Node
 from ..onnxpp.graph import item_bytes
 from .collectives import collective_legs, slowdown
 from .links import spreads_of
-from .operation import component_name
+from .operation import Operation, component_name
 from .roofline import roof_of, storage
 from .workload import Workload
 
@@ -172,14 +172,28 @@ def update_workload(parameter_elements: int, *, optimizer: str, device: Device, 
         raise PlanError(f"optimiser '{optimizer}' is not known; {hint}")
     roof = roof_of(device, precision)
     words = OPTIMIZER_TRAFFIC[optimizer]
-    nbytes = parameter_elements * words * item_bytes(storage(precision))
+    item = item_bytes(storage(precision))
+    nbytes = parameter_elements * words * item
     flops = 2.0 * words * parameter_elements
     arithmetic_s, traffic_s = roof.times("elementwise", flops, nbytes)
+    written = (words - 1) // 2 * parameter_elements * item  # the parameter, and each state tensor
+    operation = Operation(
+        family="update",
+        op=optimizer,
+        dims=(1, parameter_elements),
+        flops=flops,
+        read_bytes=float(nbytes - written),
+        write_bytes=float(written),
+        phase="update",
+        precision=precision,
+        item_bytes=item,
+    )
     return Workload(
         subject=device.name,
         subject_kind="cpu" if device.kind == "cpu" else "gpu",
         kind="update",
         key=f"{optimizer}:{parameter_elements}:{precision}",
+        operations=(operation,) if device.kind == "cpu" else (),
         components={
             component_name("update", phase="update", precision=precision): max(arithmetic_s, traffic_s),
             "dispatch": roof.launch_s,

@@ -9,14 +9,14 @@ linear one. Components of devices are operator families ("conv"; ".backward" and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .estimate import Bound
 from .operation import Operation
 
-__all__ = ["SubjectKind", "WorkKind", "Workload"]
+__all__ = ["SubjectKind", "WorkKind", "Workload", "together"]
 
 SubjectKind = Literal["cpu", "gpu", "link", "host"]
 WorkKind = Literal["operator", "segment", "transfer", "collective", "update", "host"]
@@ -58,3 +58,28 @@ class Workload:
     def roofline_s(self) -> float:
         """The time if every component ran at its roofline."""
         return sum(self.components.values())
+
+
+def together(workloads: Sequence[Workload]) -> Workload:
+    """Several workloads of one device behind one call: components add, but the call is dispatched once, and an update
+    that follows what it updates is no call of its own.
+    """
+    first, *others = workloads
+    if not others:
+        return first
+    components = dict(first.components)
+    for other in others:
+        for component, seconds in other.components.items():
+            if component != "dispatch":
+                components[component] = components.get(component, 0.0) + seconds
+    joined = (replace(each, own_kernel=False) for other in others for each in other.operations)
+    return replace(
+        first,
+        key="+".join(w.key for w in workloads),
+        components=components,
+        operations=(*first.operations, *joined),
+        compute_s=sum(w.compute_s for w in workloads),
+        memory_s=sum(w.memory_s for w in workloads),
+        flops=sum(w.flops for w in workloads),
+        traffic_bytes=sum(w.traffic_bytes for w in workloads),
+    )
