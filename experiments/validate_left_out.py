@@ -66,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     means: dict[tuple[str, str], list[float]] = {}
     for row in found:
-        error = row["predicted_s"] / row["measured_s"] - 1
-        means.setdefault((row["device"], row["phase"]), []).append(abs(error))
-        print(f"{row['device']:16} {row['case']:28} {row['phase']:10} {row['measured_s'] * 1e3:9.1f} ms {error:+7.1%}")
+        off = row["predicted_s"] / row["measured_s"] - 1
+        means.setdefault((row["device"], row["phase"]), []).append(abs(off))
+        print(f"{row['device']:16} {row['case']:28} {row['phase']:10} {row['measured_s'] * 1e3:9.1f} ms {off:+7.1%}")
     for (device, phase), errors in sorted(means.items()):
         print(f"{device:16} {phase:10} mean error {np.mean(errors):.1%} of {len(errors)}")
     return 0

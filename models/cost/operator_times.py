@@ -13,7 +13,7 @@ for each device and software of which many measurements were published. What was
 >>> product = Operation(family="matmul", op="linear", dims=(1, 8192, 8192, 8192), flops=2 * 8192**3,
 ...     read_bytes=2 * 4 * 8192**2, write_bytes=4 * 8192**2)
 >>> times = OperatorTimes.default().times([product], load_device("A100-SXM-80"))
->>> 0.05 < times.seconds[0] < 0.08
+>>> bool(0.05 < times.seconds[0] < 0.08)
 True
 """
 

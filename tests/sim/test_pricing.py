@@ -50,7 +50,7 @@ def test_a_message_takes_the_link_between_its_ranks(make_chain: Callable[..., Gr
 
 def test_groups_of_equal_size_that_lie_differently_have_their_own_prices(make_chain: Callable[..., Graph]) -> None:
     # Ten replicas a stage over nodes of 8: those of stage 0 lie as 8 + 2, those of stage 1 as 6 + 4.
-    pricing = pricing_of(make_chain(2, 512), "dgx-a100:3", Strategy(batch=20, data=10, pipeline=2, microbatches=2))
+    pricing = pricing_of(make_chain(2, 4096), "dgx-a100:3", Strategy(batch=20, data=10, pipeline=2, microbatches=2))
 
     def reduce_s(pricing: Pricing, rank: int) -> float:
         role = pricing.program.role_of(rank)
