@@ -255,11 +255,7 @@ def _load(path: Path) -> OperatorTimes:
             raise DataError(f"{path}: is no file of operator times. {mend}")
         if about["version"] > VERSION:
             raise DataError(f"{path}: has version {about['version']}, this hpdlf reads up to {VERSION}: update hpdlf.")
-        forests: dict[str, Forest] = {}
-        for name in about["forests"]:
-            prefix = f"{name}/"
-            own = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-            forests[name] = Forest.from_arrays(own)
+        forests = _unpacked(about["forests"], arrays)
         return OperatorTimes(
             general={group: forests[group] for group in GROUPS if group in forests},
             particular={_three(name): forest for name, forest in forests.items() if "|" in name},
@@ -276,6 +272,34 @@ def _load(path: Path) -> OperatorTimes:
         raise DataError(f"{path}: is damaged ({error}). {mend}") from None
 
 
+_PACKED = ("thresholds", "counts", "feature", "rank", "leaves")
+
+
+def _unpacked(about: Mapping[str, Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Forest]:
+    """The forests that :func:`save` packed into one array for each kind of number."""
+    found = {}
+    begin = dict.fromkeys(_PACKED, 0)
+
+    def take(key: str, size: int) -> NDArray[Any]:
+        begin[key] += size
+        return arrays[key][begin[key] - size : begin[key]]
+
+    for name, size in about.items():
+        trees, nodes = int(size["trees"]), 2 ** int(size["depth"]) - 1
+        counts = take("counts", int(size["features"]))
+        own = {
+            "depth": np.array(size["depth"]),
+            "start": np.array(size["start"]),
+            "counts": counts,
+            "thresholds": take("thresholds", int(counts.sum())),
+            "feature": take("feature", trees * nodes).reshape(trees, nodes),
+            "rank": take("rank", trees * nodes).reshape(trees, nodes),
+            "leaves": take("leaves", trees * (nodes + 1)).reshape(trees, nodes + 1),
+        }
+        found[name] = Forest.from_arrays(own)
+    return found
+
+
 def _three(name: str) -> tuple[str, str, str]:
     a, b, c = name.split("|")[:3]
     return a, b, c
@@ -287,7 +311,10 @@ def save(model: OperatorTimes, path: Path) -> None:
     about = {
         "format": FORMAT,
         "version": VERSION,
-        "forests": sorted(forests),
+        "forests": {
+            name: {"depth": f.depth, "start": f.start, "trees": len(f.leaves), "features": len(f.thresholds)}
+            for name, f in sorted(forests.items())
+        },
         "offsets": {"|".join(key): round(value, 5) for key, value in sorted(model.offsets.items())},
         "launch_s": {"|".join(key): float(f"{value:.4g}") for key, value in sorted(model.launch_s.items())},
         "bands": {
@@ -297,8 +324,9 @@ def save(model: OperatorTimes, path: Path) -> None:
         "report": list(model.report),
     }
     arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)}
-    for name, forest in sorted(forests.items()):
-        arrays |= {f"{name}/{key}": value for key, value in forest.arrays().items()}
+    # One array for each kind of number, forest after forest: an archive of many members takes long to open.
+    packed = [forest.arrays() for _, forest in sorted(forests.items())]
+    arrays |= {key: np.concatenate([own[key].ravel() for own in packed]) for key in _PACKED if packed}
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         np.savez_compressed(file, **arrays)
