@@ -39,26 +39,15 @@ from ..models.cost.operator_times import (
 )
 from ..models.cost.traits import traits_of
 from ..models.cost.trees import Forest
-from .published import deepbench, justus, neusight, simumax
+from .published import neusight
 from .published.measured import Measured
+from .published.operators import READERS
 from .scoring import summarise
 
 __all__ = ["collect", "fit", "main"]
 
 Array = NDArray[np.float64]
 
-READERS = (
-    neusight.products,
-    neusight.convolutions,
-    neusight.vectors,
-    deepbench.products,
-    deepbench.convolutions,
-    deepbench.recurrent,
-    deepbench.sparse,
-    justus.convolutions,
-    justus.dense,
-    simumax.operators,
-)
 # A regression of a device's own needs this many measurements; below, an offset.
 MANY = 1000
 # The regression over all devices sees at most this many measurements of one device and software.

@@ -26,24 +26,12 @@ from ..hwprofiles import Device, load_device
 from ..models.cost.operation import Operation
 from ..models.cost.operator_times import OperatorTimes
 from ..models.cost.traits import traits_of
-from .published import deepbench, justus, neusight, simumax
+from .published import neusight
 from .published.measured import Measured
+from .published.operators import READERS
 from .scoring import summarise
 
 __all__ = ["main", "networks", "validate"]
-
-READERS = (
-    neusight.products,
-    neusight.convolutions,
-    neusight.vectors,
-    deepbench.products,
-    deepbench.convolutions,
-    deepbench.recurrent,
-    deepbench.sparse,
-    justus.convolutions,
-    justus.dense,
-    simumax.operators,
-)
 
 
 class _Predicted(NamedTuple):
