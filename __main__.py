@@ -334,7 +334,7 @@ def refine(run: o.Run, database: o.Database = None, as_json: o.Json = False) -> 
     if as_json:
         typer.echo(found.to_frame().to_json(orient="records", indent=1))
         return
-    show(f"{found.observations} workloads of {run} are in the database.", refinement_table(found), *found.lines())
+    show(f"{found.observations} workloads of {run} are in the database.", refinement_table(found), *found.lines(), *found.findings())
 
 
 @app.command()

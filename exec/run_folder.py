@@ -85,12 +85,17 @@ class RunFolder:
         """run.json.
 
         Raises:
-            RunError: this is no folder of a run.
+            RunError: this is no folder of a run, or the file is damaged.
         """
         try:
             return dict(json.loads(self.about.read_text()))
-        except (OSError, ValueError):
+        except OSError:
             raise RunError(f"{self.path} holds no run: `hpdlf train PLAN --out {self.path}` makes one.") from None
+        except (ValueError, TypeError) as error:
+            raise RunError(
+                f"{self.about} is damaged or was cut short ({error}). Put back a copy of it, or train again into another "
+                "folder with `--out`."
+            ) from None
 
     def write(self, about: Mapping[str, Any]) -> None:
         """Replace run.json.

@@ -30,7 +30,8 @@ class Recorded:
     about       run.json
     approval    approval.json; None where there is none
     metrics     the lines of metrics.jsonl: a step's loss and speed, or an evaluation
-    measured    what the ranks did under the plan that lies in the folder; None if they wrote nothing
+    measured    what the ranks did under the plan that lies in the folder; None if they wrote nothing. Its `about` has
+                under "ranks" what each rank's file says of itself
     predicted   the simulated trace of the plan; None if it was not kept
     refined     the simulated trace after ``hpdlf refine``; None before. Its header has "step_s"
     """
@@ -53,6 +54,11 @@ class Recorded:
     def name(self) -> str:
         """Tells this run from others in the database of observations."""
         return f"{self.plan.configuration}@{self.about.get('started', self.folder.path.name)}"
+
+    def about_rank(self, rank: int) -> Mapping[str, Any]:
+        """Machine, versions and conditions of a rank, by its trace; the whole run's where that does not say."""
+        own = self.measured.about.get("ranks", {}).get(rank, {}) if self.measured is not None else {}
+        return {**self.about, **own}
 
     @cached_property
     def graph(self) -> Graph:
@@ -138,6 +144,7 @@ def _measured(folder: RunFolder, plan_sha256: object) -> Trace | None:
     """All ranks and attempts under the plan in the folder: a run may have been resumed under another one."""
     events: list[Event] = []
     about: dict[str, Any] = {}
+    ranks: dict[int, Mapping[str, Any]] = {}
     for path in folder.traces():
         if path.stat().st_size == 0:
             continue
@@ -145,9 +152,10 @@ def _measured(folder: RunFolder, plan_sha256: object) -> Trace | None:
         if plan_sha256 is None or trace.about.get("plan_sha256", plan_sha256) == plan_sha256:
             events += trace.events
             about = {**trace.about, **about}
+            ranks[int(trace.about.get("rank", 0))] = trace.about
     if not events:
         return None
     events.sort(key=lambda e: (e.attempt, e.start_s, e.rank, e.stream, e.end_s))
     about.pop("rank", None)
     about.pop("attempt", None)
-    return Trace(source="measured", events=tuple(events), about=about)
+    return Trace(source="measured", events=tuple(events), about={**about, "ranks": ranks})

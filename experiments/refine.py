@@ -1,25 +1,23 @@
-"""Learning from a run: its tasks become observations, the cost model is fitted again, the plan is predicted again.
-
-What a task took is counted from when it could have begun (what the machine needs to dispatch it belongs to it), without
-its wait for partners, and without what the device spent on communication meanwhile where it cannot hide it (the
-simulator adds that back, see ``communication_overlap``).
+"""Learning from a run: its tasks become observations, the cost model is fitted again, the plan is predicted again, and
+what else the database shows is said: what got better, what drifted, whom it helps.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from ..models.cost import CostModel, FitReport, Observation, ObservationDatabase, Workload
-from ..models.program import Kind
-from ..models.trace import Event, Trace, write_trace
-from ..sim import Interval, Pricing, Simulation, simulate_program
-from ..sim.timeline import Working, from_ready, steps, working
+from ..hwprofiles import Device, load_device
+from ..hwprofiles.loader import profile_files
+from ..models.cost import CostModel, FitReport, ObservationDatabase
+from ..models.cost.drift import Drift
+from ..models.cost.relatives import kin_of_device
+from ..models.trace import Trace, write_trace
+from ..sim import Interval, Simulation, simulate_program
 from .compare import ClassRow, Comparison, StepTimes, compare
+from .observing import observe
 from .recorded import Recorded, read_run
 
 if TYPE_CHECKING:
@@ -28,8 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Refinement", "observe", "refine"]
 
-# Of what a task took, at least this much is its own, however much communication went on meanwhile.
-LEAST_OWN = 0.05
+MOST_NAMES = 4
+# Factors that move by less are not worth a word.
+WORTH_TELLING = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,8 @@ class Refinement:
     before, after       both predictions beside the measured trace, class by class
     observations        workloads that went into the database
     reports             how well each device's and link's factors explain all observations in the database
+    drifts              what changed on the devices and links of this run, or is slower on one of its nodes
+    helped              whom these measurements help, in sentences
     simulation          of the plan, by the refined model
     """
 
@@ -52,6 +53,8 @@ class Refinement:
     before: Comparison
     after: Comparison
     reports: tuple[FitReport, ...]
+    drifts: tuple[Drift, ...]
+    helped: tuple[str, ...]
     simulation: Simulation
 
     @property
@@ -88,6 +91,19 @@ class Refinement:
         if noise is not None:
             found.append(f"noise between {self.measured.count} measured steps: ± {100 * noise:.1f} %")
         return tuple(found)
+
+    def findings(self) -> tuple[str, ...]:
+        """In sentences: how well each device and link is now explained, what drifted, and whom it helps."""
+        found = []
+        for report in self.reports:
+            left_out = (
+                "" if report.left_out is None else f", {report.left_out:.0%} where each is predicted by the others"
+            )
+            found.append(
+                f"{report.subject}: median error over {report.observations} workloads {report.before:.0%} by what ships, "
+                f"{report.after:.0%} refined{left_out}; noise ± {report.noise:.0%}"
+            )
+        return (*found, *(f"Drift: {drift}" for drift in self.drifts), *self.helped)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a class of tasks: predicted before and after, measured, and the errors; the largest share first."""
@@ -144,6 +160,7 @@ def refine(run_folder: str | Path, database: str | Path | None = None) -> Refine
     found = observe(run)
     store.add(found)
     model = CostModel.load(store.path)
+    subjects = {o.subject for o in found}
     simulation = _predict(run, model)
     about = {**simulation.trace.about, "step_s": asdict(simulation.figures.step_s), "observations": len(found)}
     write_trace(Trace(source="simulated", events=simulation.trace.events, about=about), run.refined_path)
@@ -156,116 +173,11 @@ def refine(run_folder: str | Path, database: str | Path | None = None) -> Refine
         predicted_after=simulation.figures.step_s,
         before=compare(predicted, run.measured, run.program),
         after=compare(simulation.trace, run.measured, run.program),
-        reports=model.reports,
+        reports=tuple(r for r in model.reports if r.subject in subjects),
+        drifts=tuple(d for d in model.drifts if d.subject in subjects),
+        helped=_helped(run.cluster.device, model),
         simulation=simulation,
     )
-
-
-def observe(run: Recorded) -> tuple[Observation, ...]:
-    """What the steady steps of a run say of its workloads: one observation each, over steps, microbatches and ranks.
-
-    Raises:
-        DataError: the trace has no step beside each attempt's first, which compiles.
-    """
-    assert run.measured is not None
-    plan, program = run.plan, run.program
-    pricing = Pricing(
-        program=program,
-        graph=run.graph,
-        cluster=run.cluster,
-        model=CostModel.default(),
-        precision=plan.strategy.precision,
-        optimizer=plan.recipe.optimizer.name,
-    )
-    seconds, workloads = _by_workload(run.measured, pricing)
-    if not seconds:
-        raise DataError(
-            f"{run.folder.path}: only first steps were measured, and they compile: train at least two steps, better "
-            "ten, and refine again."
-        )
-    about = run.about
-    versions = about.get("versions") or {}
-    ended = str(about.get("ended") or about.get("started") or "")
-    return tuple(
-        Observation.of(
-            workloads[key],
-            samples_s,
-            run=run.name,
-            plan=str(about.get("plan_sha256") or ""),
-            machine=_machine(about.get("machine"), "fingerprint"),
-            host=_machine(about.get("machine"), "name"),
-            versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, Mapping) else {},
-            time=ended,
-        )
-        for key, samples_s in seconds.items()
-    )
-
-
-WorkKey = tuple[str, str, str]
-
-
-def _by_workload(trace: Trace, pricing: Pricing) -> tuple[dict[WorkKey, list[float]], dict[WorkKey, Workload]]:
-    steady = {(s.attempt, s.number) for s in steps(trace) if s.left_out in ("", "checkpoint")}
-    trace = from_ready(trace, pricing.program)
-    when = working(trace)
-    busy = _communicating(trace, when)
-    exposed = 1.0 - float(pricing.cluster.device.communication_overlap)
-    seconds: dict[WorkKey, list[float]] = {}
-    workloads: dict[WorkKey, Workload] = {}
-    kinds: dict[tuple[int, str], Workload | None] = {}
-    for event in trace.events:
-        if (event.attempt, event.step) not in steady or event.kind == Kind.RECEIVE:
-            continue
-        place = (event.rank, event.instruction)
-        if place not in kinds:
-            instruction = pricing.program.role_of(event.rank).instruction.get(event.instruction)
-            kinds[place] = pricing.workload(event.rank, instruction) if instruction else None
-        workload = kinds[place]
-        if workload is None or not any(workload.components.values()):
-            continue
-        took_s = when[event].seconds
-        if event.kind == Kind.COMPUTE and exposed:
-            shared_s = _overlap(busy.get((event.attempt, event.rank), ((), ())), when[event])
-            took_s = max(took_s - exposed * shared_s, LEAST_OWN * took_s)
-        if took_s > 0:
-            key = (workload.subject, workload.kind, workload.key)
-            seconds.setdefault(key, []).append(took_s)
-            workloads[key] = workload
-    return seconds, workloads
-
-
-Spans = tuple[tuple[float, ...], tuple[float, ...]]
-"""Starts and ends of disjoint intervals, ascending."""
-
-
-def _communicating(trace: Trace, when: Mapping[Event, Working]) -> dict[tuple[int, int], Spans]:
-    """When each (attempt, rank) was sending, or in a collective that had gathered, or reaching into others' memory."""
-    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    for event in trace.events:
-        if Kind(event.kind).communicates and event.kind != Kind.RECEIVE:
-            found.setdefault((event.attempt, event.rank), []).append((when[event].start_s, when[event].end_s))
-    merged: dict[tuple[int, int], Spans] = {}
-    for key, spans in found.items():
-        starts: list[float] = []
-        ends: list[float] = []
-        for start_s, end_s in sorted(spans):
-            if ends and start_s <= ends[-1]:
-                ends[-1] = max(ends[-1], end_s)
-            else:
-                starts.append(start_s)
-                ends.append(end_s)
-        merged[key] = (tuple(starts), tuple(ends))
-    return merged
-
-
-def _overlap(spans: Spans, span: Working) -> float:
-    starts, ends = spans
-    total = 0.0
-    i = bisect_left(ends, span.start_s)
-    while i < len(starts) and starts[i] < span.end_s:
-        total += max(min(ends[i], span.end_s) - max(starts[i], span.start_s), 0.0)
-        i += 1
-    return total
 
 
 def _predict(run: Recorded, model: CostModel) -> Simulation:
@@ -278,6 +190,33 @@ def _predict(run: Recorded, model: CostModel) -> Simulation:
         optimizer=run.plan.recipe.optimizer.name,
         strategy=str(run.plan.strategy),
     )
+
+
+def _helped(device: Device, model: CostModel) -> tuple[str, ...]:
+    """Whom the measurements of `device` help: others of its architecture, and by how much."""
+    if not device.architecture:
+        return ()
+    others = [
+        name
+        for name, _ in profile_files("device")
+        if (kin := load_device(name)).architecture == device.architecture
+        and kin.vendor == device.vendor
+        and name != device.name
+    ]
+    if not others:
+        return ()
+    sibling = kin_of_device(device)._replace(name="")
+    moved = []
+    for subject, component in sorted(model.factors.learned):
+        prior = model.factors.prior_factor(sibling.kind, component)
+        ratio = model.relatives.factor(sibling, component, prior).value / prior.value
+        if subject == device.name and abs(ratio - 1) >= WORTH_TELLING:
+            moved.append(f"{component} x {ratio:.2f}")
+    if not moved:
+        return ()
+    more = f" and {len(others) - MOST_NAMES} more" if len(others) > MOST_NAMES else ""
+    named = ", ".join(others[:MOST_NAMES]) + more
+    return (f"Others of architecture {device.architecture} are predicted with it too ({named}): {', '.join(moved)}.",)
 
 
 def _without(store: ObservationDatabase, run: str) -> CostModel:
@@ -306,7 +245,3 @@ def _spread(row: ClassRow) -> float | None:
     if row.count < 3 or not row.measured_s or row.low_s is None or row.high_s is None:
         return None
     return (row.high_s - row.low_s) / 2 / row.measured_s
-
-
-def _machine(about: object, key: str) -> str:
-    return str(about.get(key) or "") if isinstance(about, Mapping) else ""

@@ -36,6 +36,8 @@ CERTAIN = 4.0
 # Standard deviations of logarithms: of one workload measured twice, and of all workloads of a run together.
 WORK_SPREAD = 0.02
 RUN_SPREAD = 0.02
+# The least share of a workload's time by which a family stands for it.
+STANDS_OUT = 0.4
 CORRECTED = "corrected"
 """The condition of an observation that was brought up to date: by how much its time was multiplied."""
 
@@ -82,7 +84,7 @@ class Drift:
 
 def family_of(observation: Observation) -> str:
     """What most of the time at the roofline goes to, without phase and precision: "conv", "all_reduce"; "mixed" where
-    nothing has the half.
+    nothing stands out.
     """
     totals: dict[str, float] = {}
     for component, seconds in observation.components.items():
@@ -92,7 +94,7 @@ def family_of(observation: Observation) -> str:
     if not any(totals.values()):
         return "dispatch"
     largest = max(sorted(totals), key=totals.__getitem__)
-    return largest if totals[largest] >= 0.5 * sum(totals.values()) else "mixed"
+    return largest if totals[largest] >= STANDS_OUT * sum(totals.values()) else "mixed"
 
 
 _Place = tuple[str, str, str]

@@ -212,7 +212,7 @@ class CostModel:
             if component in workload.spreads and not learned:
                 factor = replace(factor, spread=workload.spreads[component])
             if kin is not None and not learned:
-                told = self._relatives.factor(kin, component, factor)
+                told = self.relatives.factor(kin, component, factor)
                 learned, factor = told.spread < WELL_RELATED * factor.spread, told
             shares.append(
                 Share(
@@ -257,7 +257,8 @@ class CostModel:
         return found
 
     @cached_property
-    def _relatives(self) -> Relatives:
+    def relatives(self) -> Relatives:
+        """What measured devices tell of others."""
         return Relatives.of(self.factors, kin_of(self.observations))
 
     @cached_property
