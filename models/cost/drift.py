@@ -172,7 +172,8 @@ def up_to_date(observations: Iterable[Observation], drifts: Sequence[Drift]) -> 
             changes.setdefault(((d.subject, d.machine, d.host), d.family), []).append(d)
     if not changes:
         return rows
-    kept, corrected = [], []
+    kept: list[tuple[Observation, float]] = []
+    corrected: list[tuple[Observation, float]] = []
     for o in rows:
         later = [
             d
