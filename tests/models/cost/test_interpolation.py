@@ -10,6 +10,7 @@ from hpdlf.models.cost import Observation, Workload
 from hpdlf.models.cost.factors import NINETY
 from hpdlf.models.cost.interpolation import (
     LOCAL_LENGTH,
+    LOCAL_SHARE,
     LOCAL_SPREAD,
     PARTS_SHARE,
     REPEAT_SPREAD,
@@ -144,9 +145,10 @@ def test_along_sizes_in_closed_form(make_observation: Make) -> None:
     """One anchor of half the size, a model that says the same of both."""
     found = estimate(make_observation, {8: 1.0}, 16, model(lambda b: 1.0, spread=0.3))
     noise = REPEAT_SPREAD**2
-    variance = 0.09 * (1 + 2 * PARTS_SHARE**2) + LOCAL_SPREAD**2
-    covariance = 0.09 * (1 + PARTS_SHARE**2 * (1 + 2)) + LOCAL_SPREAD**2 * math.exp(-math.log(2) / LOCAL_LENGTH)
-    own = 0.09 * (1 + PARTS_SHARE**2 * (1 + 4)) + LOCAL_SPREAD**2
+    local = LOCAL_SPREAD**2 + (LOCAL_SHARE * 0.3) ** 2
+    variance = 0.09 * (1 + 2 * PARTS_SHARE**2) + local
+    covariance = 0.09 * (1 + PARTS_SHARE**2 * (1 + 2)) + local * math.exp(-math.log(2) / LOCAL_LENGTH)
+    own = 0.09 * (1 + PARTS_SHARE**2 * (1 + 4)) + local
     weight = covariance / (variance + noise)
     assert found.seconds == 1.0
     sd = math.sqrt(own - weight * covariance + noise)
