@@ -1,8 +1,8 @@
 """Micro-benchmarks of this machine: what `hpdlf profile measure` runs to write the profile ``local``.
 
-One device is one core, so everything runs with one thread, bound to one core, in processes of its own: operators in
-JAX, memory bandwidth with every core streaming, and messages and all-reduces between two MPI ranks. Values are medians
-with the 10th and 90th percentile.
+One device is one core, so everything runs with one thread, bound to one core, in processes of its own: chains of
+operators as the executor compiles them (on two cores at once, where there are two), memory bandwidth with every core
+streaming, and messages and all-reduces between two MPI ranks. Values are medians with the 10th and 90th percentile.
 
 >>> [step.split(":")[0] for step in STEPS]
 ['operators', 'memory', 'communication', 'energy']
@@ -23,8 +23,15 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RunError
 from ..hwprofiles import Cluster, user_folder, write_cluster
 from .energy_meters import find_meters
-from .microbenchmarks_compute import OPERATORS
-from .microbenchmarks_processes import json_lines, mpi_command, one_core_environment, run_together, usable_cores
+from .microbenchmarks_chains import Case
+from .microbenchmarks_processes import (
+    json_lines,
+    json_lines_together,
+    mpi_command,
+    one_core_environment,
+    run_together,
+    usable_cores,
+)
 from .microbenchmarks_profile import Findings, local_cluster
 
 if TYPE_CHECKING:
@@ -33,39 +40,37 @@ if TYPE_CHECKING:
 __all__ = ["STEPS", "CommunicationObservation", "Measurement", "OperatorObservation", "main", "measure_machine"]
 
 STEPS = (
-    "operators: one thread, one core",
+    "operators: one thread, one core each",
     "memory: every core streams at once",
     "communication: two MPI ranks",
     "energy: counters at rest and under load",
 )
 # Shares of the time given; starting processes and compiling takes the rest.
-OPERATORS_SHARE, MEMORY_SHARE, COMMUNICATION_SHARE = 0.62, 0.04, 0.2
+OPERATORS_SHARE, MEMORY_SHARE, COMMUNICATION_SHARE = 0.72, 0.03, 0.1
 SHORTEST_S = 5.0
+OPERATOR_STEPS = 100
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorObservation:
-    """One operator timed on one core. `seconds` is the median of a compiled call, one dispatch included.
+    """A chain of operators timed on one core. `seconds` is the median of a compiled call, one dispatch included.
 
-    `shape` holds the operator's sizes by name (m, n, k of a product; n, h, w, c, k, r, s, stride, pad of a convolution
-    in NHWC); `flops` counts a multiply-add as two, `bytes` each input and output once. `outliers` took over twice the
-    median.
+    `outliers` took over twice the median.
     """
 
-    family: str
-    op_type: str
-    phase: str
-    shape: dict[str, int]
-    dtype: str
+    case: Case
     seconds: float
     low_s: float
     high_s: float
     fastest_s: float
     repeats: int
     outliers: int
-    flops: float
-    bytes: float
+
+    def row(self) -> dict[str, Any]:
+        """As plain values."""
+        case = self.case.as_dict()
+        return case | {name: value for name, value in vars(self).items() if name != "case"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +101,11 @@ class Measurement:
     path: Path | None
 
     def rows(self) -> list[dict[str, Any]]:
-        """The operator observations as dicts, for a table or a database."""
-        return [asdict(one) for one in self.operators]
+        """The timed chains as dicts, for a table or a database."""
+        return [one.row() for one in self.operators]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an operator, as :meth:`rows`."""
+        """One row a chain, as :meth:`rows`."""
         import pandas as pd
 
         return pd.DataFrame(self.rows())
@@ -108,7 +113,7 @@ class Measurement:
 
 def measure_machine(
     *,
-    budget_s: float = 75.0,
+    budget_s: float = 150.0,
     name: str = "local",
     folder: str | os.PathLike[str] | None = None,
     mpi: bool = True,
@@ -124,17 +129,17 @@ def measure_machine(
     """
     if not budget_s >= SHORTEST_S:
         raise RunError(
-            f"measuring takes at least {SHORTEST_S:g} seconds, not {budget_s:g}; about 75 give a good profile"
+            f"measuring takes at least {SHORTEST_S:g} seconds, not {budget_s:g}; about 150 give a good profile"
         )
     start = time.perf_counter()
     cores = usable_cores()
-    total = len(OPERATORS) + len(STEPS) - 1
+    total = OPERATOR_STEPS + len(STEPS) - 1
     say = progress or (lambda text, done, total: None)
     say("starting", 0, total)
     found = Findings(cores=len(cores), date=datetime.date.today().isoformat())
     skipped: list[str] = []
     operators = _operators(cores, OPERATORS_SHARE * budget_s, found, skipped, lambda text, done: say(text, done, total))
-    done = len(OPERATORS)
+    done = OPERATOR_STEPS
     say(STEPS[1], done, total)
     _memory(cores, max(0.3, MEMORY_SHARE * budget_s / 2), found)
     say(STEPS[2], done + 1, total)
@@ -143,7 +148,7 @@ def measure_machine(
         skipped.append("communication: not asked for")
     say(STEPS[3], done + 2, total)
     _energy(cores, found, skipped)
-    cluster = local_cluster(name, found, [asdict(one) for one in operators], [asdict(one) for one in communication])
+    cluster = local_cluster(name, found, _products(operators), [asdict(one) for one in communication])
     path = None
     if write:
         path = write_cluster(cluster, Path(folder or user_folder()) / "clusters" / f"{name}.toml")
@@ -153,10 +158,20 @@ def measure_machine(
         operators=tuple(operators),
         communication=tuple(communication),
         skipped=tuple(skipped),
-        notes=tuple(_notes(operators, communication)),
+        notes=(*_drift(found), *_notes(operators, communication)),
         seconds=time.perf_counter() - start,
         path=path,
     )
+
+
+def _products(operators: list[OperatorObservation]) -> list[dict[str, Any]]:
+    """Plain matrix products, from which a profile's peaks come."""
+    found = []
+    for one in operators:
+        if one.case.kind == "product":
+            m, n, k = (int(one.case.sizes[name]) for name in "mnk")
+            found.append(one.row() | {"family": "matmul", "shape": {"m": m, "n": n, "k": k}, "flops": 2.0 * m * n * k})
+    return found
 
 
 def _module(name: str, *arguments: object) -> list[str]:
@@ -166,23 +181,34 @@ def _module(name: str, *arguments: object) -> list[str]:
 def _operators(
     cores: list[int], budget_s: float, found: Findings, skipped: list[str], say: Callable[[str, int], None]
 ) -> list[OperatorObservation]:
-    command = _module("microbenchmarks_compute", "operators", "--core", cores[-1], "--budget-s", budget_s)
+    """Chains, half of them on each of two cores."""
+    chosen = cores[-2:]
+    commands = [
+        _module(
+            "microbenchmarks_compute", "operators", "--core", core, "--budget-s", budget_s, "--part", i, len(chosen)
+        )
+        for i, core in enumerate(chosen)
+    ]
     observations = []
-    for message in json_lines(
-        command, env=one_core_environment(), timeout_s=3 * budget_s + 120, what="timing operators"
+    shown = 0
+    for message in json_lines_together(
+        commands, env=one_core_environment(), timeout_s=3 * budget_s + 120, what="timing operators"
     ):
         kind = message.pop("kind")
         if kind == "progress":
-            say(message["text"], message["done"])
-        elif kind == "operator":
-            observations.append(OperatorObservation(**message))
+            shown = max(shown, int(OPERATOR_STEPS * message["share"]))
+            say(message["text"], min(shown, OPERATOR_STEPS - 1))
+        elif kind == "case":
+            observations.append(OperatorObservation(**message | {"case": Case(**message["case"])}))
         elif kind == "dispatch":
             found.dispatch = message
+        elif kind == "reference":
+            found.references.append(message)
         elif kind == "skipped":
             skipped.append(f"{message['what']}: {message['reason']}")
     if not observations or found.dispatch is None:
         raise RunError("timing operators gave no result; `hpdlf doctor` shows whether JAX works here")
-    return observations
+    return sorted(observations, key=lambda one: one.case.text)
 
 
 def _memory(cores: list[int], seconds: float, found: Findings) -> None:
@@ -262,7 +288,7 @@ def _notes(operators: list[OperatorObservation], communication: list[Communicati
     """What looked odd, in words: over a tenth of the repeats far off, or a spread of more than half of the median."""
     notes = []
     named: list[tuple[str, OperatorObservation | CommunicationObservation]] = []
-    named += [(f"{o.op_type} {o.phase} {o.dtype} {o.shape}", o) for o in operators]
+    named += [(o.case.text, o) for o in operators]
     named += [(f"{c.kind} of {c.bytes} bytes", c) for c in communication]
     for what, one in named:
         spread = (one.high_s - one.low_s) / one.seconds
@@ -274,12 +300,23 @@ def _notes(operators: list[OperatorObservation], communication: list[Communicati
     return notes
 
 
+def _drift(found: Findings) -> list[str]:
+    """Whether the same product took longer at some times than at others."""
+    times = [one["seconds"] for one in found.references]
+    if not times or max(times) < 1.1 * min(times):
+        return []
+    return [
+        f"the same matrix product took between {min(times) * 1e3:.3g} and {max(times) * 1e3:.3g} ms in the course of the "
+        "measurement; is there other work on this machine, or does its clock change?"
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure this machine from the command line: ``python -m hpdlf.exec.microbenchmarks``."""
     import argparse
 
     parser = argparse.ArgumentParser(description="measure this machine and write its profile")
-    parser.add_argument("--budget-s", type=float, default=75.0)
+    parser.add_argument("--budget-s", type=float, default=150.0)
     parser.add_argument("--folder", default=None)
     parser.add_argument("--json", action="store_true", help="print the observations as JSON")
     options = parser.parse_args(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import RunError
+from .environment import rank_environment
 
-__all__ = ["json_lines", "mpi_command", "one_core_environment", "run_together", "usable_cores"]
+__all__ = ["json_lines", "json_lines_together", "mpi_command", "one_core_environment", "run_together", "usable_cores"]
 
 SYSTEM_CPUS = Path("/sys/devices/system/cpu")
 
@@ -35,27 +37,8 @@ def usable_cores(root: Path = SYSTEM_CPUS) -> list[int]:
 
 
 def one_core_environment() -> dict[str, str]:
-    """The environment of a process that uses one thread, with the allocator keeping large blocks instead of returning
-    them.
-
-    Without the allocator's settings every large array is fresh pages from the kernel: adding two arrays of 16 MB ran 5
-    times slower. Arrays over 64 MB need the single arena as well, since glibc's other arenas are no larger.
-    """
-    # Traces of an outer MPI run would make a nested mpiexec believe that it is one of its ranks.
-    foreign = ("PMIX_", "PRTE_", "PMI_", "OMPI_COMM", "OMPI_UNIVERSE", "OMPI_MCA_ess", "OMPI_MCA_orte")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
-    env.update(
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS="--xla_cpu_multi_thread_eigen=false",
-        OMP_NUM_THREADS="1",
-        OPENBLAS_NUM_THREADS="1",
-        MKL_NUM_THREADS="1",
-        MALLOC_MMAP_THRESHOLD_=str(1 << 32),
-        MALLOC_TRIM_THRESHOLD_=str(1 << 33),
-        MALLOC_ARENA_MAX="1",
-        OMPI_MCA_osc="^ucx",
-    )
-    return env
+    """The environment of a rank (see :func:`.environment.rank_environment`), on the processor whatever else there is."""
+    return rank_environment() | {"JAX_PLATFORMS": "cpu"}
 
 
 def mpi_command(ranks: int) -> tuple[list[str] | None, str]:
@@ -80,14 +63,22 @@ def mpi_command(ranks: int) -> tuple[list[str] | None, str]:
     return [mpiexec, "-n", str(ranks), *extra], ""
 
 
-def json_lines(command: list[str], *, env: dict[str, str], timeout_s: float, what: str) -> Iterator[dict[str, Any]]:
+def json_lines(
+    command: list[str],
+    *,
+    env: dict[str, str],
+    timeout_s: float,
+    what: str,
+    started: Callable[[subprocess.Popen[str]], None] = lambda process: None,
+) -> Iterator[dict[str, Any]]:
     """Run `command` and yield the JSON objects that it prints, as it prints them.
 
     Raises RunError if it fails or takes longer than `timeout_s`. However this ends, the command and its children do
-    not outlive it.
+    not outlive it. `started` is told of the process.
     """
     with tempfile.TemporaryFile("w+") as errors:
         process = _start(command, env, errors)
+        started(process)
         late = threading.Event()
 
         def expire() -> None:
@@ -113,6 +104,42 @@ def json_lines(command: list[str], *, env: dict[str, str], timeout_s: float, wha
             )
         if code:
             raise RunError(f"{what} failed with exit code {code}: {_last_line(errors)}")
+
+
+def json_lines_together(
+    commands: list[list[str]], *, env: dict[str, str], timeout_s: float, what: str
+) -> Iterator[dict[str, Any]]:
+    """As :func:`json_lines`, of several commands at once, in the order in which objects come."""
+    messages: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue()
+    processes: list[subprocess.Popen[str]] = []
+
+    def read(command: list[str]) -> None:
+        try:
+            lines = json_lines(command, env=env, timeout_s=timeout_s, what=what, started=processes.append)
+            for message in lines:
+                messages.put(message)
+        except BaseException as error:
+            messages.put(error)
+        else:
+            messages.put(None)
+
+    readers = [threading.Thread(target=read, args=(command,), daemon=True) for command in commands]
+    for reader in readers:
+        reader.start()
+    running, failure = len(readers), None
+    try:
+        while running:
+            found = messages.get()
+            if isinstance(found, dict):
+                yield found
+                continue
+            running -= 1
+            failure = failure or found
+    finally:
+        for process in processes:
+            _end(process)
+    if failure is not None:
+        raise failure
 
 
 def run_together(

@@ -31,6 +31,7 @@ class Findings:
     idle_w: float | None = None
     busy_w: float | None = None
     no_energy: str = ""
+    references: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def local_cluster(

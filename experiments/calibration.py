@@ -1,6 +1,6 @@
 """From micro-benchmarks of this machine to observations that the cost model learns from.
 
-Every timed operator becomes a graph of that one operator, so that its workload is the one that the same operator has in a model.
+Every timed chain of operators is a graph, so that its workload is the one that the same operators have in a model.
 """
 
 from __future__ import annotations
@@ -9,15 +9,24 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ..hwprofiles import Cluster
-from ..models.cost import Observation, ObservationDatabase, collective_workload, compute_workload, transfer_workload
+from ..exec.microbenchmarks_chains import UPSTREAM, Case, graph_of
+from ..hwprofiles import Cluster, Device
+from ..models.cost import (
+    Observation,
+    ObservationDatabase,
+    Workload,
+    collective_workload,
+    compute_workload,
+    transfer_workload,
+    update_workload,
+)
 from ..models.cost.observations import said_by
-from ..models.onnxpp import Dim, Graph, Operator, Tensor
+from ..models.cost.workload import together
 
 if TYPE_CHECKING:
     from ..exec.microbenchmarks import Measurement
 
-__all__ = ["conditions_on", "observations_of", "record"]
+__all__ = ["conditions_on", "observations_of", "record", "workload_of_case"]
 
 RUN = "profile measure"
 
@@ -70,12 +79,23 @@ def conditions_on(cluster: Cluster, ranks_on_node: int = 1) -> dict[str, float |
 
 def _operators(measurement: Measurement, about: dict[str, Any]) -> Iterable[Observation]:
     for timed in measurement.operators:
-        graph = _graph(timed.op_type, timed.family, timed.shape, timed.dtype, trained=timed.phase != "forward")
-        parts = [(("operator",), timed.phase)]
-        workload = compute_workload(
-            graph, parts, batch=1, device=measurement.cluster.device, precision=timed.dtype
-        )
-        yield _observation(workload, timed, about)
+        yield _observation(workload_of_case(timed.case, measurement.cluster.device), timed, about)
+
+
+def workload_of_case(case: Case, device: Device) -> Workload:
+    """What a micro-benchmark asks of `device`."""
+    bench = graph_of(case)
+    elements = sum(bench.graph.tensors[p].elements(1) for p in bench.graph.parameters if p != UPSTREAM)
+    updates = case.passes not in ("forward", "training")
+    parts: list[tuple[tuple[str, ...], str]] = []
+    if bench.core:
+        parts = [(bench.core, "forward"), *([] if case.passes == "forward" else [(bench.core, "backward")])]
+    workloads = []
+    if parts:
+        workloads.append(compute_workload(bench.graph, parts, batch=1, device=device, precision=case.dtype))
+    if updates:
+        workloads.append(update_workload(elements, optimizer=case.passes, device=device, precision=case.dtype))
+    return together(workloads)
 
 
 def _messages(measurement: Measurement, about: dict[str, Any]) -> Iterable[Observation]:
@@ -101,88 +121,3 @@ def _observation(workload: Any, timed: Any, about: dict[str, Any]) -> Observatio
         repeats=timed.repeats,
         **about,
     )
-
-
-def _graph(op_type: str, family: str, shape: Mapping[str, int], dtype: str, *, trained: bool) -> Graph:
-    """One operator with the shapes that were timed. `trained`: its operands want gradients, as behind another layer."""
-    operands, result, attributes = _SHAPES[op_type](shape)
-    tensors = {
-        name: Tensor(name=name, dtype=dtype, shape=tuple(Dim(d) for d in dims))
-        for name, dims in [*operands.items(), ("y", result)]
-    }
-    operator = Operator(
-        name="operator", op_type=op_type, family=family, inputs=tuple(operands), outputs=("y",), attributes=attributes
-    )
-    weights = tuple(n for n in operands if n != "x")
-    before = Operator(name="before", op_type="Identity", family="view", inputs=("layer",), outputs=("x",))
-    tensors["layer"] = Tensor(name="layer", dtype=dtype, shape=tensors["x"].shape)
-    return Graph(
-        name=op_type,
-        opset=20,
-        operators=(before, operator) if trained else (operator,),
-        tensors=tensors,
-        inputs=() if trained else ("x",),
-        targets=(),
-        outputs=("y",),
-        loss=None,
-        parameters=("layer", *weights) if trained else weights,
-        state={},
-        constants=(),
-    )
-
-
-_Shapes = tuple[dict[str, tuple[int, ...]], tuple[int, ...], dict[str, Any]]
-
-
-def _product(s: Mapping[str, int]) -> _Shapes:
-    return {"x": (s["m"], s["k"]), "w": (s["k"], s["n"])}, (s["m"], s["n"]), {}
-
-
-def _convolution(s: Mapping[str, int]) -> _Shapes:
-    height, width = ((s[a] + 2 * s["pad"] - s[b]) // s["stride"] + 1 for a, b in (("h", "r"), ("w", "s")))
-    attributes = {"kernel_shape": (s["r"], s["s"]), "strides": (s["stride"],) * 2, "pads": (s["pad"],) * 4}
-    return {"x": (s["n"], s["c"], s["h"], s["w"]), "w": (s["k"], s["c"], s["r"], s["s"])}, (s["n"], s["k"], height, width), attributes
-
-
-def _pool(s: Mapping[str, int]) -> _Shapes:
-    result = (s["n"], s["c"], s["h"] // s["stride"], s["w"] // s["stride"])
-    return {"x": (s["n"], s["c"], s["h"], s["w"])}, result, {"kernel_shape": (s["r"],) * 2, "strides": (s["stride"],) * 2}
-
-
-def _normalised(s: Mapping[str, int]) -> _Shapes:
-    image = (s["n"], s["c"], s["h"], s["w"])
-    return {"x": image, **dict.fromkeys(("scale", "bias", "mean", "variance"), (s["c"],))}, image, {}
-
-
-def _unary(s: Mapping[str, int]) -> _Shapes:
-    return {"x": (s["elements"],)}, (s["elements"],), {}
-
-
-def _binary(s: Mapping[str, int]) -> _Shapes:
-    return {"x": (s["elements"],), "z": (s["elements"],)}, (s["elements"],), {}
-
-
-def _rows(s: Mapping[str, int]) -> _Shapes:
-    return {"x": (s["rows"], s["columns"])}, (s["rows"], s["columns"]), {}
-
-
-def _transposed(s: Mapping[str, int]) -> _Shapes:
-    return {"x": (s["rows"], s["columns"])}, (s["columns"], s["rows"]), {"perm": (1, 0)}
-
-
-def _reduced(s: Mapping[str, int]) -> _Shapes:
-    return {"x": (s["rows"], s["columns"])}, (s["rows"], 1), {}
-
-
-_SHAPES: Mapping[str, Any] = {
-    "MatMul": _product,
-    "Conv": _convolution,
-    "MaxPool": _pool,
-    "BatchNormalization": _normalised,
-    "Relu": _unary,
-    "Sigmoid": _unary,
-    "Add": _binary,
-    "Softmax": _rows,
-    "Transpose": _transposed,
-    "ReduceMean": _reduced,
-}

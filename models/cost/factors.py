@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from ...errors import DataError
+from .local_times import LocalTimes, Part
+from .operation import Operation
 
 __all__ = ["PRIOR_FILE", "Factor", "Factors", "load_prior"]
 
@@ -54,10 +56,18 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """`prior` by kind of subject and component, `learned` by subject and component."""
+    """`prior` by kind of subject and component, `learned` by subject and component; `local` by subject, where its
+    operations were measured one by one: finer than a factor for each component.
+    """
 
     prior: Mapping[str, Mapping[str, Factor]]
     learned: Mapping[tuple[str, str], Factor] = field(default_factory=dict)
+    local: Mapping[str, LocalTimes] = field(default_factory=dict)
+
+    def parts(self, subject: str, operations: Sequence[Operation]) -> Mapping[str, Part]:
+        """What measurements of the subject say of `operations` in one call, by component; empty where they say nothing."""
+        local = self.local.get(subject)
+        return local.estimate(operations) if local is not None and operations else {}
 
     def factor(self, subject: str, kind: str, component: str) -> Factor:
         """The learned factor, else the prior's for the nearest component: "conv.backward.half" falls back on

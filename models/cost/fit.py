@@ -10,19 +10,22 @@ component j at the roofline. With prior factors :math:`p_j` of log-spread :math:
 the maximum of the posterior for normal errors (ridge regression toward the prior; Hoerl, Kennard, Technometrics 12(1),
 1970), by non-negative least squares (Lawson, Hanson, "Solving least squares problems", 1974). :math:`\sigma_i` joins
 the scatter of workloads around one factor per family with the observation's own noise; a row counts by its weight
-(:mod:`.recency`). A component that nothing
-observed stays at the prior.
+(:mod:`.recency`). A component that nothing observed stays at the prior.
+
+Of processors more is learned: what their observations say operation by operation (:mod:`.local_times`), which then
+stands in for the factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
 
 from .factors import NINETY, Factor, Factors
+from .local_times import LocalTimes, Measured
 from .observations import Observation
 from .recency import merge, weights
 
@@ -69,12 +72,33 @@ def fit(observations: Iterable[Observation], prior: Factors) -> Fit:
     for observation in merge(observations):
         by_subject.setdefault((observation.subject, observation.subject_kind), []).append(observation)
     learned: dict[tuple[str, str], Factor] = {}
+    local: dict[str, LocalTimes] = {}
     reports = []
     for (subject, kind), rows in sorted(by_subject.items()):
         factors, report = _fit_subject(subject, kind, rows, prior)
         learned.update({(subject, name): factor for name, factor in factors.items()})
+        if kind == "cpu" and (times := _by_operation(rows)) is not None:
+            local[subject] = times
+            before, after, left_out = times.quality
+            report = replace(report, before=before, after=after, left_out=left_out)
         reports.append(report)
-    return Fit(factors=Factors(prior=prior.prior, learned=learned), reports=tuple(reports))
+    return Fit(factors=Factors(prior=prior.prior, learned=learned, local=local), reports=tuple(reports))
+
+
+def _by_operation(rows: list[Observation]) -> LocalTimes | None:
+    """What observations with operations say; None where there are none."""
+    measured = [
+        Measured(
+            operations=o.operations,
+            seconds=o.seconds,
+            noise=(o.high_s - o.low_s) / (2 * NINETY * o.seconds),
+            weight=weight,
+        )
+        for o, weight in zip(rows, weights(rows), strict=True)
+        if o.operations
+    ]
+    found = LocalTimes.fit(measured) if measured else None
+    return found if found is not None and found.learned else None
 
 
 def _fit_subject(

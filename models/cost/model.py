@@ -14,6 +14,7 @@ holds of exactly the same work is returned as measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,9 +33,10 @@ from .communication import (
 from .database import ObservationDatabase
 from .drift import CORRECTED, Drift, find_drifts, slower_nodes, up_to_date
 from .estimate import Estimate, Provenance
-from .factors import Factors, load_prior
+from .factors import NINETY, Factors, load_prior
 from .fit import FitReport, fit
 from .interpolation import Anchors
+from .local_times import Part
 from .money import carbon_kg, energy_usd, node_price
 from .observations import Observation
 from .power import busy_energy, stretch
@@ -206,7 +208,13 @@ class CostModel:
         """
         shares = []
         kin = kin_of_device(device) if device is not None and device.name == workload.subject else None
+        own = self.factors.parts(workload.subject, workload.operations)
         for component, roofline_s in workload.components.items():
+            if own:
+                # Calls of kernels are part of what their operations take.
+                if component in own:
+                    shares.append(_own_share(component, roofline_s, own[component]))
+                continue
             factor = self.factors.factor(workload.subject, workload.subject_kind, component)
             learned = self.factors.is_learned(workload.subject, component)
             if component in workload.spreads and not learned:
@@ -268,3 +276,17 @@ class CostModel:
     @cached_property
     def _at_anchors(self) -> dict[tuple[str, str, str], tuple[Device | None, float]]:
         return {}
+
+
+def _own_share(component: str, roofline_s: float, part: Part) -> Share:
+    """The share of a component whose operations were measured one by one."""
+    low, high = (math.exp(sign * NINETY * part.spread) for sign in (-1, 1))
+    return Share(
+        component=component,
+        roofline_s=roofline_s,
+        factor=part.seconds / max(roofline_s, 1e-30),
+        seconds=part.seconds,
+        low_s=part.seconds * low,
+        high_s=part.seconds * high,
+        learned=True,
+    )

@@ -2,34 +2,78 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 
 from hpdlf.errors import RunError
 from hpdlf.exec.energy_meters import find_rapl_meters
 from hpdlf.exec.microbenchmarks import measure_machine
-from hpdlf.exec.microbenchmarks_compute import OPERATORS, OperatorCase, sample, summarise, work
-from hpdlf.exec.microbenchmarks_processes import json_lines, one_core_environment, run_together, usable_cores
+from hpdlf.exec.microbenchmarks_chains import BUILDERS, Case, graph_of
+from hpdlf.exec.microbenchmarks_compute import call_of, sample, summarise
+from hpdlf.exec.microbenchmarks_design import cases
+from hpdlf.exec.microbenchmarks_processes import (
+    json_lines,
+    json_lines_together,
+    one_core_environment,
+    run_together,
+    usable_cores,
+)
 from hpdlf.exec.microbenchmarks_profile import Findings, local_cluster
+from hpdlf.exec.operators.convolution import convolution_lowering
+from hpdlf.exec.operators.window import Window
+from hpdlf.experiments.calibration import workload_of_case
 from hpdlf.hwprofiles import cluster_from_toml, load_cluster, load_device
+from hpdlf.models.cost.cpu_terms import CpuTerms
 
 
-def test_work_of_a_product_and_a_convolution():
-    product = OperatorCase("matmul", "MatMul", "forward", {"m": 2, "n": 3, "k": 5}, "float64")
-    assert work(product) == (60.0, 8 * (10 + 15 + 6))
-    sizes = {"n": 1, "h": 8, "w": 8, "c": 3, "k": 4, "r": 3, "s": 3, "stride": 2, "pad": 1}
-    assert work(OperatorCase("conv", "Conv", "forward", sizes)) == (2.0 * 16 * 4 * 27, 4.0 * (192 + 108 + 64))
+def test_the_design_is_balanced_from_its_beginning():
+    few, many = cases(60), cases(400)
+    assert many[:60] == few
+    assert len({case.text for case in many}) == 400
+    assert {case.kind for case in few} == set(BUILDERS)
+    convolutions = [case.sizes for case in many if case.kind == "conv"]
+    assert {lowering(sizes) for sizes in convolutions} == {"matmul", "im2col", "xla", "grouped"}
 
 
-def test_every_case_has_work():
-    assert len(set(map(repr, OPERATORS))) == len(OPERATORS)
-    assert all(work(case)[1] > 0 for case in OPERATORS)
+def lowering(sizes):
+    side = sizes["h"] // sizes["stride"]
+    pad = (sizes["r"] - 1) // 2
+    window = Window(
+        kernel=(sizes["r"],) * 2,
+        strides=(sizes["stride"],) * 2,
+        dilations=(1, 1),
+        pads=((pad, pad),) * 2,
+        output=(side, side),
+        ceil_extra=(0, 0),
+    )
+    groups = sizes.get("groups", 1)
+    return "grouped" if groups > 1 else convolution_lowering(window, sizes["c"], groups, "cpu")
+
+
+@pytest.mark.parametrize("kind", sorted(BUILDERS))
+def test_every_kind_of_chain_runs_in_the_executor_and_is_counted(kind):
+    case = next(c for c in cases(400) if c.kind == kind and (c.passes != "forward" or kind == "product"))
+    for passes in {case.passes, "sgd"} if kind in ("conv", "dense", "update") else {case.passes}:
+        call_of(replace(case, passes=passes))()
+        workload = workload_of_case(replace(case, passes=passes), load_device("generic-x86-core"))
+        assert workload.operations
+        assert all(CpuTerms.default().seconds(o) is not None for o in workload.operations)
+    assert Case(**case.as_dict()) == case
+
+
+def test_views_around_a_chain_are_not_counted():
+    case = Case(kind="norm", sizes={"n": 2, "h": 4, "c": 8, "norm": 0, "add": 1, "act": "Relu"})
+    bench = graph_of(case)
+    assert [bench.graph.operator[name].op_type for name in bench.core] == ["Add", "Relu"]
+    assert len(bench.compiled) == 4
 
 
 def test_a_summary_names_outliers():
     summary = summarise([1.0] * 9 + [10.0])
     assert (summary["seconds"], summary["low_s"], summary["fastest_s"], summary["outliers"]) == (1.0, 1.0, 1.0, 1)
     assert summarise([3.0, 1.0, 2.0])["seconds"] == 2.0
+    assert summarise([3.0] * 5, [2.0] * 4 + [9.0])["seconds"] == 2.0
 
 
 def test_sampling_groups_short_calls_and_stops():
@@ -88,6 +132,16 @@ def test_a_failing_process_says_its_last_line():
     assert next(lines) == {"a": 1}
     with pytest.raises(RunError, match="testing failed with exit code 1: no such thing"):
         next(lines)
+
+
+def test_processes_tell_together_and_one_failure_fails_all():
+    said = "print('{\"part\": %d}', flush=True)"
+    commands = [[sys.executable, "-c", said % i] for i in range(2)]
+    found = list(json_lines_together(commands, env=dict(os.environ), timeout_s=30, what="testing"))
+    assert sorted(m["part"] for m in found) == [0, 1]
+    commands.append([sys.executable, "-c", "raise SystemExit('no')"])
+    with pytest.raises(RunError, match="testing failed"):
+        list(json_lines_together(commands, env=dict(os.environ), timeout_s=30, what="testing"))
 
 
 def test_a_hanging_process_is_ended():
@@ -163,10 +217,10 @@ def test_a_budget_that_is_too_short_is_refused(budget_s):
 def check(measurement, folder):
     assert measurement.path == folder / "clusters" / "local.toml"
     assert load_cluster("local") == measurement.cluster
-    assert {"matmul", "conv", "elementwise"} <= {one.family for one in measurement.operators}
+    assert "product" in {one.case.kind for one in measurement.operators}
     for one in measurement.operators:
         assert 0 < one.fastest_s <= one.low_s <= one.seconds <= one.high_s
-        assert one.flops / one.fastest_s <= 1e13
+    assert {row["kind"] for row in measurement.rows()} == {one.case.kind for one in measurement.operators}
     peak = measurement.cluster.device.peak_flops_per_s["float32"]
     assert peak.tier == "measured"
     assert 1e8 < peak.value < 1e12
