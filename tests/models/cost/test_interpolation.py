@@ -111,7 +111,7 @@ def test_more_anchors_bend_the_line(make_observation: Make) -> None:
 
 def test_where_model_and_straight_line_differ_the_interval_is_wide(make_observation: Make) -> None:
     ends = {8: 1.0, 64: 4.0}
-    linear = estimate(make_observation, ends, 32, model(lambda b: 4.0 + 3.0 * b / 7.0))
+    linear = estimate(make_observation, ends, 32, model(lambda b: 1.0 + 3.0 * (b - 8) / 56))
     stepped = estimate(make_observation, ends, 32, model(lambda b: 1.0 if b < 32 else 4.0))
     assert linear.seconds == pytest.approx(1.0 + 3.0 * 24 / 56, rel=0.01)
     assert stepped.seconds > 3.0
