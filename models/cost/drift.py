@@ -73,6 +73,8 @@ class Drift:
         percent, low, high = (abs(100 * (r - 1)) for r in (self.ratio, self.low, self.high))
         place = f" on {self.host or self.machine}" if self.host or self.machine else ""
         size = f"{percent:.0f} % {slower} ({min(low, high):.0f} to {max(low, high):.0f} %)"
+        if self.ratio >= _IN_TIMES:
+            size = f"{self.ratio:.3g} times as long ({self.low:.3g} to {self.high:.3g} times)"
         count = f"{self.workloads} workload{'s' * (self.workloads > 1)} in {self.runs} run{'s' * (self.runs > 1)}"
         if self.against == "nodes":
             return f"{self.family} on {self.subject} takes {size}{place} than on other nodes of the same hardware: {count}."
@@ -96,6 +98,9 @@ def family_of(observation: Observation) -> str:
     largest = max(sorted(totals), key=totals.__getitem__)
     return largest if totals[largest] >= STANDS_OUT * sum(totals.values()) else "mixed"
 
+
+_IN_TIMES = 3.0
+"""From here on nobody thinks in percent."""
 
 _Place = tuple[str, str, str]
 _Moment = tuple[float, str]

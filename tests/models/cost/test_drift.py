@@ -155,3 +155,11 @@ def test_what_is_not_confirmed_changes_nothing(make_observation: Make) -> None:
 def test_order_does_not_matter(make_observation: Make) -> None:
     rows = runs(make_observation, [{}] * 3 + [{"conv": 1.12}] * 3)
     assert find_drifts(rows[::-1]) == find_drifts(rows)
+
+
+def test_a_change_of_many_times_is_not_told_in_percent() -> None:
+    found = Drift(
+        subject="toy", family="all_reduce", machine="vm", host="", against="before", ratio=400.0, low=100.0, high=1600.0,
+        workloads=1, runs=1, since="2026-01-01",
+    )  # fmt: skip
+    assert "takes 400 times as long (100 to 1.6e+03 times)" in str(found)
