@@ -10,7 +10,8 @@ component j at the roofline. With prior factors :math:`p_j` of log-spread :math:
 the maximum of the posterior for normal errors (ridge regression toward the prior; Hoerl, Kennard, Technometrics 12(1),
 1970), by non-negative least squares (Lawson, Hanson, "Solving least squares problems", 1974). :math:`\sigma_i` joins
 the scatter of workloads around one factor per family with the observation's own noise; a row counts by its weight
-(:mod:`.recency`). A component that nothing observed stays at the prior.
+(:mod:`.recency`). A component that nothing observed stays at the prior. Where relatives of a device were measured too, the
+prior is what they say (:mod:`.relatives`).
 
 Of processors more is learned: what their observations say operation by operation (:mod:`.local_times`), which then
 stands in for the factors.
@@ -18,7 +19,7 @@ stands in for the factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
 
@@ -28,6 +29,7 @@ from .factors import NINETY, Factor, Factors
 from .local_times import LocalTimes, Measured
 from .observations import Observation
 from .recency import merge, weights
+from .relatives import Kin, Relatives, kin_of
 
 __all__ = ["Fit", "FitReport", "fit"]
 
@@ -74,8 +76,11 @@ def fit(observations: Iterable[Observation], prior: Factors) -> Fit:
     learned: dict[tuple[str, str], Factor] = {}
     local: dict[str, LocalTimes] = {}
     reports = []
+    kin = kin_of(o for rows in by_subject.values() for o in rows)
+    relatives = _relatives(by_subject, kin, prior) if len(kin) > 1 else None
     for (subject, kind), rows in sorted(by_subject.items()):
-        factors, report = _fit_subject(subject, kind, rows, prior)
+        related = (relatives, kin[subject]) if relatives is not None and subject in kin else None
+        factors, report = _fit_subject(subject, kind, rows, prior, related)
         learned.update({(subject, name): factor for name, factor in factors.items()})
         if kind == "cpu" and (times := _by_operation(rows)) is not None:
             local[subject] = times
@@ -101,13 +106,32 @@ def _by_operation(rows: list[Observation]) -> LocalTimes | None:
     return found if found is not None and found.learned else None
 
 
+def _relatives(
+    by_subject: Mapping[tuple[str, str], list[Observation]], kin: Mapping[str, Kin], prior: Factors
+) -> Relatives:
+    """What each measured device by itself says of the others."""
+    alone: dict[tuple[str, str], Factor] = {}
+    for (subject, kind), rows in sorted(by_subject.items()):
+        if subject in kin:
+            factors, _ = _fit_subject(subject, kind, rows, prior)
+            alone.update({(subject, name): factor for name, factor in factors.items()})
+    return Relatives.of(Factors(prior=prior.prior, learned=alone), kin)
+
+
 def _fit_subject(
-    subject: str, kind: str, rows: list[Observation], prior: Factors
+    subject: str,
+    kind: str,
+    rows: list[Observation],
+    prior: Factors,
+    related: tuple[Relatives, Kin] | None = None,
 ) -> tuple[dict[str, Factor], FitReport]:
     from scipy.optimize import nnls
 
     names = sorted({c for o in rows for c, seconds in o.components.items() if seconds > 0})
     priors = [prior.prior_factor(kind, name) for name in names]
+    if related is not None:
+        relatives, kin = related
+        priors = [relatives.factor(kin, name, factor) for name, factor in zip(names, priors, strict=True)]
     times = np.array([o.seconds for o in rows])
     roof = np.array([[o.components.get(name, 0.0) for name in names] for o in rows])
     # Relative to prior and measured time, so that 1 everywhere means that the prior was right.

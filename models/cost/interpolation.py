@@ -81,7 +81,7 @@ class Anchors:
     def __init__(self, observations: Iterable[Observation]) -> None:
         self._groups: dict[tuple[str, str], _Group] = {}
         for observation in observations:
-            key = observation.subject, shape_key(observation.kind, observation.key, observation.operations)
+            key = observation.subject, observation.shape_key
             point, starts = shape(observation.key, observation.operations)
             group = self._groups.setdefault(key, _Group(starts=starts))
             group.observations.append(observation)
@@ -118,6 +118,8 @@ class Anchors:
         else:
             covariance = spread**2 * np.exp(-near.apart / SHAPE_LENGTH)
         factor, sd = _kriged(covariance, ratios, np.array([_noise(a, ranks_on_node) for a in near.anchors]))
+        # However far away, the model was seen to err by no more than that.
+        sd = min(sd, math.hypot(said, math.log(ratios[0]), LOCAL_SPREAD))
         least_s, most_s = near.bounds()
         found, slack = min(max(seconds * factor, least_s), most_s), math.exp(NINETY * REPEAT_SPREAD)
         straight_s = near.straight_s()

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from ...errors import DataError
 from ..onnxpp.count import FAMILIES, FAMILY_OPERATORS, PER_ELEMENT
 from .operation import DIMS, Operation
+from .shapes import shape_key
 from .workload import SubjectKind, WorkKind, Workload
 
 __all__ = ["Observation"]
@@ -101,6 +102,11 @@ class Observation:
         """How many ranks shared the node; None where nobody says."""
         found = self.conditions.get("ranks_on_node")
         return found if isinstance(found, (int, float)) else None
+
+    @property
+    def shape_key(self) -> str:
+        """The key without sizes, which candidates for interpolation share (:mod:`.shapes`)."""
+        return shape_key(self.kind, self.key, self.operations)
 
     @property
     def workload(self) -> Workload:

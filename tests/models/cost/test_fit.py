@@ -139,3 +139,17 @@ def test_links_are_fitted_like_devices() -> None:
     assert factors.factor("wire", "link", "all_reduce.latency").value == pytest.approx(5.0, rel=0.1)
     # A link within a node keeps its factors inside a collective that spans nodes.
     assert factors.factor("outer", "link", "wire:all_reduce.latency").value == pytest.approx(5.0, rel=0.1)
+
+
+def test_a_device_of_which_little_was_measured_starts_from_its_relatives() -> None:
+    ampere = {"vendor": "nvidia", "architecture": "ampere"}
+    many = [observed(4.0, {"conv": 1.0}, key=str(i), subject="first", conditions=ampere) for i in range(50)]
+    one = observed(4.0, {"conv": 1.0}, key="x", subject="second", conditions=ampere)
+    stranger = observed(
+        4.0, {"conv": 1.0}, key="x", subject="third", conditions={"vendor": "amd", "architecture": "cdna"}
+    )
+    found = fit([*many, one, stranger], PRIOR).factors
+    alone = fit([one], PRIOR).factors.factor("second", "gpu", "conv")
+    sibling, other = (found.factor(name, "gpu", "conv") for name in ("second", "third"))
+    assert alone.value < other.value < sibling.value < 4.0
+    assert found.factor("first", "gpu", "conv").value == pytest.approx(4.0, rel=0.03)
