@@ -46,7 +46,7 @@ STEPS = (
     "energy: counters at rest and under load",
 )
 # Shares of the time given; starting processes and compiling takes the rest.
-OPERATORS_SHARE, MEMORY_SHARE, COMMUNICATION_SHARE = 0.72, 0.03, 0.1
+OPERATORS_SHARE, MEMORY_SHARE, COMMUNICATION_SHARE = 0.78, 0.03, 0.08
 SHORTEST_S = 5.0
 OPERATOR_STEPS = 100
 Progress = Callable[[str, int, int], None]

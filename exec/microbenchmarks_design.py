@@ -22,36 +22,43 @@ from .microbenchmarks_chains import Case
 
 __all__ = ["PRODUCTS", "cases"]
 
+# As often as networks have them: powers of two most, since caches hold those worst.
 CHANNELS = (
-    16,
-    24,
-    32,
-    40,
-    48,
-    64,
-    80,
-    96,
-    112,
-    128,
-    160,
-    192,
-    240,
-    256,
-    320,
-    384,
-    512,
-    640,
-    768,
-    960,
-    1024,
-    1280,
-    2048,
+    *(
+        16,
+        16,
+        24,
+        32,
+        32,
+        32,
+        40,
+        48,
+        64,
+        64,
+        64,
+        64,
+        80,
+        96,
+        112,
+        128,
+        128,
+        128,
+        128,
+        160,
+        192,
+        240,
+        256,
+        256,
+        256,
+        256,
+    ),
+    *(320, 384, 480, 512, 512, 512, 512, 640, 768, 960, 1024, 1024, 1280, 2048),
 )
-POINTS = (2, 3, 4, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-SAMPLES = (1, 2, 4, 8, 10, 12, 16, 20, 24, 32, 48, 64)
-ROWS = (8, 16, 24, 32, 64, 96, 128, 197, 256, 384, 512, 768, 1024, 2048, 4096)
-WIDTHS = (10, 16, 32, 64, 100, 128, 256, 384, 512, 768, 1000, 1024, 1536, 2048, 3072, 4096)
-TOKENS = (16, 32, 49, 64, 128, 197, 256, 384, 512)
+POINTS = (2, 3, 4, 4, 6, 7, 7, 8, 8, 10, 12, 14, 14, 16, 16, 20, 24, 28, 28, 32, 32, 48, 56, 56, 64, 64, 96, 112, 128)
+SAMPLES = (1, 2, 2, 4, 4, 8, 8, 8, 12, 16, 16, 16, 24, 32, 32, 64)
+ROWS = (8, 16, 32, 64, 64, 128, 128, 197, 256, 256, 384, 512, 512, 768, 1024, 2048, 4096)
+WIDTHS = (10, 16, 32, 64, 64, 100, 128, 128, 256, 256, 384, 512, 512, 768, 1000, 1024, 1024, 2048, 2048, 3072, 4096)
+TOKENS = (16, 32, 49, 64, 128, 128, 197, 256, 256, 384, 512)
 ACTIVATIONS = ("Relu", "Relu", "Relu", "Clip", "HardSwish", "Sigmoid", "Relu", "")
 SHAPES = ("Gelu", "Relu", "", "Tanh")
 MEMORY_BYTES = 24e6
@@ -134,7 +141,7 @@ def _wide(u: list[float]) -> Case | None:
 
 
 def _depthwise(u: list[float]) -> Case | None:
-    n, h, c, r = _pick(SAMPLES, u[0]), _pick(POINTS, u[1]), _pick(CHANNELS[:20], u[2]), 3 if u[3] < 0.65 else 5
+    n, h, c, r = _pick(SAMPLES, u[0]), _pick(POINTS, u[1]), _pick(CHANNELS[:36], u[2]), 3 if u[3] < 0.65 else 5
     stride = 2 if u[4] < 0.35 else 1
     out = -(-h // stride)
     # Its gradients are computed point by point, or as if it were dense.
@@ -145,7 +152,7 @@ def _depthwise(u: list[float]) -> Case | None:
 
 
 def _first(u: list[float]) -> Case | None:
-    n, h, k = _pick(SAMPLES, u[0]), _pick((16, 28, 32, 48, 64, 96, 128, 160, 224), u[1]), _pick(CHANNELS[:8], u[2])
+    n, h, k = _pick(SAMPLES, u[0]), _pick((16, 28, 32, 48, 64, 96, 128, 160, 224), u[1]), _pick(CHANNELS[:13], u[2])
     c, r, stride = 3 if u[3] < 0.8 else 1, _pick((3, 3, 5, 7), u[4]), 1 if u[5] < 0.5 else 2
     if not 3e6 < 2 * n * (h // stride) ** 2 * c * k * r * r < 6e8 or 4 * n * (h // stride) ** 2 * k > MEMORY_BYTES:
         return None
@@ -154,7 +161,7 @@ def _first(u: list[float]) -> Case | None:
 
 
 def _transposed(u: list[float]) -> Case | None:
-    n, h, c = _pick(SAMPLES[:8], u[0]), _pick(POINTS[:16], u[1]), _pick(CHANNELS[:18], u[2])
+    n, h, c = _pick(SAMPLES[:12], u[0]), _pick(POINTS[:21], u[1]), _pick(CHANNELS[:33], u[2])
     k, r = max(c // 2, 8) if u[3] < 0.7 else c, 2 if u[4] < 0.8 else 4
     if not 1e6 < 2 * n * h * h * c * k * r * r < 8e7 or 4 * n * h * h * r * r * k > MEMORY_BYTES:
         return None
@@ -179,7 +186,7 @@ def _plain(u: list[float]) -> Case | None:
 
 def _attend(u: list[float]) -> Case | None:
     n, heads, tokens, part = (
-        _pick(SAMPLES[:8], u[0]),
+        _pick(SAMPLES[:12], u[0]),
         _pick((1, 2, 4, 6, 8, 12, 16), u[1]),
         _pick(TOKENS, u[2]),
         _pick((16, 32, 64, 64, 96, 128), u[3]),
@@ -191,7 +198,7 @@ def _attend(u: list[float]) -> Case | None:
 
 
 def _layer_norm(u: list[float]) -> Case | None:
-    n, tokens, width = _pick(SAMPLES[:8], u[0]), _pick(TOKENS, u[1]), _pick(WIDTHS[3:12], u[2])
+    n, tokens, width = _pick(SAMPLES[:12], u[0]), _pick(TOKENS, u[1]), _pick(WIDTHS[3:17], u[2])
     if not 2e4 < n * tokens * width < 3e6:
         return None
     sizes = {"n": n, "tokens": tokens, "width": width, "add": int(u[3] < 0.5)}
@@ -199,7 +206,7 @@ def _layer_norm(u: list[float]) -> Case | None:
 
 
 def _norm(u: list[float]) -> Case | None:
-    n, h, c = _pick(SAMPLES, u[0]), _pick(POINTS, u[1]), _pick(CHANNELS[:20], u[2])
+    n, h, c = _pick(SAMPLES, u[0]), _pick(POINTS, u[1]), _pick(CHANNELS[:36], u[2])
     norm, add, act = int(u[3] < 0.6), int(u[4] < 0.5), _pick((*ACTIVATIONS, "HardSigmoid", "Gelu"), u[5])
     if not 2e4 < n * h * h * c < 4e6 or not (norm or add or act):
         return None
@@ -208,7 +215,7 @@ def _norm(u: list[float]) -> Case | None:
 
 
 def _pool(u: list[float]) -> Case | None:
-    n, h, c = _pick(SAMPLES, u[0]), _pick(POINTS[2:], u[1]), _pick(CHANNELS[:16], u[2])
+    n, h, c = _pick(SAMPLES, u[0]), _pick(POINTS[2:], u[1]), _pick(CHANNELS[:26], u[2])
     (r, stride), op = (
         _pick(((2, 2), (3, 2), (3, 1)), u[3]),
         _pick(("MaxPool", "AveragePool", "GlobalAveragePool"), u[4]),
@@ -219,25 +226,25 @@ def _pool(u: list[float]) -> Case | None:
 
 
 def _gate(u: list[float]) -> Case | None:
-    n, h, c = _pick(SAMPLES, u[0]), _pick(POINTS[2:16], u[1]), _pick(CHANNELS[:20], u[2])
+    n, h, c = _pick(SAMPLES, u[0]), _pick(POINTS[2:21], u[1]), _pick(CHANNELS[:36], u[2])
     if not 2e4 < n * h * h * c < 3e6:
         return None
     return Case(kind="gate", sizes={"n": n, "h": h, "c": c, "act": "HardSigmoid" if u[3] < 0.5 else "Sigmoid"})
 
 
 def _join(u: list[float]) -> Case | None:
-    n, h, c = _pick(SAMPLES, u[0]), _pick(POINTS[2:], u[1]), _pick(CHANNELS[:18], u[2])
+    n, h, c = _pick(SAMPLES, u[0]), _pick(POINTS[2:], u[1]), _pick(CHANNELS[:33], u[2])
     return Case(kind="join", sizes={"n": n, "h": h, "c": c}) if 2e4 < n * h * h * c < 3e6 else None
 
 
 def _loss(u: list[float]) -> Case | None:
     mean_squares = int(u[2] < 0.35)
-    n, c = _pick(ROWS[:12], u[0]), _pick((2, *WIDTHS, 8192, 30000) if not mean_squares else (*WIDTHS[6:], 16384), u[1])
+    n, c = _pick(ROWS[:14], u[0]), _pick((2, *WIDTHS, 8192, 30000) if not mean_squares else (*WIDTHS[8:], 16384), u[1])
     return Case(kind="loss", sizes={"n": n, "c": c, "mean_squares": mean_squares}) if n * c < 4e6 else None
 
 
 def _look_up(u: list[float]) -> Case | None:
-    n, rows, width = _pick(ROWS[2:], u[0]), _pick((100, 1000, 4000, 16000), u[1]), _pick(WIDTHS[3:10], u[2])
+    n, rows, width = _pick(ROWS[2:], u[0]), _pick((100, 1000, 4000, 16000), u[1]), _pick(WIDTHS[3:14], u[2])
     return Case(kind="look_up", sizes={"n": n, "rows": rows, "width": width})
 
 

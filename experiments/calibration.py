@@ -5,7 +5,7 @@ Every timed chain of operators is a graph, so that its workload is the one that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,27 +26,46 @@ from ..models.cost.workload import together
 if TYPE_CHECKING:
     from ..exec.microbenchmarks import Measurement
 
-__all__ = ["conditions_on", "observations_of", "record", "workload_of_case"]
+__all__ = ["calibrate", "conditions_on", "observations_of", "record", "workload_of_case"]
 
 RUN = "profile measure"
 
 
-def record(measurement: Measurement, database: ObservationDatabase | None = None) -> int:
+def record(
+    measurement: Measurement,
+    database: ObservationDatabase | None = None,
+    *,
+    rehearsals: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> int:
     """Put a measurement into the database, beside earlier ones, which show whether the machine changed; returns how many
-    entries.
+    entries. `rehearsals`: train small networks in real ranks as well (:mod:`.rehearsal`), about 20 seconds.
+    """
+    found = calibrate(measurement, rehearsals=rehearsals, tell=tell)
+    (database or ObservationDatabase()).add(found)
+    return len(found)
+
+
+def calibrate(
+    measurement: Measurement, *, rehearsals: bool = True, tell: Callable[[str], None] = lambda text: None
+) -> list[Observation]:
+    """All that a measurement teaches. Where ranks rehearsed, their messages and all-reduces stand for those of MPI alone,
+    which no program sees.
     """
     from ..exec.environment import examine_conditions, examine_machine, package_versions
+    from .rehearsal import rehearse
 
     machine = examine_machine()
-    found = observations_of(
+    rehearsed = list(rehearse(measurement.cluster, tell=tell)) if rehearsals else []
+    seen = observations_of(
         measurement,
         machine=machine.fingerprint,
         host=machine.name,
         versions=package_versions(),
         conditions={**examine_conditions(), "threads": 1},
     )
-    (database or ObservationDatabase()).add(found)
-    return len(found)
+    kinds = {o.kind for o in rehearsed}
+    return [*(o for o in seen if o.subject_kind != "link" or o.kind not in kinds), *rehearsed]
 
 
 def observations_of(

@@ -116,81 +116,45 @@ class Session:
     calibrations: list[list[Observation]] = field(default_factory=list)
     runs: dict[tuple[str, int, int], list[Recorded]] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    _calibrated: CostModel | None = None
 
     def calibrate(self) -> None:
         """Measure the machine; every time anew, with the median of all times as what is known."""
-        from ..exec.environment import examine_machine, package_versions
         from ..exec.microbenchmarks import measure_machine
-        from .calibration import observations_of
+        from .calibration import calibrate
+        from .rehearsal import REHEARSAL_S
 
         self.tell(f"calibrating for about {self.budget_s:.0f} s")
         began = time.monotonic()
-        found = measure_machine(budget_s=self.budget_s, folder=self.folder, name="local")
-        self.tell(f"  took {time.monotonic() - began:.0f} s")
-        for note in (*found.skipped, *found.notes):
+        found = measure_machine(budget_s=self.budget_s - REHEARSAL_S, folder=self.folder, name="local")
+        observations = calibrate(found, tell=self.tell)
+        self.tell(f"  took {time.monotonic() - began:.0f} s: {len(observations)} observations")
+        for note in (*found.skipped, *found.notes[:3]):
             self.tell(f"  {note}")
         self.clusters.append(found.cluster)
-        machine = examine_machine().fingerprint
-        observations = observations_of(found, machine=machine, versions=package_versions())
-        run = f"calibration {len(self.calibrations)}"
-        self.calibrations.append([replace(o, run=run) for o in observations])
+        self.calibrations.append(
+            [replace(o, run=f"calibration {len(self.calibrations)} {o.run}") for o in observations]
+        )
 
     def train(self, network: Network, model: Onnxpp, batch: int, ranks: int, repeat: int) -> None:
         """Train for a few steps and keep the traces; `batch` samples per rank."""
-        from ..exec.train import train
-        from .recorded import read_run
+        from ..models.plan import Strategy
+        from .rehearsal import train_briefly
 
-        place = self.folder / f"{network.name.replace(' ', '-')}-{ranks}-{batch}"
-        if not (place / "plan.json").is_file():
-            self._plan(network, model, batch, ranks, place)
-        run = train(place / "plan.json", place / f"run{repeat}", tell=self.tell)
-        self.runs.setdefault((network.name, ranks, batch), []).append(read_run(run.folder))
-
-    def _plan(self, network: Network, model: Onnxpp, batch: int, ranks: int, place: Path) -> None:
-        from ..exec.data import data_sha256
-        from ..models.onnxpp import annotate, save_onnxpp
-        from ..models.plan import HashedFile, Plan, Recipe, Strategy, file_sha256, write_approval, write_plan
-        from ..sim import build
-
-        place.mkdir(parents=True)
-        graph, total = model.graph, batch * ranks
-        rng = np.random.default_rng(0)
-        arrays: dict[str, Any] = {}
-        for name in (*graph.inputs, *graph.targets):
-            tensor = graph.tensors[name]
-            dims = tensor.dims(4 * total)
-            arrays[name] = rng.standard_normal(dims, dtype=np.float32) if tensor.is_float else rng.integers(0, 2, dims)
-        np.savez(place / "data.npz", **arrays)
-        recipe = Recipe.model_validate(
-            {
-                "steps": _STEPS_FIRST,
-                "data": {"source": "data.npz"},
-                "initialization": "he",
-                "optimizer": {"name": "sgd", "learning_rate": 1e-6},
-                "evaluation": {"metric": "none"},
-            }
-        )
+        strategy = Strategy(batch=batch * ranks, data=ranks)
         cluster = self.clusters[0]
-        strategy = Strategy(batch=total, data=ranks)
-        steps = _steps_for(predicted_step_s(graph, cluster, strategy, self.model(), optimizer="sgd"))
-        recipe = recipe.model_copy(update={"steps": steps})
-        cut, _ = build(graph, cluster, strategy, optimizer="sgd")
-        placed = annotate(model, configuration="validate", stages=cut.stages, segments=cut.segments, n_devices=ranks)
-        save_onnxpp(placed, place / "model.onnx")
-        plan = Plan(
-            configuration="validate",
-            model=HashedFile(path="model.onnx", sha256=file_sha256(place / "model.onnx")),
-            data_sha256=data_sha256("data.npz", base_folder=place),
-            cluster=cluster.name,
-            cluster_sha256=cluster.sha256,
-            cluster_toml=cluster.to_toml(),
-            strategy=strategy,
-            recipe=recipe,
-            placement=tuple(range(ranks)),
-            prediction={},
+        if self._calibrated is None:
+            self._calibrated = self.model()
+        run = train_briefly(
+            model,
+            cluster,
+            strategy,
+            self.folder / f"{network.name.replace(' ', '-')}-{ranks}-{batch}",
+            steps=_steps_for(predicted_step_s(model.graph, cluster, strategy, self._calibrated, optimizer="sgd")),
+            run=f"run{repeat}",
+            tell=self.tell,
         )
-        write_plan(plan, place / "plan.json")
-        write_approval(place / "plan.json", approved_by="validate_machine", data_sha256=plan.data_sha256)
+        self.runs.setdefault((network.name, ranks, batch), []).append(run)
 
     def model(self, *runs: Recorded) -> CostModel:
         """The cost model that knows all calibrations and `runs`."""
@@ -237,7 +201,6 @@ class Session:
         return found
 
 
-_STEPS_FIRST = 10
 _RUN_S, _LEAST_STEPS, _MOST_STEPS = 6.0, 8, 300
 
 

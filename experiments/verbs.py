@@ -230,18 +230,27 @@ def whatif(
 
 def measure(
     *,
-    budget_s: float = 75.0,
+    budget_s: float = 150.0,
     database: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Measurement:
-    """Measure this machine: write the profile ``local`` and put every timed operator into the database."""
+    """Measure this machine: write the profile ``local`` and put every timed chain of operators into the database, and
+    what small trainings in real ranks show, if there is a minute for it.
+    """
+    from dataclasses import replace
+
     from ..exec.microbenchmarks import measure_machine
     from ..models.cost import ObservationDatabase
     from .calibration import record
+    from .rehearsal import REHEARSAL_S
 
-    measurement = measure_machine(budget_s=budget_s, progress=progress)
-    record(measurement, ObservationDatabase(Path(database)) if database else None)
-    return measurement
+    rehearsals = budget_s >= 3 * REHEARSAL_S
+    measurement = measure_machine(budget_s=budget_s - rehearsals * REHEARSAL_S, progress=progress)
+    if rehearsals and progress:
+        progress("small trainings in real ranks", 1, 1)
+    said: list[str] = []
+    record(measurement, ObservationDatabase(Path(database)) if database else None, rehearsals=rehearsals, tell=said.append)
+    return replace(measurement, skipped=(*measurement.skipped, *said))
 
 
 def steps_of(plan_path: str | Path) -> int | None:

@@ -262,7 +262,7 @@ class LocalTimes:
         return self._names.setdefault(name, len(self._names))
 
 
-_SIZES = 6
+_SIZES = 8
 _NOWHERE = np.zeros(_SIZES)
 
 
@@ -271,10 +271,12 @@ def _described(o: Operation) -> tuple[str, Array]:
     features = np.zeros(_SIZES)
     if o.family == "conv" and len(o.dims) == 9:
         n, c, k, r, s, p, q, stride, groups = o.dims
-        features[:] = _logs(n * p * q, c / groups, k / groups, r * s, math.sqrt(p * q), c**0.3)
+        features[:6] = _logs(n * p * q, c / groups, k / groups, r * s, math.sqrt(p * q), c**0.3)
+        features[6:] = _powers(c, k)
         return f"{lowering_of(o)}{' strided' if stride > 1 else ''}", features
     if o.family in ("matmul", "attention", "rnn"):
         features[:4] = _logs(*o.dims)
+        features[6:] = _powers(o.dims[2], o.dims[3])
         return o.op, features
     rows, columns = o.dims[:2] if len(o.dims) > 1 else (1, o.dims[0] if o.dims else 1)
     features[:3] = _logs(rows, columns, (o.read_bytes + o.write_bytes) / max(rows * columns, 1) / 4 + 0.25)
@@ -284,6 +286,11 @@ def _described(o: Operation) -> tuple[str, Array]:
 
 def _logs(*values: float) -> list[float]:
     return [math.log2(max(v, 1e-9)) for v in values]
+
+
+def _powers(*values: int) -> list[float]:
+    """How often 2 divides, up to ten times: rows that far apart share few places of a cache."""
+    return [0.5 * math.log2(min(v & -v, 1024)) for v in values]
 
 
 def _empty() -> _Points:
