@@ -62,7 +62,7 @@ def profile_check(file: o.Profile) -> None:
 
 
 @commands.command("measure")
-def profile_measure(budget: o.Budget = 75.0, database: o.Database = None) -> None:
+def profile_measure(budget: o.Budget = 150.0, database: o.Database = None) -> None:
     """Measure this machine: write its profile, `local`, and learn its speeds."""
     from .verbs import measure
 
