@@ -100,7 +100,8 @@ class Refinement:
                 "" if report.left_out is None else f", {report.left_out:.0%} where each is predicted by the others"
             )
             found.append(
-                f"{report.subject}: median error over {report.observations} workloads {report.before:.0%} by what ships, "
+                f"{report.subject}: median error over {report.observations} workload{'s' * (report.observations > 1)} "
+                f"{report.before:.0%} by what ships, "
                 f"{report.after:.0%} refined{left_out}; noise ± {report.noise:.0%}"
             )
         return (*found, *(f"Drift: {drift}" for drift in self.drifts), *self.helped)

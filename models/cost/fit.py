@@ -84,8 +84,8 @@ def fit(observations: Iterable[Observation], prior: Factors) -> Fit:
         learned.update({(subject, name): factor for name, factor in factors.items()})
         if kind == "cpu" and (times := _by_operation(rows)) is not None:
             local[subject] = times
-            before, after, left_out = times.quality
-            report = replace(report, before=before, after=after, left_out=left_out)
+            _, after, left_out = times.quality
+            report = replace(report, after=after, left_out=left_out)
         reports.append(report)
     return Fit(factors=Factors(prior=prior.prior, learned=learned, local=local), reports=tuple(reports))
 
