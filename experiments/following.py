@@ -14,8 +14,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..exec.run_folder import RunFolder
-from ..models.cost import CostModel, Workload
-from ..models.cost.online import OnlineScales, Timed
+from ..models.cost import CostModel, OnlineScales, Timed, Workload
 from ..models.plan import load_plan
 from ..models.program import Kind
 from ..models.trace import Event, Trace

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from ..hwprofiles import Device, load_device
 from ..hwprofiles.loader import profile_files
-from ..models.cost import CostModel, FitReport, ObservationDatabase
-from ..models.cost.drift import Drift
+from ..models.cost import CostModel, Drift, FitReport, ObservationDatabase
 from ..models.cost.relatives import kin_of_device
 from ..models.trace import Trace, write_trace
 from ..sim import Interval, Simulation, simulate_program

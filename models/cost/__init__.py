@@ -10,12 +10,14 @@ from .communication import (
 )
 from .cpu_energy import CpuEnergyModel
 from .database import ObservationDatabase, default_database
+from .drift import Drift
 from .estimate import Bound, Estimate, Provenance
 from .factors import Factor, Factors, load_prior
 from .fit import Fit, FitReport, fit
 from .model import CostModel, Share
 from .money import Bill, NodePrice, bill, full_power_w, node_hour_usd, node_price
 from .observations import Observation
+from .online import OnlineScales, Timed
 from .power import Energy, busy_energy, idle_energy, power_at, slowdown_at
 from .power_node import node_power
 from .power_serving import ServingLoad, serving_power
@@ -32,6 +34,7 @@ __all__ = [
     "Bound",
     "CostModel",
     "CpuEnergyModel",
+    "Drift",
     "Energy",
     "Estimate",
     "Factor",
@@ -41,9 +44,11 @@ __all__ = [
     "NodePrice",
     "Observation",
     "ObservationDatabase",
+    "OnlineScales",
     "Provenance",
     "ServingLoad",
     "Share",
+    "Timed",
     "TrainingEstimate",
     "Workload",
     "bill",
