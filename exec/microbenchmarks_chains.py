@@ -212,15 +212,17 @@ def _product(dtype: str, m: int, n: int, k: int) -> Bench:
     return s.done()
 
 
-def _dense(dtype: str, m: int, k: int, n: int, gemm: int, act: str = "") -> Bench:
-    """A dense layer; `gemm`: as one operator with the weight transposed."""
+def _dense(dtype: str, m: int, k: int, n: int, gemm: int, act: str = "", layers: int = 1) -> Bench:
+    """Dense layers, each but the first from n to n; `gemm`: as one operator with the weight transposed."""
     s = _Sketch(dtype=dtype, dims=(m, k))
-    if gemm:
-        s.then("Gemm", (m, n), s.weight(n, k), s.weight(n), transB=1)
-    else:
-        s.then("MatMul", (m, n), s.weight(k, n))
-        s.then("Add", (m, n), s.weight(n))
-    s.activate(act)
+    for _ in range(layers):
+        before = s.shape()[1]
+        if gemm:
+            s.then("Gemm", (m, n), s.weight(n, before), s.weight(n), transB=1)
+        else:
+            s.then("MatMul", (m, n), s.weight(before, n))
+            s.then("Add", (m, n), s.weight(n))
+        s.activate(act)
     return s.done()
 
 
@@ -236,24 +238,28 @@ def _conv(
     norm: int = 1,
     act: str = "Relu",
     first: int = 0,
+    layers: int = 1,
 ) -> Bench:
-    """A convolution with normalisation and activation; `first`: of a network, so that nobody wants the input's gradient."""
+    """Convolutions with normalisation and activation, each but the first from k to k channels at stride 1; `first`: of a
+    network, so that nobody wants the input's gradient.
+    """
     s = _Sketch(dtype=dtype, dims=(n, c, h, h), image=True, differentiable=not first)
-    pad = (r - 1) // 2
-    out = (h + 2 * pad - r) // stride + 1
-    weight = s.weight(k, c // groups, r, r)
-    s.then(
-        "Conv",
-        (n, k, out, out),
-        weight,
-        kernel_shape=(r, r),
-        strides=(stride, stride),
-        pads=(pad,) * 4,
-        group=groups,
-    )
-    if norm:
-        s.normalise()
-    s.activate(act)
+    for layer in range(layers):
+        _, before, side, _ = s.shape()
+        step, pad = stride if layer == 0 else 1, (r - 1) // 2
+        out = (side + 2 * pad - r) // step + 1
+        s.then(
+            "Conv",
+            (n, k, out, out),
+            s.weight(k, before // groups, r, r),
+            kernel_shape=(r, r),
+            strides=(step, step),
+            pads=(pad,) * 4,
+            group=groups,
+        )
+        if norm:
+            s.normalise()
+        s.activate(act)
     return s.done()
 
 

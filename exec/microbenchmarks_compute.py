@@ -5,8 +5,8 @@ Run as ``python -m hpdlf.exec.microbenchmarks_compute`` with the environment of
 "progress", "case", "dispatch", "reference", "triad" or "skipped". Times include one dispatch, because that is how a call
 is paid for; ``launch_overhead`` of the profile says how much that is.
 
-A case is timed in two bursts with the next case's compilation between them: other work on the machine seldom disturbs
-both. The quicker burst's median counts, the spread is that of both.
+A case is timed in bursts with the next case's compilation between them, until two agree: other work on the machine
+seldom disturbs both alike. The quickest burst's median counts, the spread is that of all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any, NamedTuple
 
 from .microbenchmarks_chains import UPSTREAM, Case, graph_of
@@ -25,7 +26,8 @@ from .microbenchmarks_design import PRODUCTS, cases
 
 __all__ = ["call_of", "sample", "summarise", "times"]
 
-BURST_S = 0.09
+BURST_S = 0.08
+MOST_BURSTS, AGREE = 4, 1.04
 MOST_CASES = 5000
 REFERENCE_EVERY_S = 15.0
 
@@ -77,11 +79,17 @@ def summarise(*bursts: list[float]) -> dict[str, float]:
 
 
 class Timed(NamedTuple):
-    """A case, ready to be called, and the first burst's times."""
+    """A case, ready to be called, and the times of its bursts."""
 
     case: Case
     call: Callable[[], Any]
-    first: list[float]
+    bursts: list[list[float]]
+
+    @property
+    def settled(self) -> bool:
+        """Whether two bursts say the same, or enough were made."""
+        medians = sorted(median(burst) for burst in self.bursts)
+        return len(medians) >= MOST_BURSTS or (len(medians) > 1 and medians[1] < AGREE * medians[0])
 
 
 def call_of(case: Case) -> Callable[[], Any]:
@@ -190,7 +198,7 @@ def _optimizer(name: str) -> Any:
 def times(budget_s: float, part: int = 0, parts: int = 1) -> Iterator[dict[str, Any]]:
     """Time every `parts`-th case, from number `part` on, within `budget_s`, the most telling first."""
     start = referred = time.perf_counter()
-    waiting: Timed | None = None
+    waiting: list[Timed] = []
     reference = call_of(PRODUCTS[0])
     yield {"kind": "reference", "at_s": time.time(), **summarise(sample(reference, seconds=BURST_S))}
     done = 0
@@ -201,26 +209,27 @@ def times(budget_s: float, part: int = 0, parts: int = 1) -> Iterator[dict[str, 
             break
         yield {"kind": "progress", "text": case.text, "share": min((now - start) / budget_s, 1.0)}
         try:
-            call = call_of(case)
-            first = sample(call, seconds=BURST_S)
+            timed = Timed(case, call_of(case), [])
+            timed.bursts.append(sample(timed.call, seconds=BURST_S))
         except Exception as error:  # a lowering that fails here is no reason to measure nothing
             yield {"kind": "skipped", "what": case.text, "reason": str(error).split("\n", 1)[0]}
             continue
-        if waiting is not None:
-            yield _told(waiting)
-        waiting = Timed(case, call, first)
+        for each in waiting:
+            each.bursts.append(sample(each.call, seconds=BURST_S))
+        yield from (_told(each) for each in waiting if each.settled)
+        waiting = [each for each in waiting if not each.settled] + [timed]
         done += 1
         if now - referred > REFERENCE_EVERY_S:
             referred = now
             yield {"kind": "reference", "at_s": time.time(), **summarise(sample(reference, seconds=BURST_S))}
-    if waiting is not None:
-        yield _told(waiting)
+    for each in waiting:
+        each.bursts.append(sample(each.call, seconds=BURST_S))
+        yield _told(each)
     yield {"kind": "reference", "at_s": time.time(), **summarise(sample(reference, seconds=BURST_S))}
 
 
 def _told(timed: Timed) -> dict[str, Any]:
-    second = sample(timed.call, seconds=BURST_S)
-    return {"kind": "case", "case": timed.case.as_dict(), **summarise(timed.first, second)}
+    return {"kind": "case", "case": timed.case.as_dict(), **summarise(*timed.bursts)}
 
 
 def dispatch(seconds: float) -> dict[str, Any]:

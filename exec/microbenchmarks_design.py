@@ -145,7 +145,7 @@ def _depthwise(u: list[float]) -> Case | None:
     stride = 2 if u[4] < 0.35 else 1
     out = -(-h // stride)
     # Its gradients are computed point by point, or as if it were dense.
-    if not 1e4 < n * h * h * c < 4e5 or 2 * n * out * out * c * c * r * r > 2e9 or h < r - 1:
+    if not 3e3 < n * h * h * c < 6e5 or 2 * n * out * out * c * c * r * r > 2e9 or h < r - 1:
         return None
     sizes = {"n": n, "h": h, "c": c, "k": c, "r": r, "stride": stride, "groups": c, "norm": int(u[5] < 0.8)}
     return Case(kind="conv", sizes=sizes | {"act": _pick(ACTIVATIONS, u[6])}, passes=_passes(u[7]))
@@ -174,6 +174,23 @@ def _dense(u: list[float]) -> Case | None:
         return None
     sizes = {"m": m, "k": k, "n": n, "gemm": int(u[3] < 0.5), "act": _pick(SHAPES, u[4])}
     return Case(kind="dense", sizes=sizes, passes=_passes(u[7]))
+
+
+def _deep(u: list[float]) -> Case | None:
+    """Several layers with their update behind one call: weights that do not stay in a cache, and what they cost then."""
+    passes = "sgd" if u[5] < 0.5 else "adam" if u[5] < 0.75 else "training"
+    layers = _pick((3, 4, 6, 8), u[3])
+    if u[6] < 0.6:
+        m, k = _pick(ROWS[:12], u[0]), _pick((256, 384, 768, 1024, 1536), u[1])
+        if not 2e6 < layers * k * k < 1.7e7 or 6 * m * k * k * layers > 5e9:
+            return None
+        sizes = {"m": m, "k": k, "n": k, "gemm": int(u[4] < 0.5), "act": _pick(SHAPES, u[2]), "layers": layers}
+        return Case(kind="dense", sizes=sizes, passes=passes)
+    n, h, c = _pick(SAMPLES, u[0]), _pick((2, 4, 7, 8, 14, 16), u[1]), _pick((64, 128, 256, 512), u[2])
+    if layers > 4 or 6 * n * h * h * c * c * 9 * layers > 5e9 or 6 * n * h * h * c * c * 9 * layers < 5e7:
+        return None
+    sizes = {"n": n, "h": h, "c": c, "k": c, "r": 3, "norm": 1, "act": "Relu", "layers": layers}
+    return Case(kind="conv", sizes=sizes, passes=passes)
 
 
 def _plain(u: list[float]) -> Case | None:
@@ -269,6 +286,7 @@ _KINDS: dict[str, tuple[int, Callable[[list[float]], Case | None]]] = {
     "pool": (4, _pool),
     "loss": (3, _loss),
     "update": (4, _update),
+    "deep": (6, _deep),
     "plain": (3, _plain),
     "wide": (3, _wide),
     "gate": (2, _gate),

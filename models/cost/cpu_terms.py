@@ -117,7 +117,9 @@ def _convolution(o: Operation) -> tuple[str, Terms]:
             found["zeros"] = _moved(seen * depth, item)
         if o.phase == "backward_weight":
             found["dense"] = 2.0 * positions * k * c * window * flop
-            found["dense_far"] = found["dense"] * _beyond(seen * item, CACHE_BYTES)
+            found["dense_weight"] = _moved(float(k * c * window), item)
+        elif p * q < window:
+            found["out_few"] = _moved(positions * k, item)
         return name, found
     found |= {
         "mk": _moved(positions * depth, item),

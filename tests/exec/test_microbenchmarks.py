@@ -37,11 +37,12 @@ def test_the_design_is_balanced_from_its_beginning():
 
 
 def lowering(sizes):
-    side = sizes["h"] // sizes["stride"]
+    stride = sizes.get("stride", 1)
+    side = sizes["h"] // stride
     pad = (sizes["r"] - 1) // 2
     window = Window(
         kernel=(sizes["r"],) * 2,
-        strides=(sizes["stride"],) * 2,
+        strides=(stride,) * 2,
         dilations=(1, 1),
         pads=((pad, pad),) * 2,
         output=(side, side),
