@@ -27,7 +27,7 @@ def test_of_leaves_out_what_was_not_said() -> None:
         ({"batch": 7, "data": 2}, "batch 7 does not divide into 2 replicas x 1 microbatches: use a multiple of 2"),
         ({"batch": 8, "pipeline": 2, "solver": "asynchronous"}, "the asynchronous solver has no pipeline"),
         ({"batch": 8, "pipelines": 2}, "there is no field 'pipelines', did you mean 'pipeline'"),
-        ({"batch": 8, "schedule": "zigzag"}, "schedule = 'zigzag': input should be '1f1b' or 'gpipe'"),
+        ({"batch": 8, "schedule": "zigzag"}, "schedule = 'zigzag': input should be '1f1b', 'gpipe' or 'zero_bubble'"),
         ({"batch": 0}, "batch = 0: input should be greater than 0"),
         ({"batch": 0, "data": -1}, "batch = 0: .*; data = -1: "),
     ],
