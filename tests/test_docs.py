@@ -314,7 +314,7 @@ def _program(text: str) -> Program:
         touched = {*i.reads, *i.writes, *i.accumulates, *i.frees}
         return Task(i.id, 0 if touched & per_microbatch else None)
 
-    role = Role(
+    role = Role.in_order(
         name="all",
         coordinates={},
         buffers=tuple(buffers),

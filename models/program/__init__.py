@@ -1,7 +1,23 @@
 """The program: what each role of a training run does, for the simulator and the executor alike."""
 
-from .dependencies import Dependency, MemoryPeak, check, dependencies, peak_memory
-from .instruction import Buffer, Content, Earlier, Instruction, Kind, Part, Phase, Program, Role, Scope, Segment, Task
+from .checking import check
+from .dependencies import Dependency, dependencies
+from .instruction import (
+    Buffer,
+    Content,
+    Earlier,
+    Instruction,
+    Kind,
+    Part,
+    Pass,
+    Phase,
+    Program,
+    Role,
+    Scope,
+    Segment,
+    Task,
+)
+from .memory import MemoryPeak, peak_memory
 from .mesh import Group, Mesh, Peer
 
 __all__ = [
@@ -15,6 +31,7 @@ __all__ = [
     "MemoryPeak",
     "Mesh",
     "Part",
+    "Pass",
     "Peer",
     "Phase",
     "Program",

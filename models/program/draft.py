@@ -11,9 +11,9 @@ from ..cost.memo import memo_of
 from ..onnxpp.graph import Graph
 from ..plan.partition import Partition
 from ..plan.strategy import Strategy
-from .dependencies import check
-from .fuse import fuse
-from .instruction import Buffer, Content, Instruction, Kind, Part, Phase, Program, Role, Scope, Segment, Task
+from .checking import check
+from .fuse import fuse, join
+from .instruction import Buffer, Content, Instruction, Kind, Part, Pass, Phase, Program, Role, Scope, Segment
 from .mesh import Group, Mesh
 from .segments import build_segments
 
@@ -86,13 +86,14 @@ class Chain:
 
 @dataclass
 class Draft:
-    """A role being written: a buffer or an instruction exists from its first mention, tasks stand in the order of calls."""
+    """A role being written: a buffer or an instruction exists from its first mention, passes stand in the order of calls."""
 
     stage: int
     buffers: dict[str, Buffer] = field(default_factory=dict)
     instructions: dict[str, Instruction] = field(default_factory=dict)
-    order: list[Task] = field(default_factory=list)
     passes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    schedule: list[Pass] = field(default_factory=list)
+    _writing: list[str] = field(default_factory=list)
 
     def buffer(
         self,
@@ -109,38 +110,36 @@ class Draft:
         assert old == new, f"buffer {name} mentioned as {old} and as {new}"
         return name
 
-    def do(self, instruction: Instruction, microbatch: int | None = None) -> None:
-        """Append a task."""
+    def run(self, name: str, microbatch: int | None, write: Callable[[], None]) -> None:
+        """Append the pass `name` for `microbatch`; `write` says what it does, when it is first mentioned."""
+        if name not in self.passes:
+            assert not self._writing, f"pass {name} begins inside another"
+            write()
+            self.passes[name] = tuple(self._writing)
+            self._writing.clear()
+        if self.passes[name]:
+            self.schedule.append(Pass(name, microbatch))
+
+    def do(self, instruction: Instruction) -> None:
+        """Append an instruction to the pass that is being written."""
         old = self.instructions.setdefault(instruction.id, instruction)
         assert old == instruction, f"instruction {instruction.id} mentioned as {old} and as {instruction}"
-        self.order.append(Task(instruction.id, microbatch))
-
-    def repeat(self, name: str, microbatch: int, write: Callable[[int], None]) -> None:
-        """Append what `write` appends for `microbatch`: it is called the first time that `name` is repeated, and copied after.
-
-        `write` must append the same instructions for every microbatch.
-        """
-        if name in self.passes:
-            self.order += [Task(instruction, microbatch) for instruction in self.passes[name]]
-            return
-        start = len(self.order)
-        write(microbatch)
-        self.passes[name] = tuple(task.instruction for task in self.order[start:])
+        self._writing.append(instruction.id)
 
     def compute(
         self,
         id: str,
         parts: tuple[Part, ...],
-        microbatch: int | None,
         *,
         workspace_bytes: int,
         reads: Iterable[str],
         writes: Iterable[str] = (),
         accumulates: Iterable[str] = (),
         frees: Iterable[str] = (),
+        once: bool = False,
     ) -> None:
-        """Append a compute task; its workspace lives while it runs."""
-        scope = Scope.STEP if microbatch is None else Scope.MICROBATCH
+        """Append a compute instruction; its workspace lives while it runs."""
+        scope = Scope.STEP if once else Scope.MICROBATCH
         workspace = (self.buffer(f"work.{id}", Content.WORKSPACE, scope, workspace_bytes),) if workspace_bytes else ()
         self.do(
             Instruction(
@@ -153,19 +152,22 @@ class Draft:
                 writes=(*writes, *workspace),
                 accumulates=tuple(accumulates),
                 frees=(*frees, *workspace),
-            ),
-            microbatch,
+                once=once,
+            )
         )
 
     def role(self) -> Role:
-        """The finished role, neighbours fused."""
+        """The finished role, neighbours joined and fused."""
         return fuse(
-            Role(
-                name=f"stage{self.stage}",
-                coordinates={"pipeline": self.stage},
-                buffers=tuple(self.buffers.values()),
-                instructions=tuple(self.instructions.values()),
-                order=tuple(self.order),
+            join(
+                Role(
+                    name=f"stage{self.stage}",
+                    coordinates={"pipeline": self.stage},
+                    buffers=tuple(self.buffers.values()),
+                    instructions=tuple(self.instructions.values()),
+                    passes=dict(self.passes),
+                    schedule=tuple(self.schedule),
+                )
             )
         )
 

@@ -1,48 +1,93 @@
-"""Fusing neighbours: compute instructions that always run back to back are compiled as one.
+"""Joining what always happens together: passes of one microbatch, and the compute instructions in them.
 
-So a step without communication in between is one compiled function, the last stage runs each microbatch's forward and backward
-pass at once, and what passed between the two never becomes an array. Fused are two instructions when each task of the first is
-followed on its stream by a task of the second for the same microbatch (or, for a task once per step, by it alone), no task that
-communicates lies in between, and the second waits for nothing in between.
+*Passes* are joined where each is always followed by one for the same microbatch: on the last stage of a pipeline a microbatch's
+backward pass follows its forward pass at once, and a step of one microbatch is one pass.
+
+*Compute instructions* that always run back to back are compiled as one. So a step without communication in between is one compiled
+function, and what passed between the two never becomes an array. Fused are two instructions when in every pass that has the
+first the second follows on its stream, no task that communicates lies in between, and the second waits for nothing in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 
-from .dependencies import Dependency, dependencies
-from .instruction import Earlier, Instruction, Kind, Role, Task
+from .instruction import Earlier, Instruction, Kind, Pass, Role
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "join"]
+
+
+def join(role: Role) -> Role:
+    """`role` with passes joined that always follow each other for the same microbatch (or end the step)."""
+    while (joined := _join_once(role)) is not None:
+        role = joined
+    return role
+
+
+def _join_once(role: Role) -> Role | None:
+    schedule = role.schedule
+    followed: dict[str, bool] = {}
+    for i, (name, microbatch) in enumerate(schedule):
+        after = schedule[i + 1] if i + 1 < len(schedule) else None
+        joins = after is not None and after.microbatch in (microbatch, None) and after.name != name
+        followed[name] = followed.get(name, True) and joins
+    first = next((name for name in dict.fromkeys(p.name for p in schedule) if followed[name]), None)
+    if first is None:
+        return None
+    passes: dict[str, tuple[str, ...]] = {}
+    order: list[Pass] = []
+    once: set[str] = set()
+    i = 0
+    while i < len(schedule):
+        here = schedule[i]
+        if here.name == first:
+            after = schedule[i + 1]
+            name = f"{first}+{after.name}"
+            passes[name] = role.passes[first] + role.passes[after.name]
+            order.append(Pass(name, here.microbatch))
+            if after.microbatch is None:
+                once.update(role.passes[after.name])
+            i += 2
+        else:
+            passes[here.name] = role.passes[here.name]
+            order.append(here)
+            i += 1
+    instructions = tuple(replace(x, once=True) if x.id in once and not x.once else x for x in role.instructions)
+    return replace(role, instructions=instructions, passes=passes, schedule=tuple(order))
 
 
 def fuse(role: Role) -> Role:
     """`role` with all fusible neighbours fused; buffers that stay inside are written and freed by the fused instruction."""
-    for chain in _Neighbours(role).chains():
-        role = _merge(role, [role.instruction[i] for i in chain])
-    return role
+    chains = _Neighbours(role).chains()
+    return _merge(role, chains) if chains else role
 
 
 class _Neighbours:
-    """Which compute instructions of a role may join which: found on the order as it is, so that a chain is merged in one go."""
+    """Which compute instructions of a role may join which: found on its passes as they are, so that a chain is merged in one go."""
 
     def __init__(self, role: Role) -> None:
         self.role = role
-        self.needs: Sequence[Sequence[Dependency]] = dependencies(role)
-        communicating = (role.instruction[t.instruction].kind.communicates for t in role.order)
-        self.messages_before = [0, *accumulate(communicating)]
-        self.computing = [p for p, t in enumerate(role.order) if role.instruction[t.instruction].kind is Kind.COMPUTE]
-        self.places: dict[str, list[int]] = {}  # of an instruction's tasks, as places in `computing`
-        for place, position in enumerate(self.computing):
-            self.places.setdefault(role.order[position].instruction, []).append(place)
+        self.passes = [
+            tuple(role.instruction[i] for i in role.passes[name])
+            for name in dict.fromkeys(p.name for p in role.schedule)
+        ]
+        self.at: dict[str, list[tuple[int, int]]] = {}  # of a compute instruction: (pass, position)
+        self.next: dict[tuple[int, int], int] = {}  # the position of the compute instruction that follows in the pass
+        for number, members in enumerate(self.passes):
+            before = None
+            for position, instruction in enumerate(members):
+                if instruction.kind is Kind.COMPUTE:
+                    self.at.setdefault(instruction.id, []).append((number, position))
+                    if before is not None:
+                        self.next[number, before] = position
+                    before = position
 
     def chains(self) -> list[list[str]]:
         """Runs of instructions to be merged, each as long as it can be, in the order of their first tasks."""
         found: list[list[str]] = []
         taken: set[str] = set()
-        for name in self.places:
+        for name in self.at:
             if name in taken:
                 continue
             chain = [name]
@@ -54,44 +99,72 @@ class _Neighbours:
         return found
 
     def _follower(self, chain: list[str]) -> str | None:
-        """The instruction whose tasks follow those of `chain`, and they alone, and may join every one of them."""
-        heads, tails = self.places[chain[0]], self.places[chain[-1]]
-        if tails[-1] + 1 >= len(self.computing):
+        """The instruction that follows those of `chain` wherever they stand, and stands nowhere else, and may join them."""
+        heads, tails = self.at[chain[0]], self.at[chain[-1]]
+        places = [(number, self.next.get((number, position))) for number, position in tails]
+        if any(position is None for _, position in places):
             return None
-        follower = self.role.order[self.computing[tails[-1] + 1]].instruction
-        if self.places[follower] != [place + 1 for place in tails]:
+        number, position = places[0]
+        follower = self.passes[number][position or 0].id
+        if self.at[follower] != places:
             return None
-        joined = all(self._joins(head, tail, chain) for head, tail in zip(heads, tails, strict=True))
+        joined = all(
+            self._joins(number, start, end, chain)
+            for (number, start), (_, end) in zip(heads, self.at[follower], strict=True)
+        )
         return follower if joined else None
 
-    def _joins(self, head: int, tail: int, chain: list[str]) -> bool:
-        """Whether the task after place `tail` may join the task that starts at place `head` and runs the whole chain."""
-        role, start, end = self.role, self.computing[head], self.computing[tail + 1]
-        first, second = role.order[start], role.order[end]
+    def _joins(self, number: int, start: int, end: int, chain: list[str]) -> bool:
+        """Whether the instruction at `end` may join the chain that starts at `start` of a pass."""
+        members = self.passes[number]
+        first, second = members[start], members[end]
+        between = [i for i in members[start + 1 : end] if i.id not in chain]
         return (
-            role.instruction[first.instruction].every == role.instruction[second.instruction].every
-            and second.microbatch in (first.microbatch, None)
-            and self.messages_before[start] == self.messages_before[end]
-            and not any(
-                d.steps_back == 0 and start < d.position < end and role.order[d.position].instruction not in chain
-                for d in self.needs[end]
-            )
+            first.every == second.every
+            and (second.once or not first.once)
+            and not any(i.kind.communicates for i in between)
+            and not any(_waits(second, i) for i in between)
         )
 
 
-def _merge(role: Role, chain: Sequence[Instruction]) -> Role:
-    """One instruction in place of `chain`, where the first of it stood."""
+def _waits(later: Instruction, earlier: Instruction) -> bool:
+    """Whether `later` must wait for `earlier` of the same microbatch."""
+    changed = {*earlier.writes, *earlier.accumulates, *earlier.frees}
+    changes = {*later.writes, *later.accumulates, *later.frees}
+    return bool(changed & {*later.reads, *changes} or changes.intersection(earlier.reads) or earlier.id in later.after)
+
+
+def _merge(role: Role, chains: Sequence[Sequence[str]]) -> Role:
+    """One instruction in place of each chain, where the first of it stood."""
+    fused: dict[str, Instruction] = {}  # by the id of the chain's first
+    new_id: dict[str, str] = {}
+    gone: set[str] = set()
+    for chain in chains:
+        made = _fused([role.instruction[i] for i in chain])
+        fused[chain[0]] = made
+        new_id.update(dict.fromkeys(chain, made.id))
+        gone.update(chain[1:])
+    instructions = (fused.get(i.id, i) for i in role.instructions if i.id not in gone)
+    return replace(
+        role,
+        instructions=tuple(_renamed(i, new_id) for i in instructions),
+        passes={
+            name: tuple(new_id.get(i, i) for i in members if i not in gone) for name, members in role.passes.items()
+        },
+    )
+
+
+def _fused(chain: Sequence[Instruction]) -> Instruction:
     first, last = chain[0], chain[-1]
     members = {i.id for i in chain}
-    name = "+".join(i.id for i in chain)
     made: dict[str, None] = {}
     reads: dict[str, None] = {}
     for i in chain:  # what the chain itself made is not read from outside
         reads.update(dict.fromkeys(b for b in i.reads if b not in made))
         made.update(dict.fromkeys((*i.writes, *i.accumulates)))
-    fused = replace(
+    return replace(
         first,
-        id=name,
+        id="+".join(i.id for i in chain),
         phase=last.phase,
         reads=tuple(reads),
         writes=_joined(*(i.writes for i in chain)),
@@ -101,28 +174,18 @@ def _merge(role: Role, chain: Sequence[Instruction]) -> Role:
         after=tuple(i for i in _joined(*(i.after for i in chain)) if i not in members),
         after_earlier=tuple(dict.fromkeys(e for i in chain for e in i.after_earlier)),
     )
-    new_id = {**{i.id: i.id for i in role.instructions}, **dict.fromkeys(members, name)}
-    instructions = [
-        fused if i.id == first.id else i for i in role.instructions if i.id == first.id or i.id not in members
-    ]
+
+
+def _renamed(instruction: Instruction, new_id: Mapping[str, str]) -> Instruction:
+    if not (instruction.after or instruction.after_earlier):
+        return instruction
     return replace(
-        role,
-        instructions=tuple(
-            replace(
-                i,
-                after=tuple(dict.fromkeys(new_id[other] for other in i.after)),
-                after_earlier=tuple(
-                    dict.fromkeys(Earlier(new_id[e.instruction], e.steps_back) for e in i.after_earlier)
-                ),
+        instruction,
+        after=tuple(dict.fromkeys(new_id.get(other, other) for other in instruction.after)),
+        after_earlier=tuple(
+            dict.fromkeys(
+                Earlier(new_id.get(e.instruction, e.instruction), e.steps_back) for e in instruction.after_earlier
             )
-            if i.after or i.after_earlier
-            else i
-            for i in instructions
-        ),
-        order=tuple(
-            Task(new_id[t.instruction], t.microbatch)
-            for t in role.order
-            if t.instruction == first.id or t.instruction not in members
         ),
     )
 

@@ -7,8 +7,13 @@ peers and groups are mesh coordinates. A role has
   ``STEP`` buffers through one step (gradient accumulators), ``MICROBATCH`` buffers exist once per microbatch and step;
 * **instructions**, each on a *stream* (a queue that is served in order: a process in the simulator, a thread in the executor),
   with the buffers that it reads, writes and frees;
-* an **order**: the tasks of one step, each an instruction and the microbatch that it works on. The order is a valid sequential
-  execution; what may run at the same time follows from streams and dependencies.
+* **passes**: what it does at one go (the forward pass of a microbatch, say), as instructions in order;
+* a **schedule**: the passes of one step, each with the microbatch that it works on. Written out, it is the order of the step's
+  *tasks*, each an instruction for a microbatch: a valid sequential execution; what may run at the same time follows from
+  streams and dependencies.
+
+A step of a thousand microbatches has two or three passes and a schedule of a few thousand entries: who only looks at what a
+pass does, not at every task, does little whatever the number of microbatches.
 
 Dependencies are not written down: they follow from the buffers (see :mod:`.dependencies`). Only an order that no buffer carries
 is stated by hand, as ``after`` (this step) and ``after_earlier`` (a step before).
@@ -16,8 +21,8 @@ is stated by hand, as ``after`` (this step) and ``after_earlier`` (a step before
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
@@ -31,6 +36,7 @@ __all__ = [
     "Instruction",
     "Kind",
     "Part",
+    "Pass",
     "Phase",
     "Program",
     "Role",
@@ -184,7 +190,8 @@ class Instruction:
     `accumulates` names buffers that are added to: the first task of the step (of the microbatch) defines them. A buffer that an
     instruction both writes and frees never leaves it: it is memory that the instruction needs while it runs.
     A communicating instruction moves the buffers that it names: a send or a put those it reads, any other those it writes.
-    Partners find each other by `message`. `every` > 1: only in steps whose number + 1 is a multiple.
+    Partners find each other by `message`. `once`: a single task a step, though it stands in the pass of a microbatch.
+    `every` > 1: only in steps whose number + 1 is a multiple.
     """
 
     id: str
@@ -202,6 +209,7 @@ class Instruction:
     after: tuple[str, ...] = ()
     after_earlier: tuple[Earlier, ...] = ()
     every: int = 1
+    once: bool = False
 
     def runs_in(self, step: int) -> bool:
         """Whether step number `step` (from 0) contains this instruction."""
@@ -218,15 +226,59 @@ class Task(NamedTuple):
         return self.instruction if self.microbatch is None else f"{self.instruction}[{self.microbatch}]"
 
 
+class Pass(NamedTuple):
+    """What a role does at one go, by its name, and the microbatch that it does it for (None: for the step as a whole)."""
+
+    name: str
+    microbatch: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """What all ranks at `coordinates` do in one step. Axes that `coordinates` leaves out tell no ranks apart."""
+    """What all ranks at `coordinates` do in one step. Axes that `coordinates` leaves out tell no ranks apart.
+
+    passes     by name, the ids of the instructions that a pass consists of, in order
+    schedule   the passes of one step, in order
+    """
 
     name: str
     coordinates: Mapping[str, int]
     buffers: tuple[Buffer, ...]
     instructions: tuple[Instruction, ...]
-    order: tuple[Task, ...]
+    passes: Mapping[str, tuple[str, ...]]
+    schedule: tuple[Pass, ...]
+
+    @classmethod
+    def in_order(
+        cls,
+        *,
+        name: str,
+        coordinates: Mapping[str, int],
+        buffers: tuple[Buffer, ...],
+        instructions: tuple[Instruction, ...],
+        order: Sequence[Task],
+    ) -> Role:
+        """A role whose tasks are given one by one: each is a pass of its own."""
+        role = cls(name=name, coordinates=coordinates, buffers=buffers, instructions=instructions, passes={}, schedule=())
+        return role.reordered(order)
+
+    def reordered(self, order: Sequence[Task]) -> Role:
+        """This role with its tasks given one by one."""
+        return replace(
+            self,
+            passes={task.instruction: (task.instruction,) for task in order},
+            schedule=tuple(Pass(task.instruction, task.microbatch) for task in order),
+        )
+
+    @cached_property
+    def order(self) -> tuple[Task, ...]:
+        """The tasks of one step, written out."""
+        once = {i.id for i in self.instructions if i.once}
+        return tuple(
+            Task(instruction, None if instruction in once else microbatch)
+            for name, microbatch in self.schedule
+            for instruction in self.passes[name]
+        )
 
     @cached_property
     def buffer(self) -> Mapping[str, Buffer]:
@@ -241,7 +293,8 @@ class Role:
     @cached_property
     def streams(self) -> tuple[str, ...]:
         """The streams, in the order of their first task."""
-        return tuple(dict.fromkeys(self.instruction[t.instruction].stream for t in self.order))
+        used = dict.fromkeys(name for name, _ in self.schedule)
+        return tuple(dict.fromkeys(self.instruction[i].stream for name in used for i in self.passes[name]))
 
     def payload_bytes(self, instruction: Instruction) -> int:
         """Bytes of the whole buffer that a communicating instruction is about, on this rank; 0 for others.

@@ -49,9 +49,9 @@ def lower(
     for stage in range(strategy.pipeline):
         draft = Draft(stage=stage)
         write(draft, chain, optimizer)
-        _report_loss(draft, chain)
+        draft.run("report", None, partial(_report_loss, draft, chain))
         if checkpoint_every:
-            _checkpoint(draft, chain, checkpoint_every)
+            draft.run("checkpoint", None, partial(_checkpoint, draft, chain, checkpoint_every))
         drafts.append(draft)
     return assemble("train", chain, drafts)
 
@@ -64,27 +64,25 @@ def lower_evaluation(graph: Graph, partition: Partition, strategy: Strategy) -> 
         draft = Draft(stage=stage)
         last = stage == strategy.pipeline - 1
         for m in range(strategy.microbatches):
-            draft.repeat("forward", m, partial(forward_pass, draft, chain, training=False))
-            if last:
-                draft.buffer("score", Content.WORKSPACE, Scope.STEP, 2 * SCALAR_BYTES)
-                reads = ("predictions", *(("data",) if "data" in draft.buffers else ()))
-                draft.do(
-                    Instruction(
-                        id="score",
-                        kind=Kind.REPORT,
-                        stream="host",
-                        phase=Phase.HOST,
-                        reads=reads,
-                        accumulates=("score",),
-                        frees=reads,
-                    ),
-                    m,
-                )
+            draft.run("forward", m, partial(_score, draft, chain, last=last))
         if not last:
             draft.buffer("score", Content.WORKSPACE, Scope.STEP, 2 * SCALAR_BYTES)
-        _share_and_report(draft, chain, "score", contributes=last)
+        draft.run("report", None, partial(_share_and_report, draft, chain, "score", contributes=last))
         drafts.append(draft)
     return assemble("evaluate", chain, drafts)
+
+
+def _score(draft: Draft, chain: Chain, *, last: bool) -> None:
+    """A forward pass, and on the last stage what its predictions are worth."""
+    forward_pass(draft, chain, training=False)
+    if not last:
+        return
+    draft.buffer("score", Content.WORKSPACE, Scope.STEP, 2 * SCALAR_BYTES)
+    reads = ("predictions", *(("data",) if "data" in draft.buffers else ()))
+    score = Instruction(
+        id="score", kind=Kind.REPORT, stream="host", phase=Phase.HOST, reads=reads, accumulates=("score",), frees=reads
+    )
+    draft.do(score)
 
 
 def _synchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
@@ -93,16 +91,17 @@ def _synchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
     last_backward = max(i for i, (pass_, _) in enumerate(schedule) if pass_ == "B")
     for i, (pass_, m) in enumerate(schedule):
         if pass_ == "F":
-            draft.repeat("forward", m, partial(forward_pass, draft, chain, training=True))
+            draft.run("forward", m, partial(forward_pass, draft, chain, training=True))
         elif i == last_backward and strategy.data > 1:
-            backward_pass(draft, chain, m, finished=_all_reduce)
+            draft.run("last backward", m, partial(backward_pass, draft, chain, finished=_all_reduce))
         else:
-            draft.repeat("backward", m, partial(backward_pass, draft, chain))
+            draft.run("backward", m, partial(backward_pass, draft, chain))
     trained = [s for s in chain.of_stage(draft.stage) if s.backward and s.parameters]
     if trained:
         held = [parameters(draft, chain, s) for s in trained]
         summed = [gradients(draft, chain, s) for s in trained]
-        _update(draft, chain, trained, optimizer, reads=[*held, *summed], writes=held, frees=summed)
+        update = partial(_update, draft, chain, trained, optimizer, reads=[*held, *summed], writes=held, frees=summed)
+        draft.run("update", None, update)
 
 
 def _all_reduce(draft: Draft, chain: Chain, segment: Segment) -> None:
@@ -117,6 +116,7 @@ def _all_reduce(draft: Draft, chain: Chain, segment: Segment) -> None:
             message=buffer,
             reads=(buffer,),
             writes=(buffer,),
+            once=True,
         )
     )
 
@@ -138,8 +138,8 @@ def _update(
     draft.compute(
         "update",
         (Part("", Phase.UPDATE),),
-        None,
         workspace_bytes=0,
+        once=True,
         reads=[*reads, moments],
         writes=[*writes, moments],
         frees=frees,
@@ -155,19 +155,23 @@ def _asynchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
     delta = draft.buffer("delta", Content.GRADIENTS, Scope.STEP, size, names)
     held = [parameters(draft, chain, s) for s in trained]
     one_sided = partial(Instruction, stream="one_sided", phase=Phase.UPDATE, group=DATA)
-    draft.do(one_sided(id="get.parameters", kind=Kind.GET, message="shared", reads=(shared,), writes=tuple(held)))
+    get = one_sided(id="get.parameters", kind=Kind.GET, message="shared", reads=(shared,), writes=tuple(held))
+    draft.run("get", None, partial(draft.do, get))
     for m in range(strategy.microbatches):
-        draft.repeat("forward", m, partial(forward_pass, draft, chain, training=True))
-        draft.repeat("backward", m, partial(backward_pass, draft, chain))
+        draft.run("forward", m, partial(forward_pass, draft, chain, training=True))
+        draft.run("backward", m, partial(backward_pass, draft, chain))
     summed = [gradients(draft, chain, s) for s in trained]
-    _update(draft, chain, trained, optimizer, reads=[*held, *summed], writes=[delta], frees=summed)
-    # The put changes what the next get reads: it is the only thing that orders a rank's own steps.
-    draft.do(
-        one_sided(
-            id="put.update", kind=Kind.PUT, message="shared", reads=(delta,), accumulates=(shared,), frees=(delta,)
-        )
+    put = one_sided(
+        id="put.update", kind=Kind.PUT, message="shared", reads=(delta,), accumulates=(shared,), frees=(delta,)
     )
-    draft.do(one_sided(id="notify.version", kind=Kind.NOTIFY, message="version", after=("put.update",)))
+
+    def publish() -> None:
+        _update(draft, chain, trained, optimizer, reads=[*held, *summed], writes=[delta], frees=summed)
+        # The put changes what the next get reads: it is the only thing that orders a rank's own steps.
+        draft.do(put)
+        draft.do(one_sided(id="notify.version", kind=Kind.NOTIFY, message="version", after=("put.update",)))
+
+    draft.run("publish", None, publish)
 
 
 def _report_loss(draft: Draft, chain: Chain) -> None:

@@ -24,10 +24,11 @@ class Group(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """The rank `offset` further along `axis`, all other coordinates the same."""
+    """The rank `offset` further along `axis`, all other coordinates the same; where it `wraps`, the axis is a ring."""
 
     axis: str
     offset: int
+    wraps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,8 @@ class Mesh:
         """The rank that `peer` names, as seen from `rank`."""
         at = dict(self.coordinates(rank))
         at[peer.axis] += peer.offset
+        if peer.wraps:
+            at[peer.axis] %= self.axes[peer.axis]
         if not 0 <= at[peer.axis] < self.axes[peer.axis]:
             raise IndexError(f"rank {rank} has no peer at {peer.axis} {peer.offset:+d}")
         return self.rank(at)

@@ -49,7 +49,7 @@ def _receives_gradient(chain: Chain, segment: Segment) -> bool:
     return successor is not None and successor.backward and bool(successor.differentiable)
 
 
-def _message(draft: Draft, kind: Kind, buffer: str, offset: int, phase: Phase, microbatch: int) -> None:
+def _message(draft: Draft, kind: Kind, buffer: str, offset: int, phase: Phase) -> None:
     sends = kind is Kind.SEND
     draft.do(
         Instruction(
@@ -62,12 +62,11 @@ def _message(draft: Draft, kind: Kind, buffer: str, offset: int, phase: Phase, m
             reads=(buffer,) if sends else (),
             writes=() if sends else (buffer,),
             frees=(buffer,) if sends else (),
-        ),
-        microbatch,
+        )
     )
 
 
-def forward_pass(draft: Draft, chain: Chain, microbatch: int, *, training: bool) -> None:
+def forward_pass(draft: Draft, chain: Chain, *, training: bool) -> None:
     """Load data, receive, run the stage's segments forward, send."""
     segments = chain.of_stage(draft.stage)
     readers = [s for s in segments if s.data]
@@ -80,22 +79,20 @@ def forward_pass(draft: Draft, chain: Chain, microbatch: int, *, training: bool)
         load = Instruction(
             id="load", kind=Kind.LOAD, stream="load", phase=Phase.HOST, writes=("data",), after_earlier=ahead
         )
-        draft.do(load, microbatch)
+        draft.do(load)
     first = segments[0].number
     if first > 0:
-        _message(draft, Kind.RECEIVE, _activations(draft, chain, first - 1), -1, Phase.FORWARD, microbatch)
+        _message(draft, Kind.RECEIVE, _activations(draft, chain, first - 1), -1, Phase.FORWARD)
     for segment in segments:
         scored = not training and chain.after(segments[-1]) is None  # then the score reads the labels last
         frees_data = segment in readers[-1:] and not scored
-        _forward(draft, chain, segment, microbatch, training=training, frees_data=frees_data)
+        _forward(draft, chain, segment, training=training, frees_data=frees_data)
     last = segments[-1].number
     if chain.after(segments[-1]):
-        _message(draft, Kind.SEND, _activations(draft, chain, last), +1, Phase.FORWARD, microbatch)
+        _message(draft, Kind.SEND, _activations(draft, chain, last), +1, Phase.FORWARD)
 
 
-def _forward(
-    draft: Draft, chain: Chain, segment: Segment, microbatch: int, *, training: bool, frees_data: bool
-) -> None:
+def _forward(draft: Draft, chain: Chain, segment: Segment, *, training: bool, frees_data: bool) -> None:
     reads, writes, accumulates, frees = [], [], [], []
     if segment.parameters:
         reads.append(parameters(draft, chain, segment))
@@ -127,7 +124,6 @@ def _forward(
     draft.compute(
         f"forward.{segment.name}",
         (Part(segment.name, Phase.FORWARD),),
-        microbatch,
         workspace_bytes=chain.workspace_bytes(segment, Phase.FORWARD),
         reads=reads,
         writes=writes,
@@ -137,23 +133,23 @@ def _forward(
 
 
 def backward_pass(
-    draft: Draft, chain: Chain, microbatch: int, *, finished: Callable[[Draft, Chain, Segment], None] | None = None
+    draft: Draft, chain: Chain, *, finished: Callable[[Draft, Chain, Segment], None] | None = None
 ) -> None:
     """Receive gradients, run the stage's segments backward, send gradients; `finished` appends what follows a segment's backward."""
     segments = chain.of_stage(draft.stage)
     last, first = segments[-1], segments[0]
     if _receives_gradient(chain, last):
-        _message(draft, Kind.RECEIVE, _cotangents(draft, chain, last.number), +1, Phase.BACKWARD, microbatch)
+        _message(draft, Kind.RECEIVE, _cotangents(draft, chain, last.number), +1, Phase.BACKWARD)
     for segment in reversed(segments):
         if segment.backward:
-            _backward(draft, chain, segment, microbatch)
+            _backward(draft, chain, segment)
             if finished and segment.parameters:
                 finished(draft, chain, segment)
     if first.number and first.backward and first.differentiable:
-        _message(draft, Kind.SEND, _cotangents(draft, chain, first.number - 1), -1, Phase.BACKWARD, microbatch)
+        _message(draft, Kind.SEND, _cotangents(draft, chain, first.number - 1), -1, Phase.BACKWARD)
 
 
-def _backward(draft: Draft, chain: Chain, segment: Segment, microbatch: int) -> None:
+def _backward(draft: Draft, chain: Chain, segment: Segment) -> None:
     reads, writes, accumulates, frees = [f"res.{segment.name}"], [], [], [f"res.{segment.name}"]
     if _receives_gradient(chain, segment):
         reads.append(_cotangents(draft, chain, segment.number))
@@ -165,7 +161,6 @@ def _backward(draft: Draft, chain: Chain, segment: Segment, microbatch: int) -> 
     draft.compute(
         f"backward.{segment.name}",
         (Part(segment.name, Phase.BACKWARD),),
-        microbatch,
         workspace_bytes=chain.workspace_bytes(segment, Phase.BACKWARD),
         reads=reads,
         writes=writes,

@@ -25,7 +25,7 @@ def instruction(id: str, stream: str = "compute", **fields: Any) -> Instruction:
 
 
 def role(buffers: list[Buffer], instructions: list[Instruction], order: list[Task]) -> Role:
-    return Role(
+    return Role.in_order(
         name="r", coordinates={}, buffers=tuple(buffers), instructions=tuple(instructions), order=tuple(order)
     )
 

@@ -84,7 +84,7 @@ def two_ranks_and_a_link() -> Program:
     receive = instruction("receive.b", Kind.RECEIVE, writes=("b",), peer=peer[1], message="b")
     use = instruction("use", Kind.COMPUTE, reads=("b",), frees=("b",))
     roles = tuple(
-        Role(
+        Role.in_order(
             name=f"stage{stage}",
             coordinates={"pipeline": stage},
             buffers=(buffer,),
@@ -270,7 +270,7 @@ def test_a_deadlock_names_who_waits(make_chain: MakeChain) -> None:
     first, last = program.roles
     # Stage 0 goes backward before it goes forward: the gradient that it waits for depends on what it has not sent.
     backward = [t for t in first.order if "cot" in t.instruction or t.instruction.startswith("backward")]
-    first = replace(first, order=(*backward, *(t for t in first.order if t not in backward)))
+    first = first.reordered((*backward, *(t for t in first.order if t not in backward)))
     wrong = replace(program, roles=(first, last))
     with pytest.raises(PlanError) as caught:
         replay(wrong, priced(wrong, {Phase.FORWARD: 1.0}), steps=1)

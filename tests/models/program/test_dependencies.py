@@ -39,7 +39,7 @@ def does(id: str, kind: Kind = Kind.COMPUTE, **more: object) -> Instruction:
 
 def role_of(buffers: list[Buffer], instructions: list[Instruction], *, microbatches: int = 0, stage: int = 0) -> Role:
     each: list[int | None] = list(range(microbatches)) or [None]
-    return Role(
+    return Role.in_order(
         name=f"stage{stage}",
         coordinates={"pipeline": stage},
         buffers=tuple(buffers),
@@ -149,7 +149,7 @@ def test_what_is_wrong_is_named(buffers: list[Buffer], instructions: list[Instru
 
 
 def test_a_task_without_instruction_is_named() -> None:
-    role = replace(role_of([], []), order=(Task("ghost"),))
+    role = role_of([], []).reordered([Task("ghost")])
     assert check(program_of(role)) == ["stage0: ghost: no such instruction"]
 
 
@@ -165,7 +165,8 @@ def test_messages_must_match(lower_chain: Callable[..., Program]) -> None:
     larger = tuple(replace(b, nbytes=b.nbytes + 1) if b.name == "act.0" else b for b in last.buffers)
     assert any("send.act.0: 64 bytes here, 65 in stage1" in p for p in with_last(buffers=larger))
     fewer = tuple(t for t in last.order if t != Task("receive.act.0", 1))
-    assert any("2 tasks here, 1 to receive it in stage1" in p for p in with_last(order=fewer))
+    short = replace(right, roles=(first, last.reordered(fewer)))
+    assert any("2 tasks here, 1 to receive it in stage1" in p for p in check(short))
 
 
 def test_collectives_must_match(lower_chain: Callable[..., Program]) -> None:
@@ -190,9 +191,7 @@ def test_peak_of_what_lives_at_once() -> None:
         Buffer(name="g", content=Content.GRADIENTS, scope=Scope.STEP, nbytes=7),
     ]
     work = [does("make", writes=("a",)), does("use", reads=("a",), frees=("a",), accumulates=("g",))]
-    role = replace(
-        role_of(buffers, work, microbatches=2), order=tuple(Task(i, m) for i in ("make", "use") for m in (0, 1))
-    )
+    role = role_of(buffers, work, microbatches=2).reordered([Task(i, m) for i in ("make", "use") for m in (0, 1)])
     found = peak_memory(program_of(role), role)
     assert (found.peak_bytes, found.task) == (100 + 2 * 10 + 7, Task("use", 0))
     assert found.by_content == {Content.PARAMETERS: 100, Content.ACTIVATIONS: 20, Content.GRADIENTS: 7}

@@ -30,5 +30,5 @@ def test_a_collective_counts_the_whole_buffer_whichever_side_it_is_on(kind: Kind
         reads=(reads,),
         writes=(writes,),
     )
-    role = Role(name="r", coordinates={}, buffers=buffers, instructions=(instruction,), order=())
+    role = Role.in_order(name="r", coordinates={}, buffers=buffers, instructions=(instruction,), order=())
     assert role.payload_bytes(instruction) == 800
