@@ -93,8 +93,11 @@ class Strategy(BaseModel):
             problems.append("sequence_parallel splits what tensor ranks share: use tensor 2 or more")
         if self.solver != "synchronous":
             apart = {"pipeline": self.pipeline, "tensor": self.tensor, "context": self.context, "zero": self.zero + 1}
-            for name in (name for name, size in apart.items() if size > 1):
-                problems.append(f"the {self.solver} solver has no {name}: leave it out, or use the synchronous solver")
+            problems += [
+                f"the {self.solver} solver has no {name}: leave it out, or use the synchronous solver"
+                for name, size in apart.items()
+                if size > 1
+            ]
         if self.synchronise_every > 1 and self.solver != "local":
             problems.append("synchronise_every belongs to the local solver")
         if problems:

@@ -54,9 +54,9 @@ def _check_role(role: Role) -> list[str]:
         if p.name not in role.passes
     ]
     unknown = [
-        f"{role.name}: {i.id}: unknown buffer {', '.join(names)}"
+        f"{role.name}: {i.id}: unknown buffer {', '.join(absent)}"
         for i in role.instructions
-        if (names := [b for b in _named(i) if b not in role.buffer])
+        if (absent := [b for b in _named(i) if b not in role.buffer])
     ]
     if strange or unknown:
         return [*dict.fromkeys(strange), *unknown]
