@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..errors import PlanError, ProfileError
 from .profile import Device, Link, Node, Quantity
+from .topology import Port, uplinks
 
 __all__ = ["PRICE_KINDS", "Cluster", "Region"]
 
@@ -35,8 +36,11 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Equal nodes on one network. `link`, None for a single node, has the bandwidth of a node (see :class:`Link`).
+    """Equal nodes on one network. `link`, None for a single domain, has the bandwidth of a node (see :class:`Link`).
 
+    domain_nodes            how many nodes the link of the nodes joins (trays of a rack with NVLink between them, hosts of a
+                            torus); None: each node by itself. `link` leads from domain to domain
+    oversubscription        by nodes under a switch: bandwidth of these nodes over that of the switch's links upwards
     price_kind              which of the prices counts: one of PRICE_KINDS
     price_usd_per_node_s    rent on demand
     spot_usd_per_node_s     rent of capacity that can be taken away, or that is booked in blocks
@@ -53,6 +57,8 @@ class Cluster:
     node: Node
     n_nodes: int
     link: Link | None = None
+    domain_nodes: Quantity | None = None
+    oversubscription: Mapping[str, Quantity] = field(default_factory=dict)
     price_kind: str = "on_demand"
     price_usd_per_node_s: Quantity | None = None
     spot_usd_per_node_s: Quantity | None = None
@@ -104,12 +110,22 @@ class Cluster:
             )
         return device // self.node.devices_per_node
 
+    @cached_property
+    def devices_per_domain(self) -> int:
+        """How many devices the link of the nodes joins: those of a node, or of all nodes of a domain."""
+        nodes = int(self.domain_nodes.value) if self.domain_nodes else 1
+        return nodes * self.node.devices_per_node
+
+    def domain_of(self, device: int) -> int:
+        """The domain that holds device `device`."""
+        return self.node_of(device) * self.node.devices_per_node // self.devices_per_domain
+
     def link_between(self, a: int, b: int) -> Link:
         """The link that a message from device `a` to device `b` takes.
 
         Raises PlanError for a device that does not exist, and ValueError for a message of a device to itself.
         """
-        if self.node_of(a) == self.node_of(b):
+        if self.domain_of(a) == self.domain_of(b):
             link = self.node.link
             if a == b:
                 raise ValueError(f"device {a} needs no link to itself")
@@ -117,6 +133,32 @@ class Cluster:
             link = self.link
         assert link is not None  # the constructor checks it
         return link
+
+    @cached_property
+    def levels(self) -> Mapping[int, float]:
+        """The levels of switches between nodes whose links upwards are fewer than those down: nodes below, how many
+        times."""
+        return {int(nodes): ratio.value for nodes, ratio in self.oversubscription.items() if ratio.value > 1.0}
+
+    def route(self, a: int, b: int) -> tuple[Port, ...]:
+        """The shared links that a message from device `a` to device `b` crosses, in order.
+
+        >>> from hpdlf.hwprofiles import load_cluster
+        >>> [port.kind for port in load_cluster("dgx-a100:2").route(0, 9)]
+        ['adapters', 'adapters']
+
+        Raises PlanError and ValueError as `link_between` does.
+        """
+        if self.link_between(a, b) is self.node.link and self.domain_of(a) == self.domain_of(b):
+            return Port("device", a, False), Port("device", b, True)
+        here, there = self.node_of(a), self.node_of(b)
+        crossed = uplinks(here, there, self.levels)
+        return (
+            Port("adapters", here, False),
+            *(Port("switch", here // level, False, level) for level in crossed),
+            *(Port("switch", there // level, True, level) for level in reversed(crossed)),
+            Port("adapters", there, True),
+        )
 
     def with_nodes(self, n_nodes: int, devices_per_node: int | None = None) -> Cluster:
         """This cluster with another number of nodes, and of devices in each if given. The name says so:
@@ -176,7 +218,7 @@ class Cluster:
         if not 1 <= self.n_nodes <= MOST_NODES:
             raise ProfileError(f"cluster '{self.name}': a cluster has 1 to {MOST_NODES:,} nodes, not {self.n_nodes:,}")
         mend = "Add one to the profile, or choose a cluster of `hpdlf profile list`."
-        if self.n_nodes > 1 and self.link is None:
+        if self.n_devices > self.devices_per_domain and self.link is None:
             raise ProfileError(
                 f"cluster '{self.name}' with {self.n_nodes} nodes: the profile has no link between nodes. {mend}"
             )

@@ -69,7 +69,7 @@ TEXTS: dict[str, tuple[Text, ...]] = {
         Text("memory_kind", choices=MEMORY_KINDS),
         _NAMED[-1],
     ),
-    "link": (*_EVERY, Text("fabric", choices=FABRICS)),
+    "link": (*_EVERY, Text("fabric", choices=FABRICS), Text("wiring", many=True)),
     "node": _EVERY,
     "cluster": (*_EVERY, Text("price_kind", choices=PRICE_KINDS)),
     "region": _NAMED,
@@ -109,6 +109,8 @@ FIELDS: dict[str, tuple[Field, ...]] = {
         Field("collective_efficiency", "collective_efficiency", AMOUNT, 1e-4, 10.0),
         Field("collective_overhead", "collective_overhead_s", TIME, 1e-9, 10.0),
         Field("group_share", "group_share", AMOUNT, 1e-3, 1.0, by_ranks=True),
+        Field("torus_dims", "torus_dims", AMOUNT, 1, 3, integer=True),
+        Field("torus_rings_from", "torus_rings_from", AMOUNT, 2, 1e6, integer=True),
     ),
     "node": (
         Field("devices", "devices", AMOUNT, 1, 1024, required=True, integer=True),
@@ -118,6 +120,8 @@ FIELDS: dict[str, tuple[Field, ...]] = {
         Field("limit_power", "limit_w", POWER, 1.0, 1e6),
     ),
     "cluster": (
+        Field("domain_nodes", "domain_nodes", AMOUNT, 1, 1e6, integer=True),
+        Field("oversubscription", "oversubscription", AMOUNT, 1.0, 100.0, by_ranks=True),
         Field("price_per_node_hour", "price_usd_per_node_s", PRICE_PER_TIME, 1e-4 / _HOUR, 1e5 / _HOUR, dated=True),
         Field("spot_price_per_node_hour", "spot_usd_per_node_s", PRICE_PER_TIME, 1e-4 / _HOUR, 1e5 / _HOUR, dated=True),
         Field("purchase_price_per_node", "purchase_usd_per_node", PRICE, 10.0, 1e8, dated=True),

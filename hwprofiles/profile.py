@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from .topology import Wiring, parse_wiring, rings
+
 __all__ = ["FABRICS", "KINDS", "PRECISIONS", "TIERS", "Device", "Link", "Node", "Quantity"]
 
 # measured: timed or metered, here or by the source named. datasheet: published as a specification, read in the source
@@ -33,6 +35,8 @@ FABRICS = (
     "ici",
     "shared-memory",
 )
+# Two devices that no cable joins copy through the host: about half of what one cable carries.
+STAGED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +143,11 @@ class Link:
     collective_efficiency share of the nominal bandwidth that a large all-reduce sees (its bus bandwidth)
     collective_overhead_s what a collective costs beyond the messages of its algorithm: starting, synchronising
     group_share           by number of ranks: the share of that bandwidth which a group of so many sees, where it sees
-                          less than the largest (links in a mesh; read it by `share_of`)
+                          less than the largest (links in a mesh; read it by `share_of` and `share_among`)
+    wiring                which pairs of a node's devices a cable joins, such as "0-1" and "0-3 x2"; empty where all meet
+                          in switches (see :mod:`.topology`)
+    torus_dims            in how many dimensions a torus of such links joins the devices of a domain; None: no torus
+    torus_rings_from      devices in a dimension of the torus from which on it is closed to a ring
     """
 
     name: str
@@ -153,6 +161,9 @@ class Link:
     collective_efficiency: Quantity | None = None
     collective_overhead_s: Quantity | None = None
     group_share: Mapping[str, Quantity] = field(default_factory=dict)
+    wiring: tuple[str, ...] = ()
+    torus_dims: Quantity | None = None
+    torus_rings_from: Quantity | None = None
 
     @property
     def effective_bandwidth_bytes_per_s(self) -> float:
@@ -187,6 +198,33 @@ class Link:
             return (before or after)[-1 if before else 0][1]
         (low, share_low), (high, share_high) = before[-1], after[0]
         return share_low if low == high else share_low + (share_high - share_low) * (ranks - low) / (high - low)
+
+    @cached_property
+    def cables(self) -> Wiring:
+        """`wiring`, parsed. Raises ValueError for a text that is no cable."""
+        return parse_wiring(self.wiring)
+
+    def share_among(self, members: tuple[int, ...]) -> float:
+        """The share of `collective_bandwidth_bytes_per_s` that `members` (ascending numbers in the node) see, while the
+        other devices of the node do the same in groups of their own.
+
+        The first devices of a node see `share_of` their number, and so does every group where all meet in switches. Over
+        cables it goes by the rings that fit among the members. Where few see more than many (a bridge between halves of
+        the node), a group that spans several such halves shares with those between its members what crosses the bridge.
+        """
+        count, block = len(members), 1
+        share = self.share_of(count)
+        if members[-1] - members[0] == count - 1 and members[0] % count == 0 and not (self.wiring and members[0]):
+            return share
+        if self.wiring:
+            everybody = tuple(sorted({device for a, b, _ in self.cables for device in (a, b)}))
+            if found := rings(self.cables, members):
+                return self.share_of(len(everybody)) * found / rings(self.cables, everybody)
+            return share * (STAGED if count == 2 else 1.0)
+        while members[0] // block != members[-1] // block:
+            block *= 2
+        across = self.share_of(block)
+        return across * count / block if across < share else share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,11 @@ an accelerator's int8 peak exceeds its float16 peak, say, is usual but not true 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from .cluster import Cluster, Region
 from .profile import Device, Link, Node, Quantity
+from .topology import parse_wiring
 from .units import COMPUTE_RATE, DATA, FREQUENCY, POWER, PRICE_PER_TIME, Dimension, format_value
 
 __all__ = ["broken_relations"]
@@ -36,6 +38,8 @@ def broken_relations(value: Device | Link | Node | Cluster | Region) -> list[tup
     """(field of the file, what is wrong) for every relation that does not hold."""
     if isinstance(value, Device):
         return [*_peaks(value), *_powers(value), *_caches(value), *_rates(value)]
+    if isinstance(value, Link):
+        return list(_link(value))
     if isinstance(value, Node):
         return list(_node(value))
     return list(_cluster(value)) if isinstance(value, Cluster) else []
@@ -92,7 +96,23 @@ def _rates(device: Device) -> Iterator[tuple[str, str]]:
         )
 
 
+def _link(link: Link) -> Iterator[tuple[str, str]]:
+    try:
+        parse_wiring(link.wiring)
+    except ValueError as error:
+        yield "wiring", str(error)
+    if link.torus_rings_from and not link.torus_dims:
+        yield "torus_rings_from", "says where a torus is closed, but there is none; write torus_dims too"
+    if link.torus_dims and link.wiring:
+        yield "wiring", "a link is a torus or a mesh of cables, not both; leave out wiring or torus_dims"
+
+
 def _node(node: Node) -> Iterator[tuple[str, str]]:
+    if node.link and node.link.wiring:
+        last = max(max(a, b) for a, b, _ in node.link.cables)
+        if last >= node.devices_per_node:
+            has = f"device {last}, but a node has {node.devices_per_node}, numbered from 0"
+            yield "link", f"the wiring of '{node.link.name}' names {has}"
     idle, active, limit = node.host_idle_w, node.host_active_w, node.limit_w
     if idle and active and idle.value > active.value:
         yield "host_idle_power", f"{_above(idle, 'host_active_power', active, POWER)}; are the two swapped?"
@@ -107,6 +127,17 @@ def _node(node: Node) -> Iterator[tuple[str, str]]:
 
 
 def _cluster(cluster: Cluster) -> Iterator[tuple[str, str]]:
+    if cluster.domain_nodes and cluster.domain_nodes.value > 1 and cluster.node.link is None:
+        yield "domain_nodes", f"node '{cluster.node.name}' has no link that could join several nodes"
+    levels = sorted((int(nodes), one.value) for nodes, one in cluster.oversubscription.items())
+    for (nodes, ratio), (more, above) in pairwise(levels):
+        if more % nodes:
+            yield f"oversubscription.{more}", f"{more} nodes are no multiple of the {nodes} of the level below"
+        elif above < ratio:
+            yield (
+                f"oversubscription.{more}",
+                f"{above:g} is below the {ratio:g} of the level below, which already thins",
+            )
     rent, spot = cluster.price_usd_per_node_s, cluster.spot_usd_per_node_s
     if rent and spot and spot.value > rent.value:
         text = _above(spot, "price_per_node_hour", rent, PRICE_PER_TIME)

@@ -1,7 +1,8 @@
 """Collectives on a cluster: which algorithm a library takes over which links, and the seconds it spends on each.
 
-GPUs whose links say what they are made of (`fabric`) communicate by NCCL (:mod:`.nccl`), everybody else by MPI
-(:mod:`.algorithms`). Several ranks on each of several nodes use, in MPI, the faster of
+GPUs whose links say what they are made of (`fabric`) communicate by NCCL (:mod:`.nccl`), devices of a torus along its
+dimensions (:mod:`.torus`), everybody else by MPI (:mod:`.algorithms`). A node is here whatever the link within it joins: the
+trays of a rack that NVLink joins are one (`Cluster.domain_of`). Several ranks on each of several nodes use, in MPI, the faster of
 
 * hierarchical: within the nodes, then between them, then within again where the kind needs it; every rank carries its
   part between the nodes, all of a node's ranks over the node's adapters;
@@ -16,7 +17,9 @@ messages far below h see half of the bandwidth, those far above lose h / bandwid
 together, so there m is the whole buffer.
 
 A group with fewer ranks in a node than the node has devices gets their part of its adapters: the other devices belong
-to groups that do the same at the same time.
+to groups that do the same at the same time. So it is within a node, where links are cables between pairs or lead over a
+bridge (`Link.share_among`), and for the links of switches that are oversubscribed (`stretch` in
+:mod:`hpdlf.hwprofiles.topology`).
 
 >>> from hpdlf.hwprofiles import load_cluster
 >>> cluster = load_cluster("dgx-a100:2")
@@ -33,22 +36,29 @@ from typing import NamedTuple
 
 from ...errors import PlanError
 from ...hwprofiles import Cluster, Link
+from ...hwprofiles.topology import box, extents, stretch
 from . import nccl
 from .algorithms import KINDS, Steps, check_kind, fastest
+from .memo import memo_of
+from .torus import steps_on_torus
 
-__all__ = ["KINDS", "Leg", "collective_legs", "slowdown"]
+__all__ = ["KINDS", "Leg", "adapter_share", "collective_legs", "slowdown"]
 
 # A rank waits for the others before it copies, before it adds, after it, and at the end.
 MEETINGS = 4
 
 
 class Leg(NamedTuple):
-    """A phase of a collective over one link: seconds of latency and of transmission, and the algorithm."""
+    """A phase of a collective over one link: seconds of latency and of transmission, and the algorithm.
+
+    `hidden_s` are the seconds of transmission over it that the transmission over a slower link hides.
+    """
 
     link: Link
     latency_s: float
     transmission_s: float
     algorithm: str
+    hidden_s: float = 0.0
 
 
 def slowdown(link: Link, nbytes: float) -> float:
@@ -61,52 +71,83 @@ def slowdown(link: Link, nbytes: float) -> float:
 
 
 def collective_legs(
-    kind: str, nbytes: float, ranks: tuple[int, ...], cluster: Cluster, *, algorithm: str = ""
+    kind: str,
+    nbytes: float,
+    ranks: tuple[int, ...],
+    cluster: Cluster,
+    *,
+    algorithm: str = "",
+    active: int | None = None,
 ) -> tuple[Leg, ...]:
     """The legs of a collective among the devices `ranks` of `cluster`, one after the other; none for a single rank.
 
     `nbytes` is the whole buffer, as :mod:`.algorithms` defines it. `algorithm` keeps NCCL to those whose names start so
-    ("ring", "tree, LL"), where there are any.
+    ("ring", "tree, LL"), where there are any. `active` is how many devices of a node take part in such a collective at the
+    same time, in this group or its siblings: all of them unless it is said.
 
     Raises:
         PlanError: no such collective, a rank outside the cluster or named twice.
     """
     check_kind(kind)
-    if len(set(ranks)) != len(ranks):
-        raise PlanError(f"{kind} among the ranks {list(ranks)}: a rank stands there twice")
-    members: dict[int, int] = {}
-    for rank in ranks:
-        node = cluster.node_of(rank)
-        members[node] = members.get(node, 0) + 1
     if len(ranks) <= 1:
         return ()
-    at = _placement(len(ranks), len(members), max(members.values()), cluster)
-    if cluster.device.kind == "gpu" and nccl.is_known(at.inner) and nccl.is_known(at.outer):
-        return _by_nccl(kind, nbytes, at, algorithm)
-    return _by_mpi(kind, nbytes, at)
+    memo = memo_of(cluster)
+    key = ("legs", kind, nbytes, ranks, algorithm, active)
+    if key not in memo:
+        where = ("placement", ranks, active, kind == "all_to_all")
+        if where not in memo:
+            memo[where] = _placement(ranks, cluster, active, everybody=kind == "all_to_all")
+        at = memo[where]
+        by_nccl = cluster.device.kind == "gpu" and nccl.is_known(at.inner) and nccl.is_known(at.outer)
+        memo[key] = _by_nccl(kind, nbytes, at, algorithm) if by_nccl else _by_mpi(kind, nbytes, at)
+    found: tuple[Leg, ...] = memo[key]
+    return found
 
 
-def _placement(ranks: int, nodes: int, local: int, cluster: Cluster) -> nccl.Placement:
+def _placement(ranks: tuple[int, ...], cluster: Cluster, active: int | None, *, everybody: bool) -> nccl.Placement:
+    if len(set(ranks)) != len(ranks):
+        raise PlanError(f"a collective among the ranks {list(ranks)}: a rank stands there twice")
+    domains: dict[int, list[int]] = {}
+    for rank in ranks:
+        domains.setdefault(cluster.domain_of(rank), []).append(rank)
+    fullest = sorted(max(domains.values(), key=len))
+    local, size = len(fullest), cluster.devices_per_domain
     inner = cluster.node.link if local > 1 else None
-    outer = cluster.link if nodes > 1 else None
+    outer = cluster.link if len(domains) > 1 else None
     assert inner or local == 1
-    assert outer or nodes == 1
-    return nccl.Placement(
-        ranks,
-        nodes,
-        local,
-        inner,
-        inner.collective_bandwidth_bytes_per_s * inner.share_of(local) if inner else inf,
-        outer,
-        outer.collective_bandwidth_bytes_per_s * outer.share_of(nodes) * _share_of_adapters(local, cluster)
-        if outer
-        else inf,
-    )
+    assert outer or len(domains) == 1
+    members = tuple(rank % size for rank in fullest)
+    inner_bytes_per_s = outer_bytes_per_s = inf
+    along = ()
+    if inner:
+        inner_bytes_per_s = inner.collective_bandwidth_bytes_per_s
+        if inner.torus_dims:
+            sides = box(min(size, cluster.n_devices), int(inner.torus_dims.value))
+            closed_from = int(inner.torus_rings_from.value) if inner.torus_rings_from else 3
+            along = extents(members, sides, closed_from)
+        else:
+            inner_bytes_per_s *= inner.share_among(members)
+    if outer:
+        nodes = sorted({cluster.node_of(rank) for rank in ranks})
+        hosts = len({cluster.node_of(rank) for rank in fullest})
+        thinned = stretch(cluster.levels, nodes, everybody=everybody)
+        share = outer.share_of(len(domains)) * adapter_share(local, cluster, hosts=hosts, active=active) / thinned
+        outer_bytes_per_s = outer.collective_bandwidth_bytes_per_s * share
+    return nccl.Placement(len(ranks), len(domains), local, inner, inner_bytes_per_s, outer, outer_bytes_per_s, along)
 
 
-def _share_of_adapters(local: int, cluster: Cluster) -> float:
-    """The part of a node's adapters that `local` of its devices have while the others use the rest."""
-    return min(1.0, local / cluster.devices_per_node)
+def adapter_share(local: int, cluster: Cluster, *, hosts: int = 1, active: int | None = None) -> float:
+    """The part of a node's adapters that `local` devices on `hosts` nodes of a domain have (more than 1 on several nodes),
+    while `active` devices of each node do the same (all of them unless it is said).
+
+    A device drives the adapters that are its own: none beyond its part of them, of which one may be shared.
+    """
+    link, devices = cluster.link, cluster.devices_per_node
+    share = min(float(hosts), local / min(active or devices, devices))
+    if link and link.adapters:
+        own = max(1, int(link.adapters.value) // devices)
+        share = min(share, local * own / link.adapters.value)
+    return share
 
 
 def _by_nccl(kind: str, n: float, at: nccl.Placement, algorithm: str) -> tuple[Leg, ...]:
@@ -116,17 +157,22 @@ def _by_nccl(kind: str, n: float, at: nccl.Placement, algorithm: str) -> tuple[L
 
 
 def _legs_of(way: nccl.Candidate, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
+    if at.inner is None or at.outer is None:
+        link, sent_s = (at.outer, way.outer_s) if at.inner is None else (at.inner, way.inner_s)
+        assert link is not None
+        latency_s = way.inner_latency_s + way.outer_latency_s
+        return _started((Leg(link, latency_s, sent_s * slowdown(link, n), way.algorithm),))
     # Chunks follow each other through a node and out of it, so that only the slower part counts.
-    inner_s, outer_s = (way.inner_s, 0.0) if way.inner_s > way.outer_s else (0.0, way.outer_s)
-    if at.outer is None:
-        assert at.inner is not None
-        parts = [(at.inner, way.inner_latency_s + way.outer_latency_s, inner_s)]
-    elif at.inner is None:
-        parts = [(at.outer, way.inner_latency_s + way.outer_latency_s, outer_s)]
-    else:
-        parts = [(at.inner, way.inner_latency_s, inner_s), (at.outer, way.outer_latency_s, outer_s)]
-    legs = [Leg(link, latency_s, sent_s * slowdown(link, n), way.algorithm) for link, latency_s, sent_s in parts]
-    return _started(tuple(legs))
+    inside_s, between_s = way.inner_s * slowdown(at.inner, n), way.outer_s * slowdown(at.outer, n)
+    inner_counts = way.inner_s > way.outer_s
+    inside = (inside_s, 0.0) if inner_counts else (0.0, inside_s)
+    between = (0.0, between_s) if inner_counts else (between_s, 0.0)
+    return _started(
+        (
+            Leg(at.inner, way.inner_latency_s, inside[0], way.algorithm, inside[1]),
+            Leg(at.outer, way.outer_latency_s, between[0], way.algorithm, between[1]),
+        )
+    )
 
 
 def _seconds(legs: tuple[Leg, ...]) -> float:
@@ -145,13 +191,24 @@ def _by_mpi(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
         link, ranks = (at.inner, at.local) if at.inner else (at.outer, at.nodes)
         assert link is not None
         bandwidth = at.inner_bytes_per_s if at.inner else at.outer_bytes_per_s
-        if at.inner and kind == "all_reduce" and link.fabric == "shared-memory":
-            legs: tuple[Leg, ...] = (_timed(Steps("shared memory", MEETINGS, n), link, bandwidth),)
+        if at.along:
+            legs: tuple[Leg, ...] = (_on_torus(kind, n, at),)
+        elif at.inner and kind == "all_reduce" and link.fabric == "shared-memory":
+            legs = (_timed(Steps("shared memory", MEETINGS, n), link, bandwidth),)
         else:
             legs = (_leg(kind, n, ranks, link, bandwidth),)
+    elif at.along:
+        legs = _hierarchical(kind, n, at)
     else:
         legs = min(_hierarchical(kind, n, at), _ring(kind, n, at), key=_seconds)
     return _started(legs)
+
+
+def _on_torus(kind: str, n: float, at: nccl.Placement) -> Leg:
+    assert at.inner is not None
+    assert at.inner.torus_dims is not None
+    steps = steps_on_torus(kind, n, at.along, dims=int(at.inner.torus_dims.value))
+    return _timed(steps, at.inner, at.inner_bytes_per_s)
 
 
 def _leg(kind: str, n: float, ranks: int, link: Link, bandwidth_bytes_per_s: float) -> Leg:
@@ -171,7 +228,7 @@ def _hierarchical(kind: str, n: float, at: nccl.Placement) -> tuple[Leg, ...]:
     assert outer is not None
 
     def inside(phase: str, nbytes: float = n) -> Leg:
-        return _leg(phase, nbytes, local, inner, at.inner_bytes_per_s)
+        return _on_torus(phase, nbytes, at) if at.along else _leg(phase, nbytes, local, inner, at.inner_bytes_per_s)
 
     def between(phase: str) -> Leg:
         return _leg(phase, n, nodes, outer, at.outer_bytes_per_s)

@@ -31,6 +31,7 @@ from math import log2
 from typing import NamedTuple
 
 from ...hwprofiles import Link
+from ...hwprofiles.topology import Extent
 
 __all__ = ["PROTOCOLS", "Candidate", "Placement", "candidates", "is_known"]
 
@@ -88,8 +89,9 @@ PLATEAU = 1.4
 class Placement(NamedTuple):
     """Where the ranks of a collective are, and the bytes per second that they see.
 
-    `local` is the most ranks in a node. `inner` is None for one rank per node, `outer` for a single node;
-    `outer_bytes_per_s` is that of the group's part of a node's adapters.
+    A node is here whatever the inner link joins: a host, a rack of NVLink, a slice of a torus. `local` is the most ranks in
+    a node. `inner` is None for one rank per node, `outer` for a single node; `outer_bytes_per_s` is that of the group's
+    part of a node's adapters. `along` says how the ranks of a node lie in a torus, where it is one.
     """
 
     ranks: int
@@ -99,6 +101,7 @@ class Placement(NamedTuple):
     inner_bytes_per_s: float
     outer: Link | None
     outer_bytes_per_s: float
+    along: tuple[Extent, ...] = ()
 
 
 class Candidate(NamedTuple):

@@ -118,14 +118,14 @@ def test_an_unknown_kind_names_the_near_one() -> None:
 def test_a_ring_over_equal_links_of_cpus_is_the_closed_form() -> None:
     plain = network(1, 6, link("plain", ALPHA, BANDWIDTH))
     (leg,) = collective_legs("all_reduce", 6e8, tuple(range(6)), plain)
-    assert leg[1:] == (pytest.approx(10 * ALPHA), pytest.approx(2 * 6e8 * 5 / 6 / BANDWIDTH), "ring")
+    assert leg[1:4] == (pytest.approx(10 * ALPHA), pytest.approx(2 * 6e8 * 5 / 6 / BANDWIDTH), "ring")
 
 
 def test_an_all_reduce_in_shared_memory_moves_the_buffer_once_however_many_take_part() -> None:
     shared = network(1, 8, link("shared", ALPHA, BANDWIDTH, "shared-memory"))
     for ranks in (2, 5, 8):
         (leg,) = collective_legs("all_reduce", 1e8, tuple(range(ranks)), shared)
-        assert leg[1:] == (4 * ALPHA, 0.1, "shared memory")
+        assert leg[1:4] == (4 * ALPHA, 0.1, "shared memory")
 
 
 def test_a_ring_of_nccl_pays_its_start_its_steps_and_the_link_once_over() -> None:
