@@ -36,13 +36,13 @@ from typing import NamedTuple
 
 from ...errors import PlanError
 from ...hwprofiles import Cluster, Link
-from ...hwprofiles.topology import box, extents, stretch
+from ...hwprofiles.topology import Extent, box, extents, stretch
 from . import nccl
 from .algorithms import KINDS, Steps, check_kind, fastest
 from .memo import memo_of
 from .torus import steps_on_torus
 
-__all__ = ["KINDS", "Leg", "adapter_share", "collective_legs", "slowdown"]
+__all__ = ["KINDS", "Leg", "adapter_share", "collective_legs", "placement_of", "slowdown"]
 
 # A rank waits for the others before it copies, before it adds, after it, and at the end.
 MEETINGS = 4
@@ -94,13 +94,20 @@ def collective_legs(
     memo = memo_of(cluster)
     key = ("legs", kind, nbytes, ranks, algorithm, active)
     if key not in memo:
-        where = ("placement", ranks, active, kind == "all_to_all")
-        if where not in memo:
-            memo[where] = _placement(ranks, cluster, active, everybody=kind == "all_to_all")
-        at = memo[where]
+        at = placement_of(kind, ranks, cluster, active=active)
         by_nccl = cluster.device.kind == "gpu" and nccl.is_known(at.inner) and nccl.is_known(at.outer)
         memo[key] = _by_nccl(kind, nbytes, at, algorithm) if by_nccl else _by_mpi(kind, nbytes, at)
     found: tuple[Leg, ...] = memo[key]
+    return found
+
+
+def placement_of(kind: str, ranks: tuple[int, ...], cluster: Cluster, *, active: int | None = None) -> nccl.Placement:
+    """Where the at least two `ranks` of a collective are, and what they see of the links there."""
+    memo, everybody = memo_of(cluster), kind == "all_to_all"
+    key = ("placement", ranks, active, everybody)
+    if key not in memo:
+        memo[key] = _placement(ranks, cluster, active, everybody=everybody)
+    found: nccl.Placement = memo[key]
     return found
 
 
@@ -118,7 +125,8 @@ def _placement(ranks: tuple[int, ...], cluster: Cluster, active: int | None, *, 
     assert outer or len(domains) == 1
     members = tuple(rank % size for rank in fullest)
     inner_bytes_per_s = outer_bytes_per_s = inf
-    along = ()
+    along: tuple[Extent, ...] = ()
+    hosts = len({cluster.node_of(rank) for rank in fullest})
     if inner:
         inner_bytes_per_s = inner.collective_bandwidth_bytes_per_s
         if inner.torus_dims:
@@ -129,11 +137,12 @@ def _placement(ranks: tuple[int, ...], cluster: Cluster, active: int | None, *, 
             inner_bytes_per_s *= inner.share_among(members)
     if outer:
         nodes = sorted({cluster.node_of(rank) for rank in ranks})
-        hosts = len({cluster.node_of(rank) for rank in fullest})
         thinned = stretch(cluster.levels, nodes, everybody=everybody)
         share = outer.share_of(len(domains)) * adapter_share(local, cluster, hosts=hosts, active=active) / thinned
         outer_bytes_per_s = outer.collective_bandwidth_bytes_per_s * share
-    return nccl.Placement(len(ranks), len(domains), local, inner, inner_bytes_per_s, outer, outer_bytes_per_s, along)
+    return nccl.Placement(
+        len(ranks), len(domains), local, inner, inner_bytes_per_s, outer, outer_bytes_per_s, along, hosts
+    )
 
 
 def adapter_share(local: int, cluster: Cluster, *, hosts: int = 1, active: int | None = None) -> float:

@@ -45,18 +45,21 @@ HOST_BYTES_PER_S: Mapping[str, float] = {"load": 2e9, "checkpoint": 5e8}
 HOST_LATENCY_S: Mapping[str, float] = {"load": 20e-6, "checkpoint": 5e-3}
 
 
-def transfer_workload(nbytes: int, link: Link) -> Workload:
+def transfer_workload(nbytes: int, link: Link, *, siblings: int = 1) -> Workload:
     """One message of `nbytes` over `link`, sender to receiver, through one adapter.
 
     ``latency + nbytes / bandwidth * (1 + h / (nbytes + h))``, h the link's `half_bandwidth_bytes`: grows with the size.
+    `siblings` is how many messages leave the node over the link at the same time, this one among them: where they are
+    more than its adapters, they share them.
     """
-    sent_s = nbytes / link.message_bandwidth_bytes_per_s * slowdown(link, nbytes)
+    bandwidth = min(link.message_bandwidth_bytes_per_s, link.effective_bandwidth_bytes_per_s / siblings)
+    sent_s = nbytes / bandwidth * slowdown(link, nbytes)
     components = {"transfer.latency": link.latency_s.value, "transfer.bandwidth": sent_s}
     return Workload(
         subject=link.name,
         subject_kind="link",
         kind="transfer",
-        key=f"transfer:{nbytes}",
+        key=f"transfer:{nbytes}" if siblings == 1 else f"transfer:{nbytes}:{siblings} at once",
         components=components,
         spreads=spreads_of(link, components),
         n_launches=1,

@@ -91,7 +91,8 @@ class Placement(NamedTuple):
 
     A node is here whatever the inner link joins: a host, a rack of NVLink, a slice of a torus. `local` is the most ranks in
     a node. `inner` is None for one rank per node, `outer` for a single node; `outer_bytes_per_s` is that of the group's
-    part of a node's adapters. `along` says how the ranks of a node lie in a torus, where it is one.
+    part of a node's adapters. `along` says how the ranks of a node lie in a torus, where it is one,
+    and `hosts` how many hosts they are on.
     """
 
     ranks: int
@@ -102,6 +103,7 @@ class Placement(NamedTuple):
     outer: Link | None
     outer_bytes_per_s: float
     along: tuple[Extent, ...] = ()
+    hosts: int = 1
 
 
 class Candidate(NamedTuple):
