@@ -170,12 +170,7 @@ class Pricing:
                 compute_workload(self.graph, segments, batch=samples, device=device, precision=self.precision)
             )
         if any(p.phase is Phase.UPDATE for p in instruction.parts):
-            elements = sum(
-                self.graph.tensors[p].elements(1)
-                for s in self.program.segments.values()
-                if s.stage == role.coordinates["pipeline"] and s.backward
-                for p in s.parameters
-            )
+            elements = self.program.updated[role.name]
             workloads.append(
                 update_workload(elements, optimizer=self.optimizer, device=device, precision=self.precision)
             )

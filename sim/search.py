@@ -12,7 +12,6 @@ from ..hwprofiles import Cluster
 from ..models.cost import CostModel
 from ..models.onnxpp import Graph
 from ..models.plan import Strategy
-from ..models.program.lower import lower
 from .cutting import Cutter
 from .result import Figures, Interval, RoleMemory, Simulation
 from .simulate import middle_figures, role_memory, simulate_program
@@ -55,8 +54,8 @@ def simulate(
 
 def _simulate(cutter: Cutter, strategy: Strategy, *, optimizer: str, **options: Any) -> Simulation:
     return simulate_program(
-        lower(cutter.graph, cutter.cut(strategy), strategy, optimizer=optimizer),
-        cutter.graph,
+        cutter.lower(strategy, optimizer=optimizer),
+        cutter.local(strategy).graph,
         cutter.cluster,
         model=cutter.model,
         precision=strategy.precision,
@@ -268,14 +267,19 @@ def _ranked(graph: Graph, cluster: Cluster, candidates: Sequence[Candidate], obj
 
 
 def _try(cutter: Cutter, strategy: Strategy, optimizer: str, samples_per_epoch: int | None) -> Candidate:
-    graph, cluster, model = cutter.graph, cutter.cluster, cutter.model
+    cluster, model = cutter.cluster, cutter.model
     try:
-        program = lower(graph, cutter.cut(strategy), strategy, optimizer=optimizer)
+        program = cutter.lower(strategy, optimizer=optimizer)
         memory = role_memory(program, cluster)
         if crowded := next((m for m in memory if not m.fits), None):
             return Candidate(strategy=strategy, memory=memory, refused=_too_large(crowded))
         figures = middle_figures(
-            program, graph, cluster, model=model, precision=strategy.precision, optimizer=optimizer
+            program,
+            cutter.local(strategy).graph,
+            cluster,
+            model=model,
+            precision=strategy.precision,
+            optimizer=optimizer,
         )
     except PlanError as error:
         return Candidate(strategy=strategy, refused=str(error))

@@ -34,8 +34,9 @@ from typing import Literal
 from ...errors import PlanError
 from ..onnxpp.graph import Dim, Graph, Operator, Tensor
 from .layouts import PARTIAL, Experts, Layout, Rules
+from .strategy import Strategy
 
-__all__ = ["COLLECTIVE", "Axis", "is_collective", "shard"]
+__all__ = ["COLLECTIVE", "Axis", "Local", "is_collective", "localise", "shard"]
 
 Axis = Literal["tensor", "context", "expert"]
 COLLECTIVE = "collective"
@@ -46,6 +47,27 @@ def is_collective(operator: Operator) -> bool:
     collectives it is `forward` and `backward` ("" where it is none).
     """
     return operator.family == COLLECTIVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """A graph as one rank sees it, and the parameters of which the ranks of an expert group hold different ones."""
+
+    graph: Graph
+    experts: frozenset[str] = frozenset()
+
+
+def localise(graph: Graph, strategy: Strategy) -> Local:
+    """`graph` as each rank of `strategy` sees it.
+
+    Raises:
+        PlanError: the strategy splits along an axis that the graph does not have.
+    """
+    local = shard(graph, axis="context", size=strategy.context)
+    dealt = shard(local, axis="expert", size=strategy.expert)
+    experts = frozenset(p for p in graph.parameters if dealt.tensors[p] != local.tensors[p])
+    shared = shard(dealt, axis="tensor", size=strategy.tensor, sequence=strategy.sequence_parallel)
+    return Local(graph=shared, experts=experts)
 
 
 def shard(graph: Graph, *, axis: Axis, size: int, sequence: bool = False) -> Graph:

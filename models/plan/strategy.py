@@ -36,6 +36,7 @@ class Strategy(BaseModel):
     schedule           "1f1b" (a stage holds at most `pipeline` microbatches), "gpipe" (all forward, then all backward) or
                        "zero_bubble" (1f1b whose gradients of weights fill the bubble; Qi et al. 2023, ZB-H1)
     interleave         stages per rank, dealt round (virtual stages; Narayanan et al. 2021)
+    cut                stages take equally long ("time") or have equally many blocks of the network ("layers")
     zero               what replicas share instead of each holding it: 0 nothing, 1 the optimiser's state, 2 gradients too,
                        3 parameters too (Rajbhandari et al. 2020; FSDP)
     recompute          what is computed again instead of kept: "none", "selective" (the inside of attention) or "full" (all but
@@ -59,6 +60,7 @@ class Strategy(BaseModel):
     microbatches: int = Field(default=1, gt=0)
     schedule: Literal["1f1b", "gpipe", "zero_bubble"] = "1f1b"
     interleave: int = Field(default=1, gt=0)
+    cut: Literal["time", "layers"] = "time"
     zero: int = Field(default=0, ge=0, le=3)
     recompute: Literal["none", "selective", "full"] = "none"
     solver: Literal["synchronous", "asynchronous", "local"] = "synchronous"
@@ -145,6 +147,7 @@ class Strategy(BaseModel):
             f"recompute {self.recompute}": self.recompute != "none",
             f"solver {self.solver}": self.solver == "local",
             "mixed": self.mixed,
+            f"cut {self.cut}": self.cut == "layers",
             f"precision {self.precision}": self.precision == "float8",
         }
         return tuple(what for what, wanted in asked.items() if wanted)

@@ -22,7 +22,7 @@ is stated by hand, as ``after`` (this step) and ``after_earlier`` (a step before
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
@@ -33,6 +33,7 @@ __all__ = [
     "Buffer",
     "Content",
     "Earlier",
+    "Exchange",
     "Instruction",
     "Kind",
     "Part",
@@ -134,6 +135,18 @@ class Buffer:
     shared: Group | None = None
 
 
+class Exchange(NamedTuple):
+    """Communication between two segments: `given` becomes `made`, by a collective along `axis` forward and another backward ("":
+    by none, the tensor stays what it is).
+    """
+
+    axis: str
+    forward: str
+    backward: str
+    given: str
+    made: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
     """A run of operators compiled together.
@@ -142,9 +155,13 @@ class Segment:
     differentiable    the inputs that want gradients
     data              the model's inputs and labels that it reads
     parameters        trainable tensors that it owns
+    borrowed          trainable tensors that an earlier segment of its stage owns (tied ones)
     constants         tensors that it reads and nobody changes
     state             tensors that its forward pass replaces
     backward          whether it has a backward pass at all
+    exchanges         what is done to its outputs before the next segment of its stage reads them, in order
+    block             number of the network's block that it belongs to; None: of the stem or the head
+    core              whether it is the inside of attention, cheap to compute again and large to keep
     """
 
     number: int
@@ -159,6 +176,10 @@ class Segment:
     state: tuple[str, ...]
     has_loss: bool
     backward: bool
+    borrowed: tuple[str, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
+    block: int | None = None
+    core: bool = False
 
     @property
     def name(self) -> str:
@@ -259,7 +280,9 @@ class Role:
         order: Sequence[Task],
     ) -> Role:
         """A role whose tasks are given one by one: each is a pass of its own."""
-        role = cls(name=name, coordinates=coordinates, buffers=buffers, instructions=instructions, passes={}, schedule=())
+        role = cls(
+            name=name, coordinates=coordinates, buffers=buffers, instructions=instructions, passes={}, schedule=()
+        )
         return role.reordered(order)
 
     def reordered(self, order: Sequence[Task]) -> Role:
@@ -315,6 +338,7 @@ class Program:
     """The roles of one training step (or evaluation) over a mesh, and the segments that their compute instructions run.
 
     The loss of a step is the sum over microbatches and ranks of `loss_weight` times the microbatch's mean loss.
+    `updated`: by role, the elements that the update of each of its ranks changes.
     """
 
     name: str
@@ -324,6 +348,7 @@ class Program:
     loss_weight: float
     roles: tuple[Role, ...]
     segments: Mapping[str, Segment]
+    updated: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def _role_of(self) -> Mapping[int, Role]:

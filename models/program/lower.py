@@ -1,24 +1,27 @@
-"""Lowering: from a graph, its partition and a strategy to programs, one role per pipeline stage.
+"""Lowering: from a graph, its partition and a strategy to programs, one role per place of the pipeline.
 
-The synchronous step runs a schedule of forward and backward passes; after its last backward pass a segment's gradients are
-all-reduced over the replicas while earlier segments still compute; then the optimiser updates. The asynchronous step gets the
-shared parameters, computes gradients, and adds its update to them when it is done: nobody waits for anybody (Hogwild, Niu et al.
+The synchronous step runs a schedule of forward and backward passes; after its last backward pass a bucket's gradients are reduced over
+the replicas while earlier segments still compute; then the optimiser updates (:mod:`.reduction` says what of it the replicas share).
+The local step leaves the replicas alone and averages their parameters now and then (local SGD, Stich 2019). The asynchronous step gets
+the shared parameters, computes gradients, and adds its update to them when it is done: nobody waits for anybody (Hogwild, Niu et al.
 2011, over one-sided memory). A new solver is one more ``_step`` function here.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 from ...errors import PlanError
 from ..onnxpp.graph import Graph
 from ..plan.partition import Partition
-from ..plan.recipe import state_copies
 from ..plan.strategy import Strategy
-from .draft import DATA, EVERYONE, SCALAR_BYTES, Chain, Draft, assemble
-from .instruction import Content, Instruction, Kind, Part, Phase, Program, Scope, Segment
-from .passes import backward_pass, forward_pass, gradients, parameters, state
-from .schedules import SCHEDULES
+from .chain import SCALAR_BYTES, Chain
+from .draft import Draft, assemble
+from .instruction import Content, Instruction, Kind, Phase, Program, Scope
+from .passes import Hooks, backward_pass, forward_pass, parameters, state, weight_pass
+from .reduction import gather_before, reduce_after, share_update, trained_buckets, update
+from .schedules import SCHEDULES, Slot
 
 __all__ = ["lower", "lower_evaluation"]
 
@@ -28,13 +31,16 @@ def lower(
     partition: Partition,
     strategy: Strategy,
     *,
-    optimizer: str = "adam",
+    optimizer: str | None = "adam",
     checkpoint_every: int | None = None,
+    experts: frozenset[str] = frozenset(),
 ) -> Program:
     """The program of one training step.
 
-    optimizer          its name decides how many copies of the parameters its state holds
+    graph              as one rank sees it, where the strategy shares operators (:func:`hpdlf.models.plan.localise`)
+    optimizer          its name decides how many copies of the parameters its state holds; None: gradients alone
     checkpoint_every   steps between checkpoints; None: the program has none
+    experts            parameters that are dealt out over expert ranks
 
     Raises:
         PlanError: the graph has no loss or nothing to train, or the partition does not fit it.
@@ -43,11 +49,13 @@ def lower(
         raise PlanError(f"{graph.name} has no loss: `hpdlf import MODEL --loss softmax_xent` (or mse) appends one.")
     if not graph.parameters:
         raise PlanError(f"{graph.name} has nothing to train: `hpdlf import MODEL --train REGEX` names its parameters.")
-    chain = Chain.build(graph, partition, strategy)
-    write = {"synchronous": _synchronous_step, "asynchronous": _asynchronous_step}[strategy.solver]
+    chain = Chain.build(graph, partition, strategy, experts=experts)
+    write = {"synchronous": _synchronous_step, "asynchronous": _asynchronous_step, "local": _local_step}[
+        strategy.solver
+    ]
     drafts = []
-    for stage in range(strategy.pipeline):
-        draft = Draft(stage=stage)
+    for place in range(strategy.pipeline):
+        draft = Draft(place=place)
         write(draft, chain, optimizer)
         draft.run("report", None, partial(_report_loss, draft, chain))
         if checkpoint_every:
@@ -56,15 +64,24 @@ def lower(
     return assemble("train", chain, drafts)
 
 
-def lower_evaluation(graph: Graph, partition: Partition, strategy: Strategy) -> Program:
+def lower_evaluation(
+    graph: Graph, partition: Partition, strategy: Strategy, *, experts: frozenset[str] = frozenset()
+) -> Program:
     """The forward pass alone over the same ranks: the last stage scores its predictions, everybody learns the sums."""
-    chain = Chain.build(graph, partition, strategy)
+    chain = Chain.build(graph, partition, strategy, experts=experts)
+    hooks = Hooks(before=gather_before)
     drafts = []
-    for stage in range(strategy.pipeline):
-        draft = Draft(stage=stage)
-        last = stage == strategy.pipeline - 1
-        for m in range(strategy.microbatches):
-            draft.run("forward", m, partial(_score, draft, chain, last=last))
+    for place in range(strategy.pipeline):
+        draft = Draft(place=place)
+        stages = chain.stages_of(place)
+        last = stages[-1] == strategy.stages - 1
+        for group in range(0, strategy.microbatches, strategy.pipeline):
+            for chunk, stage in enumerate(stages):
+                for m in range(group, min(group + strategy.pipeline, strategy.microbatches)):
+                    scores = last and stage == strategy.stages - 1
+                    draft.run(
+                        _named("forward", chain, chunk), m, partial(_score, draft, chain, stage, hooks, last=scores)
+                    )
         if not last:
             draft.buffer("score", Content.WORKSPACE, Scope.STEP, 2 * SCALAR_BYTES)
         draft.run("report", None, partial(_share_and_report, draft, chain, "score", contributes=last))
@@ -72,101 +89,124 @@ def lower_evaluation(graph: Graph, partition: Partition, strategy: Strategy) -> 
     return assemble("evaluate", chain, drafts)
 
 
-def _score(draft: Draft, chain: Chain, *, last: bool) -> None:
+def _score(draft: Draft, chain: Chain, stage: int, hooks: Hooks, *, last: bool) -> None:
     """A forward pass, and on the last stage what its predictions are worth."""
-    forward_pass(draft, chain, training=False)
+    forward_pass(draft, chain, stage, training=False, hooks=hooks)
     if not last:
         return
     draft.buffer("score", Content.WORKSPACE, Scope.STEP, 2 * SCALAR_BYTES)
-    reads = ("predictions", *(("data",) if "data" in draft.buffers else ()))
+    data = "data" if draft.place == stage else f"data.{stage}"
+    reads = ("predictions", *((data,) if data in draft.buffers else ()))
     score = Instruction(
         id="score", kind=Kind.REPORT, stream="host", phase=Phase.HOST, reads=reads, accumulates=("score",), frees=reads
     )
     draft.do(score)
 
 
-def _synchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
+def _named(name: str, chain: Chain, chunk: int) -> str:
+    return name if chain.strategy.interleave == 1 else f"{name}.{chunk}"
+
+
+def _run_schedule(draft: Draft, chain: Chain, hooks: Hooks, last: Hooks) -> None:
+    """The passes of the strategy's schedule; `last` instead of `hooks` around the last backward pass of each chunk."""
     strategy = chain.strategy
-    schedule = list(SCHEDULES[strategy.schedule](strategy.pipeline, draft.stage, strategy.microbatches))
-    last_backward = max(i for i, (pass_, _) in enumerate(schedule) if pass_ == "B")
-    for i, (pass_, m) in enumerate(schedule):
-        if pass_ == "F":
-            draft.run("forward", m, partial(forward_pass, draft, chain, training=True))
-        elif i == last_backward and strategy.data > 1:
-            draft.run("last backward", m, partial(backward_pass, draft, chain, finished=_all_reduce))
-        else:
-            draft.run("backward", m, partial(backward_pass, draft, chain))
-    trained = [s for s in chain.of_stage(draft.stage) if s.backward and s.parameters]
-    if trained:
-        held = [parameters(draft, chain, s) for s in trained]
-        summed = [gradients(draft, chain, s) for s in trained]
-        update = partial(_update, draft, chain, trained, optimizer, reads=[*held, *summed], writes=held, frees=summed)
-        draft.run("update", None, update)
+    stages = chain.stages_of(draft.place)
+    write = SCHEDULES[strategy.schedule]
+    slots = list(write(strategy.pipeline, draft.place, strategy.microbatches, strategy.interleave))
+    completes = "W" if any(s.kind == "W" for s in slots) else "B"
+    left = Counter(s.chunk for s in slots if s.kind == completes)
+    for slot in slots:
+        stage = stages[slot.chunk]
+        ends = False
+        if slot.kind == completes:
+            left[slot.chunk] -= 1
+            ends = left[slot.chunk] == 0 and last is not hooks
+        _run_slot(draft, chain, slot, stage, last if ends else hooks, "last " if ends else "", weights=completes == "B")
 
 
-def _all_reduce(draft: Draft, chain: Chain, segment: Segment) -> None:
-    buffer = gradients(draft, chain, segment)
+def _run_slot(draft: Draft, chain: Chain, slot: Slot, stage: int, hooks: Hooks, prefix: str, *, weights: bool) -> None:
+    def named(name: str) -> str:
+        return _named(prefix + name, chain, slot.chunk)
+
+    match slot.kind:
+        case "F":
+            write = partial(forward_pass, draft, chain, stage, training=True, hooks=hooks)
+            draft.run(named("forward"), slot.microbatch, write)
+        case "B":
+            back = partial(backward_pass, draft, chain, stage, hooks=hooks, weights=weights)
+            draft.run(named("backward"), slot.microbatch, back)
+        case "W":
+            draft.run(named("weights"), slot.microbatch, partial(weight_pass, draft, chain, stage, hooks=hooks))
+
+
+def _synchronous_step(draft: Draft, chain: Chain, optimizer: str | None) -> None:
+    strategy = chain.strategy
+    always = Hooks(before=gather_before, finished=reduce_after if strategy.zero >= 2 else None)
+    shared = strategy.data * strategy.context > 1
+    last = Hooks(before=gather_before, finished=reduce_after) if shared and strategy.zero < 2 else always
+    _run_schedule(draft, chain, always, last)
+    if trained_buckets(draft, chain) and optimizer is not None:
+        draft.run("update", None, partial(share_update, draft, chain, optimizer))
+    elif optimizer is None:
+        draft.run("drop", None, partial(_drop_gradients, draft, chain))
+
+
+def _local_step(draft: Draft, chain: Chain, optimizer: str | None) -> None:
+    strategy = chain.strategy
+    _run_schedule(draft, chain, Hooks(), Hooks())
+
+    def average() -> None:
+        update(draft, chain, optimizer or "sgd")
+        for bucket in trained_buckets(draft, chain):
+            held = parameters(draft, chain, bucket)
+            draft.do(
+                Instruction(
+                    id=f"average.{bucket.name}",
+                    kind=Kind.ALL_REDUCE,
+                    stream="reduce",
+                    phase=Phase.UPDATE,
+                    group=chain.replicas(experts=bucket.experts),
+                    message=held,
+                    reads=(held,),
+                    writes=(held,),
+                    every=strategy.synchronise_every,
+                    once=True,
+                )
+            )
+
+    draft.run("update", None, average)
+
+
+def _drop_gradients(draft: Draft, chain: Chain) -> None:
+    """Nobody wants the gradients: they end with the step."""
+    held = tuple(name for name in draft.buffers if name.startswith(("grad.", "slice.")))
+    held = tuple(name for name in held if draft.buffers[name].scope is Scope.STEP)
     draft.do(
-        Instruction(
-            id=f"reduce.{segment.name}",
-            kind=Kind.ALL_REDUCE,
-            stream="reduce",
-            phase=Phase.BACKWARD,
-            group=DATA,
-            message=buffer,
-            reads=(buffer,),
-            writes=(buffer,),
-            once=True,
-        )
+        Instruction(id="drop", kind=Kind.REPORT, stream="host", phase=Phase.HOST, reads=held, frees=held, once=True)
     )
 
 
-def _update(
-    draft: Draft,
-    chain: Chain,
-    trained: list[Segment],
-    optimizer: str,
-    *,
-    reads: list[str],
-    writes: list[str],
-    frees: list[str],
-) -> None:
-    size = state_copies(optimizer) * sum(chain.nbytes(s.parameters, samples=1) for s in trained)
-    moments = draft.buffer(
-        "optimizer", Content.OPTIMIZER, Scope.RUN, size + SCALAR_BYTES
-    )  # every optimiser counts its steps
-    draft.compute(
-        "update",
-        (Part("", Phase.UPDATE),),
-        workspace_bytes=0,
-        once=True,
-        reads=[*reads, moments],
-        writes=[*writes, moments],
-        frees=frees,
-    )
-
-
-def _asynchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
+def _asynchronous_step(draft: Draft, chain: Chain, optimizer: str | None) -> None:
     strategy = chain.strategy
-    trained = [s for s in chain.of_stage(draft.stage) if s.backward and s.parameters]
-    names = tuple(p for s in trained for p in s.parameters)
+    trained = trained_buckets(draft, chain)
+    names = tuple(p for b in trained for p in b.parameters)
     size = chain.nbytes(names, samples=1)
-    shared = draft.buffer("shared", Content.PARAMETERS, Scope.RUN, size, names, shared=DATA)
+    replicas = chain.replicas()
+    shared = draft.buffer("shared", Content.PARAMETERS, Scope.RUN, size, names, shared=replicas)
     delta = draft.buffer("delta", Content.GRADIENTS, Scope.STEP, size, names)
-    held = [parameters(draft, chain, s) for s in trained]
-    one_sided = partial(Instruction, stream="one_sided", phase=Phase.UPDATE, group=DATA)
+    held = [parameters(draft, chain, b) for b in trained]
+    one_sided = partial(Instruction, stream="one_sided", phase=Phase.UPDATE, group=replicas)
     get = one_sided(id="get.parameters", kind=Kind.GET, message="shared", reads=(shared,), writes=tuple(held))
     draft.run("get", None, partial(draft.do, get))
     for m in range(strategy.microbatches):
-        draft.run("forward", m, partial(forward_pass, draft, chain, training=True))
-        draft.run("backward", m, partial(backward_pass, draft, chain))
-    summed = [gradients(draft, chain, s) for s in trained]
+        draft.run("forward", m, partial(forward_pass, draft, chain, draft.place, training=True))
+        draft.run("backward", m, partial(backward_pass, draft, chain, draft.place))
     put = one_sided(
         id="put.update", kind=Kind.PUT, message="shared", reads=(delta,), accumulates=(shared,), frees=(delta,)
     )
 
     def publish() -> None:
-        _update(draft, chain, trained, optimizer, reads=[*held, *summed], writes=[delta], frees=summed)
+        update(draft, chain, optimizer or "sgd", writes=[delta])
         # The put changes what the next get reads: it is the only thing that orders a rank's own steps.
         draft.do(put)
         draft.do(one_sided(id="notify.version", kind=Kind.NOTIFY, message="version", after=("put.update",)))
@@ -175,7 +215,7 @@ def _asynchronous_step(draft: Draft, chain: Chain, optimizer: str) -> None:
 
 
 def _report_loss(draft: Draft, chain: Chain) -> None:
-    contributes = any(s.has_loss for s in chain.of_stage(draft.stage))
+    contributes = any(s.has_loss for stage in chain.stages_of(draft.place) for s in chain.of_stage(stage))
     draft.buffer("loss", Content.WORKSPACE, Scope.STEP, SCALAR_BYTES)
     _share_and_report(draft, chain, "loss", contributes=contributes)
 
@@ -189,7 +229,7 @@ def _share_and_report(draft: Draft, chain: Chain, buffer: str, *, contributes: b
                 kind=Kind.ALL_REDUCE,
                 stream="control",
                 phase=Phase.HOST,
-                group=EVERYONE,
+                group=chain.everyone,
                 message=buffer,
                 reads=(buffer,) if contributes else (),
                 writes=(buffer,),
@@ -203,12 +243,12 @@ def _share_and_report(draft: Draft, chain: Chain, buffer: str, *, contributes: b
 
 
 def _checkpoint(draft: Draft, chain: Chain, every: int) -> None:
-    """Write this stage's part, agree that all parts are written, commit: a checkpoint exists only when it is whole."""
-    segments = chain.of_stage(draft.stage)
-    held = [parameters(draft, chain, s) for s in segments if s.parameters]
-    held += [state(draft, chain, s) for s in segments if s.state]
-    held += ["optimizer"] if "optimizer" in draft.buffers else []
-    held += ["shared"] if "shared" in draft.buffers else []
+    """Write this rank's part, agree that all parts are written, commit: a checkpoint exists only when it is whole."""
+    stages = chain.stages_of(draft.place)
+    kinds = ("params.", "shard.")
+    held = [n for n, b in draft.buffers.items() if n.startswith(kinds) and b.scope is Scope.RUN]
+    held += [state(draft, chain, s) for stage in stages for s in chain.of_stage(stage) if s.state]
+    held += [name for name in ("optimizer", "shared") if name in draft.buffers]
     written = draft.buffer("written", Content.WORKSPACE, Scope.STEP, SCALAR_BYTES)
     step = partial(Instruction, phase=Phase.HOST, every=every)
     draft.do(step(id="checkpoint", kind=Kind.CHECKPOINT, stream="host", reads=tuple(held), writes=(written,)))
@@ -218,7 +258,7 @@ def _checkpoint(draft: Draft, chain: Chain, every: int) -> None:
                 id="share.written",
                 kind=Kind.ALL_REDUCE,
                 stream="control",
-                group=EVERYONE,
+                group=chain.everyone,
                 message=written,
                 reads=(written,),
                 writes=(written,),
