@@ -40,7 +40,7 @@ class Port(NamedTuple):
     """
 
     kind: str
-    index: int
+    number: int
     inward: bool
     level: int = 1
 

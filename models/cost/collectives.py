@@ -117,7 +117,7 @@ def _placement(ranks: tuple[int, ...], cluster: Cluster, active: int | None, *, 
     domains: dict[int, list[int]] = {}
     for rank in ranks:
         domains.setdefault(cluster.domain_of(rank), []).append(rank)
-    fullest = sorted(max(domains.values(), key=len))
+    fullest = sorted(max(domains.items(), key=lambda held: len(held[1]))[1])
     local, size = len(fullest), cluster.devices_per_domain
     inner = cluster.node.link if local > 1 else None
     outer = cluster.link if len(domains) > 1 else None

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from ...errors import PlanError
 from ...hwprofiles import Cluster, Device, Link, Node
 from ..onnxpp.graph import item_bytes
-from .collectives import collective_legs, slowdown
+from .collectives import collective_legs, placement_of, slowdown
 from .links import spreads_of
 from .operation import Operation, component_name
 from .roofline import roof_of, storage
@@ -69,24 +69,30 @@ def transfer_workload(nbytes: int, link: Link, *, siblings: int = 1) -> Workload
 
 
 def collective_workload(
-    kind: str, nbytes: int, *, ranks: Sequence[int], cluster: Cluster, algorithm: str = ""
+    kind: str,
+    nbytes: int,
+    *,
+    ranks: Sequence[int],
+    cluster: Cluster,
+    algorithm: str = "",
+    active: int | None = None,
 ) -> Workload | None:
     """A collective on a buffer of `nbytes` among the devices `ranks`; None for a single rank: nothing moves.
 
     `nbytes` is the whole buffer: the operand of a reduce-scatter, the result of an all-gather (see :mod:`.algorithms`).
-    `algorithm` keeps NCCL to a kind of algorithm, as its NCCL_ALGO does ("ring").
+    `algorithm` keeps NCCL to a kind of algorithm, as its NCCL_ALGO does ("ring"). `active` is how many devices of a node
+    are in such a collective at the same time (see :func:`collective_legs`).
 
     The subject is the link between nodes where ranks span nodes, and the link within the node stands before its
     components then ("nvlink3:all_gather.latency").
     """
     ranks = tuple(ranks)
-    legs = collective_legs(kind, nbytes, ranks, cluster, algorithm=algorithm)
+    legs = collective_legs(kind, nbytes, ranks, cluster, algorithm=algorithm, active=active)
     if not legs:
         return None
-    nodes = len({cluster.node_of(r) for r in ranks})
-    spanning = cluster.link if nodes > 1 else cluster.node.link
+    at = placement_of(kind, ranks, cluster, active=active)
+    spanning = at.outer or at.inner
     assert spanning is not None
-    local = -(-len(ranks) // nodes)
     components: dict[str, float] = {}
     spreads: dict[str, float] = {}
     for leg in legs:
@@ -94,12 +100,12 @@ def collective_workload(
         found = {f"{name}.latency": leg.latency_s, f"{name}.bandwidth": leg.transmission_s}
         for component, seconds in found.items():
             components[component] = components.get(component, 0.0) + seconds
-        spreads |= spreads_of(leg.link, found, nodes if leg.link is cluster.link else local)
+        spreads |= spreads_of(leg.link, found, at.nodes if leg.link is at.outer else at.local)
     return Workload(
         subject=spanning.name,
         subject_kind="link",
         kind="collective",
-        key=f"{kind}:{nbytes}:{len(ranks)}/{nodes}",
+        key=f"{kind}:{nbytes}:{len(ranks)}/{at.nodes}",
         components=components,
         spreads=spreads,
         n_launches=1,

@@ -132,7 +132,7 @@ def test_a_collective_over_nodes_uses_all_adapters_when_all_do_it() -> None:
     everybody = shares_of("all_reduce", 1e9, tuple(range(32)), pod, present=(0,))
     assert everybody[Port("adapters", 0, False)] > 0.9
     assert 0.3 < everybody[Port("device", 0, True)] < 1.0  # NVLink is faster than the network and waits for it
-    assert not any(port.index for port in everybody)
+    assert not any(port.number for port in everybody)
     one, eight = (shares_of("all_gather", 1e9, (0, 8, 16, 24), pod, siblings=n, present=(0,)) for n in (1, 8))
     port = Port("adapters", 0, False)
     assert eight[port] == pytest.approx(8 * one[port])
