@@ -25,6 +25,7 @@ from .segments import build_segments
 __all__ = ["SCALAR_BYTES", "Between", "Bucket", "Chain", "Crossed"]
 
 SCALAR_BYTES = 8
+LEAST_DEALT = 1 << 16  # elements
 
 
 class Crossed(NamedTuple):
@@ -177,6 +178,21 @@ class Chain:
         return {number: tuple(buckets) for number, buckets in found.items()}
 
     @cached_property
+    def users(self) -> Mapping[str, tuple[Segment, ...]]:
+        """By the name of a bucket, the segments that use its parameters: its own, and those of its stage that borrow some."""
+        found = {bucket.name: list(bucket.segments) for buckets in self.buckets.values() for bucket in buckets}
+        for segment in self.segments:
+            for name in {self.owner[segment.stage, p].name for p in segment.borrowed}:
+                if segment not in found[name]:
+                    found[name].append(segment)
+        return {name: tuple(sorted(members, key=lambda s: s.number)) for name, members in found.items()}
+
+    def used_by(self, segment: Segment) -> tuple[Bucket, ...]:
+        """The buckets whose parameters a segment uses, its own or borrowed ones."""
+        borrowed = (self.owner[segment.stage, p] for p in segment.borrowed)
+        return tuple({b.name: b for b in (*self.bucket_of.get(segment.number, ()), *borrowed)}.values())
+
+    @cached_property
     def owner(self) -> Mapping[tuple[int, str], Bucket]:
         """By stage and parameter, its bucket."""
         return {
@@ -211,9 +227,26 @@ class Chain:
     def _held(self, segment: Segment, experts: bool) -> tuple[str, ...]:
         return tuple(p for p in segment.parameters if (p in self.experts) == experts)
 
+    @cached_property
+    def _users(self) -> Mapping[str, tuple[int, ...]]:
+        """By constant, the segments that read it."""
+        found: dict[str, tuple[int, ...]] = {}
+        for segment in self.segments:
+            for constant in segment.constants:
+                found[constant] = (*found.get(constant, ()), segment.number)
+        return found
+
     def _dealt(self, segment: Segment) -> tuple[str, ...]:
-        """Frozen weights, which full sharding deals out as well."""
-        return segment.constants if self.strategy.zero == 3 else ()
+        """Frozen weights, which full sharding deals out as well: the large constants of one segment."""
+        if self.strategy.zero < 3:
+            return ()
+        large = (c for c in segment.constants if self.graph.tensors[c].elements(1) >= LEAST_DEALT)
+        return tuple(c for c in large if len(self._users[c]) == 1)
+
+    def kept_constants(self, segment: Segment) -> tuple[str, ...]:
+        """The constants that every rank has for `segment`; what several read lies with the first of them."""
+        dealt = self._dealt(segment)
+        return tuple(c for c in segment.constants if c not in dealt and self._users[c][0] == segment.number)
 
     def _bucket(self, segments: tuple[Segment, ...], experts: bool) -> Bucket:
         return Bucket(

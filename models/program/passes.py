@@ -43,8 +43,10 @@ def parameters(draft: Draft, chain: Chain, bucket: Bucket) -> str:
 
 def constants(draft: Draft, chain: Chain, segment: Segment) -> str:
     """The buffer of what a segment reads and nobody changes."""
-    size = chain.nbytes(segment.constants, samples=1)
-    return draft.buffer(f"constants.{segment.name}", Content.PARAMETERS, Scope.RUN, size, segment.constants)
+    kept = chain.kept_constants(segment)
+    return draft.buffer(
+        f"constants.{segment.name}", Content.PARAMETERS, Scope.RUN, chain.nbytes(kept, samples=1), segment.constants
+    )
 
 
 def state(draft: Draft, chain: Chain, segment: Segment) -> str:
@@ -197,7 +199,7 @@ def _begin(draft: Draft, chain: Chain, segment: Segment, phase: Phase, hooks: Ho
     """What comes before the first segment of a bucket in a pass."""
     if hooks is None or hooks.before is None:
         return
-    for bucket in chain.bucket_of.get(segment.number, ()):
+    for bucket in chain.used_by(segment):
         if bucket.name not in begun:
             begun.add(bucket.name)
             hooks.before(draft, chain, bucket, phase)
@@ -230,8 +232,9 @@ def _released(draft: Draft, chain: Chain, segment: Segment, phase: Phase) -> lis
     if chain.strategy.zero != 3:
         return []
     done = []
-    for bucket in chain.bucket_of.get(segment.number, ()):
-        order = bucket.segments if phase is Phase.FORWARD else tuple(s for s in reversed(bucket.segments) if s.backward)
+    for bucket in chain.used_by(segment):
+        users = chain.users[bucket.name]
+        order = users if phase is Phase.FORWARD else tuple(s for s in reversed(users) if s.backward)
         if order and segment is order[-1]:
             done.append(parameters(draft, chain, bucket))
     return done
@@ -251,7 +254,7 @@ def _forward(
     """One segment forward, or again. `keeps`: what its backward pass needs; `ends`: nobody reads its result this time."""
     again = phase is Phase.RECOMPUTE
     reads, writes, accumulates, frees = _weights_of(draft, chain, segment), [], [], []
-    if segment.constants and chain.strategy.zero < 3:
+    if segment.constants:
         reads.append(constants(draft, chain, segment))
     if segment.state:
         reads.append(state(draft, chain, segment))

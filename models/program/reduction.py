@@ -68,12 +68,15 @@ def gather_before(draft: Draft, chain: Chain, bucket: Bucket, phase: Phase) -> N
 
 def _two_ago(chain: Chain, bucket: Bucket, phase: Phase) -> tuple[str, ...]:
     """The end of the bucket before the one before, in the direction of the pass: so far ahead may parameters be gathered."""
-    stage = bucket.segments[0].stage
-    order = [b for b in chain.buckets[stage] if not b.experts or b is bucket]
     forward = phase is Phase.FORWARD
+    users = [s for s in chain.users[bucket.name] if forward or s.backward]
+    first = users[0] if forward else users[-1]
+    order = [
+        b for b in chain.buckets[first.stage] if not b.experts and (forward or any(s.backward for s in b.segments))
+    ]
     if not forward:
-        order = [b for b in reversed(order) if any(s.backward for s in b.segments)]
-    place = order.index(bucket) - 2
+        order.reverse()
+    place = next((i for i, b in enumerate(order) if first in b.segments), 0) - 2
     if place < 0:
         return ()
     members = order[place].segments
