@@ -108,11 +108,6 @@ def _link(link: Link) -> Iterator[tuple[str, str]]:
 
 
 def _node(node: Node) -> Iterator[tuple[str, str]]:
-    if node.link and node.link.wiring:
-        last = max(max(a, b) for a, b, _ in node.link.cables)
-        if last >= node.devices_per_node:
-            has = f"device {last}, but a node has {node.devices_per_node}, numbered from 0"
-            yield "link", f"the wiring of '{node.link.name}' names {has}"
     idle, active, limit = node.host_idle_w, node.host_active_w, node.limit_w
     if idle and active and idle.value > active.value:
         yield "host_idle_power", f"{_above(idle, 'host_active_power', active, POWER)}; are the two swapped?"

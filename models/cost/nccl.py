@@ -76,9 +76,9 @@ PROTOCOLS: Mapping[str, tuple[Protocol, ...]] = {
     "efa": _NETWORK,
     "omni-path": _NETWORK,
 }
-# NVLS reads and writes memory once for all GPUs of a node; 480 GB/s of bus bandwidth on 8 H100, where the ring has
-# about 370 (recalled). Its latency is NCCL's constant.
-NVLS_SHARE = 1.2
+# NVLS reads and writes memory once for all GPUs of a node: 480 GB/s of bus bandwidth on 8 H100, where the ring has 370
+# (NVIDIA/nccl-tests, issues 212 and 290). Its latency is NCCL's constant.
+NVLS_SHARE = 1.3
 NVLS_S = 25.0 * _US
 # Within a group of sends and receives, what each further peer costs (NCCL's network post overhead).
 PEER_S = 1.0 * _US
