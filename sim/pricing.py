@@ -26,7 +26,7 @@ from ..models.cost import (
 )
 from ..models.cost.workload import together
 from ..models.onnxpp import Graph
-from ..models.program import Group, Instruction, Kind, Phase, Program, Role
+from ..models.program import Group, Instruction, Kind, Peer, Phase, Program, Role
 
 __all__ = ["Pricing"]
 
@@ -101,10 +101,13 @@ class Pricing:
         if instruction.kind is Kind.SEND:
             assert instruction.peer is not None
             link = cluster.link_between(rank, mesh.peer(rank, instruction.peer))
-            key: tuple[object, ...] = (role.name, instruction.id, link.name)
-            return self._once(key, lambda: transfer_workload(role.payload_bytes(instruction), link))
+            siblings = self._leaving(rank, instruction.peer)
+            key: tuple[object, ...] = (role.name, instruction.id, link.name, siblings)
+            payload_bytes = role.payload_bytes(instruction)
+            return self._once(key, lambda: transfer_workload(payload_bytes, link, siblings=siblings))
         if instruction.group is not None:
-            key = (role.name, instruction.id, *self._meeting(rank, instruction, instruction.group))
+            meeting = self._meeting(rank, instruction, instruction.group)
+            key = (instruction.kind, role.payload_bytes(instruction), instruction.group, *meeting)
             return self._once(key, lambda: self._grouped(rank, role, instruction))
         if instruction.kind is Kind.LOAD:
             loaded = sum(role.buffer[b].nbytes for b in instruction.writes)
@@ -113,6 +116,31 @@ class Pricing:
             kept = sum(role.buffer[b].nbytes for b in instruction.reads)
             return self._once((role.name, instruction.id), lambda: host_workload("checkpoint", kept, cluster.node))
         return None
+
+    def _leaving(self, rank: int, peer: Peer) -> int:
+        """How many ranks of the node send to such a peer out of their domain at the same time, `rank` among them; 1 within it."""
+        cluster, mesh = self.cluster, self.program.mesh
+        if cluster.domain_of(rank) == cluster.domain_of(mesh.peer(rank, peer)):
+            return 1
+        role, node = self.program.role_of(rank), cluster.node_of(rank)
+        key = (role.name, node, peer)
+        if key not in self._siblings:
+            self._siblings[key] = sum(
+                cluster.domain_of(mate) != cluster.domain_of(mesh.peer(mate, peer)) for mate in self._mates(rank)
+            )
+        return self._siblings[key]
+
+    @cached_property
+    def _siblings(self) -> dict[tuple[str, int, Peer], int]:
+        return {}
+
+    def _mates(self, rank: int) -> list[int]:
+        """The ranks on the node of `rank` that play its role."""
+        size = self.cluster.devices_per_node
+        first = self.cluster.node_of(rank) * size
+        here = range(first, min(first + size, self.program.mesh.size))
+        role = self.program.role_of(rank)
+        return [mate for mate in here if self.program.role_of(mate) is role]
 
     def _once(self, key: tuple[object, ...], make: Callable[[], Workload | None]) -> Workload | None:
         if key not in self._communication:
@@ -125,10 +153,31 @@ class Pricing:
         mesh = self.program.mesh
         outside = tuple(index for axis, index in mesh.coordinates(rank).items() if axis not in group.axes)
         if not instruction.kind.is_one_sided:
-            return outside
+            return *outside, self._active(rank, group)
         if (key := (group, outside)) not in self._on_node:
             self._on_node[key] = Counter(self.cluster.node_of(member) for member in mesh.group(rank, group))
         return *outside, self._on_node[key][self.cluster.node_of(rank)]
+
+    def _active(self, rank: int, group: Group) -> int:
+        """The devices of the node that are in such a collective at the same time: those of the group, and those whose ranks play
+        the same role in a group of their own.
+        """
+        key = (rank, group)
+        if key not in self._actives:
+            mesh, role = self.program.mesh, self.program.role_of(rank)
+            mine = {a: i for a, i in mesh.coordinates(rank).items() if a not in group.axes}
+            size = self.cluster.devices_per_node
+            first = self.cluster.node_of(rank) * size
+            self._actives[key] = sum(
+                self.program.role_of(mate) is role
+                or all(at == mesh.coordinates(mate)[axis] for axis, at in mine.items())
+                for mate in range(first, min(first + size, mesh.size))
+            )
+        return self._actives[key]
+
+    @cached_property
+    def _actives(self) -> dict[tuple[int, Group], int]:
+        return {}
 
     def _grouped(self, rank: int, role: Role, instruction: Instruction) -> Workload | None:
         assert instruction.group is not None
@@ -137,7 +186,13 @@ class Pricing:
         if instruction.kind.is_one_sided:
             ordered = (rank, *(m for m in members if m != rank))
             return one_sided_workload(instruction.kind.value, payload_bytes, ordered, self.cluster)
-        return collective_workload(instruction.kind.value, payload_bytes, ranks=members, cluster=self.cluster)
+        return collective_workload(
+            instruction.kind.value,
+            payload_bytes,
+            ranks=members,
+            cluster=self.cluster,
+            active=self._active(rank, instruction.group),
+        )
 
     def estimate(self, rank: int, instruction: Instruction) -> Estimate:
         """Time and energy of `instruction` on `rank`."""
