@@ -50,6 +50,7 @@ class Cluster:
     energy_price_usd_per_j, carbon_kg_per_j   of electricity; those of `region` where a file does not say them
     pue                     energy that enters the building over energy that enters nodes and network
     network_w_per_node      a node's share of the switches
+    placement               the device that every rank is on; empty where they are numbered alike (see `placed`)
     """
 
     name: str
@@ -71,6 +72,7 @@ class Cluster:
     pue: Quantity | None = None
     network_w_per_node: Quantity | None = None
     region: Region | None = None
+    placement: tuple[int, ...] = ()
 
     @property
     def device(self) -> Device:
@@ -102,13 +104,36 @@ class Cluster:
         """The mass of CO2 emitted per kWh in kilograms."""
         return self.carbon_kg_per_j and self.carbon_kg_per_j.per(3.6e6, "kgCO2/kWh")
 
+    def placed(self, placement: tuple[int, ...]) -> Cluster:
+        """This cluster as ranks see it that do not lie in order: rank r is on device `placement[r]`. Where a device is asked
+        for, its rank is then meant.
+
+        Raises PlanError for a device that does not exist or holds two ranks.
+
+        >>> from hpdlf.hwprofiles import load_cluster
+        >>> load_cluster("dgx-a100:2").placed((0, 8, 1, 9)).node_of(1)
+        1
+        """
+        bad = next((one for one in placement if not 0 <= one < self.n_devices), None)
+        if bad is not None:
+            raise PlanError(
+                f"the placement names device {bad}, but cluster '{self.name}' has 0 to {self.n_devices - 1}"
+            )
+        if len(set(placement)) < len(placement):
+            twice = next(one for one in placement if placement.count(one) > 1)
+            raise PlanError(f"the placement puts two ranks on device {twice}; each device takes one")
+        return dataclasses.replace(self, placement=() if placement == tuple(range(len(placement))) else placement)
+
+    def place_of(self, device: int) -> int:
+        """Where `device` is, counted node by node: its own number unless there is a placement."""
+        if not 0 <= device < (len(self.placement) or self.n_devices):
+            last = (len(self.placement) or self.n_devices) - 1
+            raise PlanError(f"cluster '{self.name}' has the devices 0 to {last}, but device {device} is asked for")
+        return self.placement[device] if self.placement else device
+
     def node_of(self, device: int) -> int:
         """The node that holds device `device`; devices are numbered node by node."""
-        if not 0 <= device < self.n_devices:
-            raise PlanError(
-                f"cluster '{self.name}' has the devices 0 to {self.n_devices - 1}, but device {device} is asked for"
-            )
-        return device // self.node.devices_per_node
+        return self.place_of(device) // self.node.devices_per_node
 
     @cached_property
     def devices_per_domain(self) -> int:
@@ -118,7 +143,7 @@ class Cluster:
 
     def domain_of(self, device: int) -> int:
         """The domain that holds device `device`."""
-        return self.node_of(device) * self.node.devices_per_node // self.devices_per_domain
+        return self.place_of(device) // self.devices_per_domain
 
     def link_between(self, a: int, b: int) -> Link:
         """The link that a message from device `a` to device `b` takes.
@@ -149,8 +174,9 @@ class Cluster:
 
         Raises PlanError and ValueError as `link_between` does.
         """
-        if self.link_between(a, b) is self.node.link and self.domain_of(a) == self.domain_of(b):
-            return Port("device", a, False), Port("device", b, True)
+        self.link_between(a, b)  # refuses what cannot be
+        if self.domain_of(a) == self.domain_of(b):
+            return Port("device", self.place_of(a), False), Port("device", self.place_of(b), True)
         here, there = self.node_of(a), self.node_of(b)
         crossed = uplinks(here, there, self.levels)
         return (

@@ -184,7 +184,7 @@ def shares_of(
             continue
         busy = sum(leg.transmission_s + leg.hidden_s for leg in legs if leg.link is link) / taken_s
         if used == "device":
-            found |= _both_ways("device", there, busy)
+            found |= _both_ways("device", map(cluster.place_of, there), busy)
             continue
         part = min(1.0, siblings * at.outer_bytes_per_s / link.collective_bandwidth_bytes_per_s / at.hosts)
         nodes = sorted({cluster.node_of(rank) for rank in there})

@@ -117,13 +117,13 @@ def _placement(ranks: tuple[int, ...], cluster: Cluster, active: int | None, *, 
     domains: dict[int, list[int]] = {}
     for rank in ranks:
         domains.setdefault(cluster.domain_of(rank), []).append(rank)
-    fullest = sorted(max(domains.items(), key=lambda held: len(held[1]))[1])
+    fullest = max(domains.items(), key=lambda held: len(held[1]))[1]
     local, size = len(fullest), cluster.devices_per_domain
     inner = cluster.node.link if local > 1 else None
     outer = cluster.link if len(domains) > 1 else None
     assert inner or local == 1
     assert outer or len(domains) == 1
-    members = tuple(rank % size for rank in fullest)
+    members = tuple(sorted(cluster.place_of(rank) % size for rank in fullest))
     inner_bytes_per_s = outer_bytes_per_s = inf
     along: tuple[Extent, ...] = ()
     hosts = len({cluster.node_of(rank) for rank in fullest})

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpdlf.errors import PlanError
-from hpdlf.hwprofiles import Cluster, Link, Quantity, load_cluster
+from hpdlf.hwprofiles import Cluster, Link, Quantity, load_cluster, load_link
 from hpdlf.models.cost import CostModel, collective_workload
 from hpdlf.models.cost.algorithms import KINDS, fastest
 from hpdlf.models.cost.collectives import Leg, collective_legs, slowdown
@@ -269,3 +269,115 @@ def test_ranks_of_one_machine_talk_through_shared_memory() -> None:
     assert estimate.bound == "network"
     assert 1e-5 < estimate.seconds < 1e-1
     assert CostModel.default().collective("all_reduce", 10**6, ranks=[2], cluster=local).seconds == 0.0
+
+
+# What another topology changes
+
+
+def leaves(cluster: Cluster, nodes: int, ratio: float) -> Cluster:
+    return replace(cluster, oversubscription={str(nodes): quantity(ratio)})
+
+
+LARGE = 1e9
+
+
+def test_oversubscription_is_paid_by_who_leaves_the_switch(dgx: Cluster) -> None:
+    pod = load_cluster("dgx-a100:16")
+    thin = leaves(pod, 4, 4.0)
+    below, strided = tuple(range(0, 32, 8)), tuple(range(0, 128, 32))
+    for kind in KINDS:
+        assert collective_legs(kind, LARGE, below, thin) == collective_legs(kind, LARGE, below, pod)
+        here, there = (collective_legs(kind, LARGE, strided, c)[-1].transmission_s for c in (pod, thin))
+        assert there == pytest.approx(4 * here)
+    # A ring over whole switches leaves each once; an all-to-all goes everywhere: 12 of 15 others are elsewhere.
+    ring, everywhere = (
+        collective_legs(kind, LARGE, tuple(range(128)), thin)[-1].transmission_s
+        / collective_legs(kind, LARGE, tuple(range(128)), pod)[-1].transmission_s
+        for kind in ("all_gather", "all_to_all")
+    )
+    assert ring == pytest.approx(1.0)
+    assert everywhere == pytest.approx(4 * 12 / 15)
+
+
+def test_trays_that_nvlink_joins_are_as_fast_as_the_rack() -> None:
+    rack = load_cluster("gb200-nvl72:2")
+    tray = replace(rack.node, devices=quantity(4.0))
+    assert rack.link is not None
+    part = replace(
+        rack.link,
+        bandwidth_bytes_per_s=quantity(rack.link.bandwidth_bytes_per_s.value / 18),
+        adapters=quantity(4.0),
+    )
+    trays = replace(rack, node=tray, n_nodes=36, link=part, domain_nodes=quantity(18.0))
+    for kind in KINDS:
+        for ranks in (range(8), range(72), range(144), range(0, 144, 72), range(0, 144, 4)):
+            alike = (seconds_of(collective_legs(kind, LARGE, tuple(ranks), c)) for c in (rack, trays))
+            assert next(alike) == pytest.approx(next(alike))
+    apart = replace(trays, domain_nodes=None)
+    two = tuple(range(8))
+    assert seconds_of(collective_legs("all_gather", LARGE, two, apart)) > 3 * seconds_of(
+        collective_legs("all_gather", LARGE, two, trays)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slower_link_makes_large_buffers_slower_in_proportion(kind: str, dgx: Cluster) -> None:
+    assert dgx.link is not None
+    slow = replace(
+        dgx, link=replace(dgx.link, bandwidth_bytes_per_s=quantity(dgx.link.bandwidth_bytes_per_s.value / 4))
+    )
+    ranks = tuple(range(0, 32, 8))
+    fast, slower = (collective_legs(kind, 1e10, ranks, c)[-1].transmission_s for c in (dgx, slow))
+    assert slower == pytest.approx(4 * fast)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_devices_take_longer_for_the_same_buffer(kind: str) -> None:
+    """Over one kind of link the bytes of a rank grow with (p-1)/p and the steps with p; a group that has more of a node also
+    has more of its adapters, so whole nodes are compared."""
+    pod = load_cluster("dgx-a100:64")
+    times = [seconds_of(collective_legs(kind, 1e8, tuple(range(8 * n)), pod)) for n in (4, 8, 16, 32, 64)]
+    assert times == sorted(times)
+
+
+def test_strided_groups_of_a_cube_mesh_have_the_cables_between_them() -> None:
+    """GPUs 0, 2, 4, 6 of a DGX-1 have two rings, 0 to 3 four."""
+    cube = load_cluster("dgx-1-v100:1")
+    near, strided = (
+        collective_legs("all_gather", 1e10, ranks, cube)[0].transmission_s for ranks in ((0, 1, 2, 3), (0, 2, 4, 6))
+    )
+    assert strided / near == pytest.approx(0.63 * 6 / 2)
+
+
+def test_fewer_that_are_active_have_more_of_a_shared_adapter() -> None:
+    """Eight GPUs share one adapter; two of them have it to themselves while the others compute. Where each has its own
+    adapter it makes no difference."""
+    shared = replace(load_cluster("dgx-1-v100:4"), link=load_link("infiniband-edr-1"))
+    own = load_cluster("dgx-a100:4")
+    ranks = tuple(range(0, 32, 8))
+    for cluster, times in ((shared, 8), (own, 1)):
+        all_s, alone_s = (
+            collective_legs("all_gather", 1e10, ranks, cluster, active=active)[-1].transmission_s
+            for active in (None, 1)
+        )
+        assert all_s == pytest.approx(times * alone_s)
+
+
+def test_a_device_drives_its_own_adapters() -> None:
+    """64 of the 72 GPUs of a rack have 64 of its adapters."""
+    rack = load_cluster("gb200-nvl72:2x64")
+    full = load_cluster("gb200-nvl72:2")
+    part, whole = (
+        collective_legs("broadcast", 1e11, tuple(range(c.n_devices)), c, algorithm="ring, Simple")[-1]
+        for c in (rack, full)
+    )
+    assert part.link.name == whole.link.name == "infiniband-ndr-72"
+    sent = [max(leg.transmission_s, leg.hidden_s) for leg in (part, whole)]
+    assert sent[0] / sent[1] == pytest.approx(72 / 64)
+
+
+def test_a_price_is_kept() -> None:
+    pod = load_cluster("dgx-a100:4")
+    assert collective_legs("all_reduce", 1e6, tuple(range(32)), pod) is collective_legs(
+        "all_reduce", 1e6, tuple(range(32)), pod
+    )
