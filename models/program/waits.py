@@ -1,0 +1,288 @@
+"""What the tasks of a role wait for, pass by pass: the order that streams do not give by themselves.
+
+The same as :func:`.dependencies.dependencies`, told for passes instead of tasks, and only what another stream has to do: a stream
+serves its own tasks in order, so a wait for one of its tasks is one for all before it. A step of a thousand microbatches repeats
+two or three *kinds* of passes, so this is short and is found without writing the tasks out:
+
+* what a buffer of a microbatch orders is the same for all microbatches that go through the same passes: one life is followed;
+* what buffers of the step and the run order is found along the schedule, where a pass that leaves everything as it found it
+  needs no second look: the places it touched move along with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .instruction import Instruction, Role, Scope
+
+__all__ = ["PassKind", "Wait", "Waits", "waits"]
+
+
+class Wait(NamedTuple):
+    """The task of `instruction` in the pass so many passes ago, counted along the schedule and back over steps; 0: this pass."""
+
+    instruction: str
+    passes_back: int
+
+
+class PassKind(NamedTuple):
+    """A pass by its name, and for each of its instructions what it waits for on other streams."""
+
+    name: str
+    waits: tuple[tuple[Wait, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waits:
+    """The kinds of passes of a role, and for every pass of the schedule its kind."""
+
+    kinds: tuple[PassKind, ...]
+    of_pass: tuple[int, ...]
+
+
+def waits(role: Role) -> Waits:
+    """What the tasks of `role` wait for. A wait that reaches before the first step holds from the step on that has it; so does
+    one for an instruction that did not run in the step it points to.
+    """
+    memo = vars(role)  # a role never changes, and every rank that plays it asks
+    if "_waits" not in memo:
+        memo["_waits"] = _Analysis(role).run()
+    found: Waits = memo["_waits"]
+    return found
+
+
+class _At(NamedTuple):
+    """An instruction by its index in the pass `name` at `position` of the schedule (below 0: of the step before)."""
+
+    position: int
+    index: int
+    name: str
+
+
+class _Last(NamedTuple):
+    """An instruction by its index in the last pass that is called `name`."""
+
+    index: int
+    name: str
+
+
+_Place = _At | _Last
+
+
+@dataclass
+class _Slot:
+    """Who touched a slot last. A later task of a stream stands for the earlier ones, but a rare one stands for rare ones only:
+    by stream and `every`.
+    """
+
+    writers: dict[tuple[str, int], _Place] = field(default_factory=dict)
+    readers: dict[tuple[str, int], _Place] = field(default_factory=dict)
+
+    def touch(self, here: _Place, stream: str, every: int, changes: bool) -> None:
+        if not changes:
+            self.readers[stream, every] = here
+        elif every > 1:
+            self.writers[stream, every] = here
+        else:
+            self.writers, self.readers = {(stream, every): here}, {}
+
+    def before(self, changes: bool) -> Iterator[_Place]:
+        """What a task that reads the slot, or changes it, has to wait for."""
+        yield from self.writers.values()
+        if changes:
+            yield from self.readers.values()
+
+    def copy(self) -> _Slot:
+        return _Slot(dict(self.writers), dict(self.readers))
+
+
+class _Touch(NamedTuple):
+    """What one instruction of a pass does to the slots that are looked at: (slot, whether it changes it), each once."""
+
+    index: int
+    instruction: Instruction
+    slots: tuple[tuple[str, bool], ...]
+
+
+Needs = Mapping[int, list[_At]]  # by index in the pass
+
+
+class _Analysis:
+    def __init__(self, role: Role) -> None:
+        self.role, self.schedule = role, role.schedule
+        self.members = {n: [role.instruction[i] for i in ids] for n, ids in role.passes.items()}
+        users: dict[str, set[str]] = {}
+        for i in role.instructions:
+            for buffer in (*i.reads, *i.writes, *i.accumulates, *i.frees):
+                users.setdefault(buffer, set()).add(i.stream)
+        self.scope = {b.name: b.scope for b in role.buffers if len(users.get(b.name, ())) > 1}
+        self.positions: dict[int | None, list[int]] = {}  # of the passes of a microbatch
+        for position, (_, microbatch) in enumerate(role.schedule):
+            self.positions.setdefault(microbatch, []).append(position)
+        self.last = {name: position for position, (name, _) in enumerate(role.schedule)}
+        self.by_hand = any(i.after or i.after_earlier for i in role.instructions)
+        # For each pair of streams, the latest task of the second that the first has waited for.
+        self.known: dict[tuple[str, str], _At] = {}
+
+    def run(self) -> Waits:
+        lives: dict[tuple[str, ...], list[Needs]] = {}
+        life_of: dict[int | None, list[Needs]] = {}
+        for microbatch, positions in self.positions.items():
+            names = tuple([self.schedule[p].name for p in positions])
+            if names not in lives:
+                lives[names] = self._life(names) if microbatch is not None else [{} for _ in names]
+            life_of[microbatch] = lives[names]
+        kinds: dict[PassKind, int] = {}
+        plain: dict[tuple[object, ...], int] = {}  # the kind where nothing but the life of the microbatch orders
+        of_pass: list[int] = []
+        gone = dict.fromkeys(self.positions, 0)
+        for position, (lasting, (name, microbatch)) in enumerate(zip(self._steps(), self.schedule, strict=True)):
+            within = life_of[microbatch][gone[microbatch]]
+            gone[microbatch] += 1
+            key = (name, id(within))
+            is_plain = not lasting and not self.by_hand
+            if is_plain and key in plain:
+                of_pass.append(plain[key])
+                continue
+            kind = PassKind(name, self._waits(position, within, lasting))
+            of_pass.append(kinds.setdefault(kind, len(kinds)))
+            if is_plain and not any(w.passes_back for needed in kind.waits for w in needed):
+                plain[key] = of_pass[-1]
+        return Waits(kinds=tuple(kinds), of_pass=tuple(of_pass))
+
+    def _touches(self, name: str, wanted: Callable[[Instruction, Scope], bool]) -> list[_Touch]:
+        """What a pass does to those buffers, of the ones that several streams touch, that are `wanted`."""
+        touches = []
+        for index, i in enumerate(self.members[name]):
+            changed = dict.fromkeys((*i.writes, *i.accumulates, *i.frees))
+            named = dict.fromkeys((*i.reads, *changed))
+            slots = tuple((b, b in changed) for b in named if b in self.scope and wanted(i, self.scope[b]))
+            if slots:
+                touches.append(_Touch(index, i, slots))
+        return touches
+
+    def _life(self, names: tuple[str, ...]) -> list[Needs]:
+        """For each pass of a microbatch, what the microbatch's buffers make it wait for; positions count the microbatch's passes."""
+        slots: dict[str, _Slot] = {}
+        found = []
+        for k, name in enumerate(names):
+            touches = self._touches(name, lambda i, scope: scope is Scope.MICROBATCH and not i.once)
+            needs: dict[int, list[_At]] = {}
+            for index, places in self._pass(touches, slots, _At(k, 0, name)).items():
+                needs[index] = [p for p in places if isinstance(p, _At)]
+            found.append(needs)
+        return found
+
+    def _steps(self) -> Iterator[Needs]:
+        """For each pass of the schedule, what all other buffers make it wait for."""
+        slots: dict[str, _Slot] = {}
+        for _ in self._walk(slots, (Scope.RUN,)):
+            pass
+        for slot in slots.values():  # what they say now is of the step before
+            for touched in (slot.writers, slot.readers):
+                for key, place in touched.items():
+                    touched[key] = _At(self.last[place.name] - len(self.schedule), place.index, place.name)
+        yield from self._walk(slots, tuple(Scope))
+
+    def _walk(self, slots: dict[str, _Slot], scopes: Sequence[Scope]) -> Iterator[Needs]:
+        touches: dict[tuple[str, bool], list[_Touch]] = {}
+        settled: dict[tuple[str, bool], tuple[int, Mapping[int, list[_Place]]]] = {}
+        last: dict[str, int] = {}
+        changes = 0  # of what slots say
+        nothing: Needs = {}
+        for position, (name, microbatch) in enumerate(self.schedule):
+            key = (name, alone := microbatch is None)
+            if key not in touches:
+                touches[key] = self._touches(
+                    name, lambda i, s, a=alone: s in scopes and (s is not Scope.MICROBATCH or a or i.once)
+                )
+            if not touches[key]:
+                last[name] = position
+                yield nothing
+                continue
+            if key in settled and settled[key][0] == changes:
+                needs = settled[key][1]
+            else:
+                touched = {slot for touch in touches[key] for slot, _ in touch.slots}
+                before = {slot: slots[slot].copy() for slot in touched if slot in slots}
+                needs = self._pass(touches[key], slots, _Last(0, name))
+                if all(slots[slot] == before.get(slot) for slot in touched):
+                    settled[key] = changes, needs
+                else:
+                    changes += 1
+            yield {
+                index: [
+                    p
+                    if isinstance(p, _At)
+                    else _At(position if p.name == name and p.index < index else last[p.name], *p)
+                    for p in places
+                ]
+                for index, places in needs.items()
+            }
+            last[name] = position
+
+    def _pass(self, touches: Sequence[_Touch], slots: dict[str, _Slot], at: _Place) -> dict[int, list[_Place]]:
+        """Let the pass `at` some place touch its slots; what its instructions wait for on other streams."""
+        needs: dict[int, list[_Place]] = {}
+        for index, instruction, touched in touches:
+            found: list[_Place] = []
+            for slot, changes in touched:
+                found.extend(slots.setdefault(slot, _Slot()).before(changes))
+            others = [p for p in dict.fromkeys(found) if self.members[p.name][p.index].stream != instruction.stream]
+            if others:
+                needs[index] = others
+            for slot, changes in touched:
+                slots[slot].touch(at._replace(index=index), instruction.stream, instruction.every, changes)
+        return needs
+
+    def _waits(self, position: int, within: Needs, lasting: Needs) -> tuple[tuple[Wait, ...], ...]:
+        """The waits of one pass."""
+        name, microbatch = self.schedule[position]
+        found = []
+        for index, instruction in enumerate(self.members[name]):
+            places = [p._replace(position=self.positions[microbatch][p.position]) for p in within.get(index, ())]
+            places += lasting.get(index, ())
+            if self.by_hand:
+                places += self._stated(instruction, None if instruction.once else microbatch)
+            found.append(self._latest(position, instruction, places))
+        return tuple(found)
+
+    def _latest(self, position: int, instruction: Instruction, places: Sequence[_At]) -> tuple[Wait, ...]:
+        """Without what follows from others: of every stream the latest, and only if the stream has not waited for it before."""
+        kept = []
+        covered: set[str] = set()
+        for place in sorted(set(places), reverse=True):
+            other = self.members[place.name][place.index]
+            pair = (instruction.stream, other.stream)
+            if other.stream == instruction.stream or other.stream in covered:
+                continue
+            if other.every == 1:
+                covered.add(other.stream)
+            if place.position != position:
+                if pair in self.known and place <= self.known[pair]:
+                    continue
+                if instruction.every == other.every == 1:
+                    self.known[pair] = place
+            kept.append(Wait(other.id, position - place.position))
+        return tuple(kept)
+
+    def _stated(self, instruction: Instruction, microbatch: int | None) -> Iterator[_At]:
+        """What `after` and `after_earlier` name."""
+        stated = [(other, 0) for other in instruction.after]
+        stated += [(e.instruction, e.steps_back) for e in instruction.after_earlier]
+        for other, steps_back in stated:
+            place = self._task(other, microbatch)
+            yield place._replace(position=place.position - steps_back * len(self.schedule))
+
+    def _task(self, instruction: str, microbatch: int | None) -> _At:
+        """The task of `instruction` for the same microbatch where both have one, else the last of them."""
+        passes = self.role.passes
+        if microbatch is not None and not self.role.instruction[instruction].once:
+            for position in self.positions[microbatch]:
+                name = self.schedule[position].name
+                if instruction in passes[name]:
+                    return _At(position, passes[name].index(instruction), name)
+        position, name = max((p, n) for n, p in self.last.items() if instruction in passes[n])
+        return _At(position, passes[name].index(instruction), name)
