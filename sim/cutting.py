@@ -21,6 +21,7 @@ class Cutter:
         self._operator_s: dict[tuple[object, ...], list[float]] = {}
         self._cuts: dict[tuple[object, ...], Partition] = {}
         self._locals: dict[tuple[object, ...], Local] = {}
+        self.screened: dict[tuple[object, ...], object] = {}  # what estimates of strategies have in common
 
     def local(self, strategy: Strategy) -> Local:
         """The graph as one rank of `strategy` sees it.
@@ -55,7 +56,7 @@ class Cutter:
             link = self.cluster.link or self.cluster.node.link
             self._cuts[key] = partition(
                 graph,
-                operator_s=self._times(strategy) if times else [1.0] * len(graph.operators),
+                operator_s=self.operator_times(strategy) if times else [1.0] * len(graph.operators),
                 stages=stages,
                 bucket_bytes=bucket_bytes,
                 samples=samples,
@@ -85,7 +86,7 @@ class Cutter:
         local = self.local(strategy)
         return lower_evaluation(local.graph, self.cut(strategy), strategy, experts=local.experts)
 
-    def _times(self, strategy: Strategy) -> list[float]:
+    def operator_times(self, strategy: Strategy) -> list[float]:
         """Seconds of every operator, forward and backward, on one microbatch; what is communicated counts nothing."""
         samples, precision = strategy.microbatch_samples, strategy.precision
         key = (*_split(strategy), samples, precision)

@@ -1,9 +1,9 @@
-"""The search for a plan: enumerate what is admissible, simulate it, rank it, and say why the winner wins."""
+"""The search for a plan: enumerate what is admissible, estimate it, simulate what may be the best, rank it, and say why the winner wins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from ..models.onnxpp import Graph
 from ..models.plan import Strategy
 from .cutting import Cutter
 from .result import Figures, Interval, RoleMemory, Simulation
+from .screening import FACTOR, screen
 from .simulate import middle_figures, role_memory, simulate_program
 
 if TYPE_CHECKING:
@@ -69,12 +70,14 @@ def _simulate(cutter: Cutter, strategy: Strategy, *, optimizer: str, **options: 
 class Candidate:
     """A strategy and what became of it: a simulation, or the reason why it was refused.
 
+    estimate_s   of a step, by which it was chosen for a simulation or set aside (:mod:`.screening`); None: not estimated
     figures   by which it was ranked: the bounds of the step's time are not computed, its value stands for them
     memory    of each role
     """
 
     strategy: Strategy
     refused: str = ""
+    estimate_s: float | None = None
     figures: Figures | None = None
     memory: tuple[RoleMemory, ...] = ()
     complete: Callable[[], Simulation] | None = field(default=None, repr=False, compare=False)
@@ -97,11 +100,14 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """All candidates: `ranked` by the objective, best first, and those that were `refused` with the reason."""
+    """All candidates: `ranked` by the objective, best first, those that were `refused` with the reason, and those that by their
+    estimate cannot be the best and were `set_aside` without a simulation.
+    """
 
     objective: Objective
     ranked: tuple[Candidate, ...]
     refused: tuple[Candidate, ...]
+    set_aside: tuple[Candidate, ...] = ()
 
     @property
     def best(self) -> Candidate:
@@ -117,13 +123,14 @@ class Search:
         """One row a candidate, the ranked first. Bounds are missing where they were not simulated, figures where refused."""
         import pandas as pd
 
-        rows = [_row(c) for c in (*self.ranked, *self.refused)]
+        rows = [_row(c) for c in (*self.ranked, *self.set_aside, *self.refused)]
         return pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in rows for name in row)))
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:
     strategy, f = candidate.strategy, candidate.figures
     row: dict[str, Any] = {"strategy": str(strategy), "ranks": strategy.ranks, "batch": strategy.batch}
+    row["estimate_s"] = candidate.estimate_s
     if f is not None:
         simulation = vars(candidate).get("simulation")
         complete = f if simulation is None else simulation.figures
@@ -198,10 +205,12 @@ def search(
     ranks: int | None = None,
     samples_per_epoch: int | None = None,
     among: Iterable[Strategy] | None = None,
+    exhaustive: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Search:
-    """Simulate every admissible strategy and rank them.
+    """Simulate every admissible strategy that may be the best, and rank them.
 
+    exhaustive  simulate those as well whose estimate says that they are not
     among      these strategies instead of all that :func:`strategies` yields for `batch`, `precision`, `solver`, `ranks`
     progress   called with (done, total) simulations as the search goes on
 
@@ -234,11 +243,22 @@ def search(
             progress(done, total)
 
     cutter = Cutter(graph, cluster, model)
-    candidates = []
-    for strategy in tried:
-        candidates.append(_try(cutter, strategy, optimizer, samples_per_epoch))
+    candidates: list[Candidate] = []
+    set_aside: list[Candidate] = []
+    best: float | None = None
+    for estimated in _in_order(cutter, tried, optimizer, objective):
+        weight = _weight(estimated.strategy, cluster, objective)
+        hopeless = best is not None and estimated.estimate_s is not None and weight is not None
+        if hopeless and not exhaustive and estimated.estimate_s * weight > FACTOR * best:  # type: ignore[operator]
+            set_aside.append(estimated)
+        else:
+            candidates.append(_try(cutter, estimated, optimizer, samples_per_epoch))
+            figures = candidates[-1].figures
+            if figures is not None and weight is not None:
+                value = figures.step_s.value * weight
+                best = value if best is None else min(best, value)
         tell()
-    found = _ranked(graph, cluster, candidates, objective)
+    found = _ranked(graph, cluster, candidates, objective, tuple(set_aside))
     for candidate in found.ranked[:BEST]:
         _ = candidate.simulation
         tell()
@@ -247,7 +267,38 @@ def search(
     return found
 
 
-def _ranked(graph: Graph, cluster: Cluster, candidates: Sequence[Candidate], objective: Objective) -> Search:
+def _in_order(cutter: Cutter, tried: Sequence[Strategy], optimizer: str, objective: Objective) -> list[Candidate]:
+    """All strategies with their estimates, those first that look best; what cannot be estimated comes first and is tried."""
+    found = []
+    for strategy in tried:
+        try:
+            found.append(Candidate(strategy=strategy, estimate_s=screen(cutter, strategy, optimizer=optimizer).step_s))
+        except PlanError:  # the simulation says why
+            found.append(Candidate(strategy=strategy))
+    if objective == "energy":
+        return found
+
+    def key(candidate: Candidate) -> float:
+        weight = _weight(candidate.strategy, cutter.cluster, objective)
+        return (candidate.estimate_s or 0.0) * (weight or 1.0)
+
+    return sorted(found, key=key)
+
+
+def _weight(strategy: Strategy, cluster: Cluster, objective: Objective) -> float | None:
+    """What the objective is proportional to, times the time of a step; None where that is not known beforehand."""
+    if objective == "energy":
+        return None
+    return 1.0 if objective == "time" else float(-(-strategy.ranks // cluster.devices_per_node))
+
+
+def _ranked(
+    graph: Graph,
+    cluster: Cluster,
+    candidates: Sequence[Candidate],
+    objective: Objective,
+    set_aside: tuple[Candidate, ...] = (),
+) -> Search:
     refused = tuple(c for c in candidates if c.refused)
     if len(refused) == len(candidates):
         reasons = "\n  ".join(f"{c.strategy}: {c.refused}" for c in refused[:8])
@@ -263,16 +314,16 @@ def _ranked(graph: Graph, cluster: Cluster, candidates: Sequence[Candidate], obj
         )
     # Ties: fewer devices, then the simpler strategy.
     valued.sort(key=lambda c: (c.objective(objective), c.strategy.ranks, c.strategy.pipeline, c.strategy.microbatches))
-    return Search(objective=objective, ranked=tuple(valued), refused=refused)
+    return Search(objective=objective, ranked=tuple(valued), refused=refused, set_aside=set_aside)
 
 
-def _try(cutter: Cutter, strategy: Strategy, optimizer: str, samples_per_epoch: int | None) -> Candidate:
-    cluster, model = cutter.cluster, cutter.model
+def _try(cutter: Cutter, candidate: Candidate, optimizer: str, samples_per_epoch: int | None) -> Candidate:
+    cluster, model, strategy = cutter.cluster, cutter.model, candidate.strategy
     try:
         program = cutter.lower(strategy, optimizer=optimizer)
         memory = role_memory(program, cluster)
         if crowded := next((m for m in memory if not m.fits), None):
-            return Candidate(strategy=strategy, memory=memory, refused=_too_large(crowded))
+            return replace(candidate, memory=memory, refused=_too_large(crowded))
         figures = middle_figures(
             program,
             cutter.local(strategy).graph,
@@ -282,9 +333,9 @@ def _try(cutter: Cutter, strategy: Strategy, optimizer: str, samples_per_epoch: 
             optimizer=optimizer,
         )
     except PlanError as error:
-        return Candidate(strategy=strategy, refused=str(error))
+        return replace(candidate, refused=str(error))
     complete = partial(_simulate, cutter, strategy, optimizer=optimizer, samples_per_epoch=samples_per_epoch)
-    return Candidate(strategy=strategy, figures=figures, memory=memory, complete=complete)
+    return replace(candidate, figures=figures, memory=memory, complete=complete)
 
 
 def _too_large(memory: RoleMemory) -> str:
@@ -308,7 +359,7 @@ def _reason(found: Search) -> str:
     f = best.figures
     superlative, worse = _WORDS[found.objective]
     sentences = [
-        f"{best.strategy} is the {superlative} of {len(found.ranked)} combinations that fit"
+        f"{best.strategy} is the {superlative} of {len(found.ranked) + len(found.set_aside)} combinations that fit"
         + (f" ({len(found.refused)} do not)" if found.refused else "")
         + f": its {best.strategy.ranks} device{'s' if best.strategy.ranks > 1 else ''} compute {f.utilisation:.0%} of the "
         f"time, wait for communication {f.exposed_communication:.0%} and for each other {f.bubble:.0%}."
