@@ -73,20 +73,20 @@ _Place = _At | _Last
 
 @dataclass
 class _Slot:
-    """Who touched a slot last. A later task of a stream stands for the earlier ones, but a rare one stands for rare ones only:
-    by stream and `every`.
+    """Who touched a slot last, by stream, `every` and steps back. A later task of a stream stands for the earlier ones, but one that
+    does not run in every step only for those of its own step.
     """
 
-    writers: dict[tuple[str, int], _Place] = field(default_factory=dict)
-    readers: dict[tuple[str, int], _Place] = field(default_factory=dict)
+    writers: dict[tuple[str, int, int], _Place] = field(default_factory=dict)
+    readers: dict[tuple[str, int, int], _Place] = field(default_factory=dict)
 
     def touch(self, here: _Place, stream: str, every: int, changes: bool) -> None:
         if not changes:
-            self.readers[stream, every] = here
+            self.readers[stream, every, 0] = here
         elif every > 1:
-            self.writers[stream, every] = here
+            self.writers[stream, every, 0] = here
         else:
-            self.writers, self.readers = {(stream, every): here}, {}
+            self.writers, self.readers = {(stream, every, 0): here}, {}
 
     def before(self, changes: bool) -> Iterator[_Place]:
         """What a task that reads the slot, or changes it, has to wait for."""
@@ -181,10 +181,14 @@ class _Analysis:
         for _ in self._walk(slots, (Scope.RUN,)):
             pass
         for slot in slots.values():  # what they say now is of the step before
-            for touched in (slot.writers, slot.readers):
-                for key, place in touched.items():
-                    touched[key] = _At(self.last[place.name] - len(self.schedule), place.index, place.name)
+            slot.writers, slot.readers = self._a_step_ago(slot.writers), self._a_step_ago(slot.readers)
         yield from self._walk(slots, tuple(Scope))
+
+    def _a_step_ago(self, places: Mapping[tuple[str, int, int], _Place]) -> dict[tuple[str, int, int], _Place]:
+        return {
+            (stream, every, 1): _At(self.last[place.name] - len(self.schedule), place.index, place.name)
+            for (stream, every, _), place in places.items()
+        }
 
     def _walk(self, slots: dict[str, _Slot], scopes: Sequence[Scope]) -> Iterator[Needs]:
         touches: dict[tuple[str, bool], list[_Touch]] = {}

@@ -129,7 +129,7 @@ def roles(draw: st.DrawFn) -> Role:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(role=roles())
 def test_passes_wait_for_what_their_tasks_depend_on(role: Role) -> None:
     assert by_passes(role) == by_tasks(role)
