@@ -180,7 +180,10 @@ def _meeting(instruction: Instruction) -> tuple[object, ...]:
 
 
 def _tasks(role: Role, instruction: Instruction) -> list[int | None]:
-    """The microbatches of an instruction's tasks."""
-    within = {name for name, members in role.passes.items() if instruction.id in members}
-    found = [None if instruction.once else microbatch for name, microbatch in role.schedule if name in within]
-    return sorted(found, key=lambda m: -1 if m is None else m)
+    """The microbatches of an instruction's tasks; found once a role, as every partner asks."""
+    memo: dict[str, list[int | None]] = vars(role).setdefault("_microbatches", {})
+    if instruction.id not in memo:
+        within = {name for name, members in role.passes.items() if instruction.id in members}
+        found = [None if instruction.once else microbatch for name, microbatch in role.schedule if name in within]
+        memo[instruction.id] = sorted(found, key=lambda m: -1 if m is None else m)
+    return memo[instruction.id]

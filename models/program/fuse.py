@@ -159,9 +159,14 @@ def _fused(chain: Sequence[Instruction]) -> Instruction:
     members = {i.id for i in chain}
     made: dict[str, None] = {}
     reads: dict[str, None] = {}
+    freed: dict[str, None] = {}
     for i in chain:  # what the chain itself made is not read from outside
         reads.update(dict.fromkeys(b for b in i.reads if b not in made))
-        made.update(dict.fromkeys((*i.writes, *i.accumulates)))
+        changed = (*i.writes, *i.accumulates)
+        made.update(dict.fromkeys(changed))
+        for b in changed:  # what is made again after it was freed lives on
+            freed.pop(b, None)
+        freed.update(dict.fromkeys(i.frees))
     return replace(
         first,
         id="+".join(i.id for i in chain),
@@ -169,7 +174,7 @@ def _fused(chain: Sequence[Instruction]) -> Instruction:
         reads=tuple(reads),
         writes=_joined(*(i.writes for i in chain)),
         accumulates=_joined(*(i.accumulates for i in chain)),
-        frees=_joined(*(i.frees for i in chain)),
+        frees=tuple(freed),
         parts=tuple(part for i in chain for part in i.parts),
         after=tuple(i for i in _joined(*(i.after for i in chain)) if i not in members),
         after_earlier=tuple(dict.fromkeys(e for i in chain for e in i.after_earlier)),
