@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 from ...errors import PlanError
 
-__all__ = ["KINDS", "Steps", "candidates", "check_kind", "fastest"]
+__all__ = ["KINDS", "Steps", "candidates", "check_kind", "fastest", "moved_bytes"]
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all")
 
@@ -98,6 +98,15 @@ def candidates(kind: str, n: float, p: int) -> Iterator[Steps]:
             yield Steps("pairwise", p - 1, share)
             if n / p <= 256:
                 yield Steps("Bruck", lg, n / 2 * lg)
+
+
+def moved_bytes(kind: str, nbytes: float, ranks: int) -> float:
+    """The bytes of a large buffer that pass each of `ranks` in one direction, whatever the latency: what the
+    algorithms for large buffers move.
+    """
+    check_kind(kind)
+    share = nbytes * (ranks - 1) / ranks
+    return {"all_reduce": 2 * share, "broadcast": nbytes if ranks > 1 else 0.0}.get(kind, share)
 
 
 def check_kind(kind: str) -> None:
