@@ -154,13 +154,46 @@ def strategies(
     solver: str = "synchronous",
     ranks: int | None = None,
     operators: int = MOST_STAGES,
+    domain: int = 1,
+    mixed: bool = False,
 ) -> Iterator[Strategy]:
     """The combinations worth a simulation: replicas and stages that are powers of two, or that divide the number of devices (of
     ranks, where it is given), as far as the batch divides.
 
     ranks       only those with exactly so many ranks
     operators   the graph's operators: no more stages than that
+    domain      devices that a fast link joins: tensor parallelism over up to so many, sharded states and recomputation are
+                tried as well where it is more than 1 (which only the simulator can do)
+    mixed       with float32 copies of 16-bit parameters
     """
+    for plain in _plain_strategies(
+        batch, devices, precision=precision, solver=solver, ranks=ranks, operators=operators
+    ):
+        if domain == 1:
+            if not ranks or plain.ranks == ranks:
+                yield plain
+        else:
+            yield from _richer(plain, devices, ranks, domain, mixed)
+
+
+def _richer(plain: Strategy, devices: int, ranks: int | None, domain: int, mixed: bool) -> Iterator[Strategy]:
+    """`plain` with tensor parallelism, sharded states and recomputation, each where it can help."""
+    fields = {**plain.model_dump(), "mixed": mixed}
+    for tensor in (1 << i for i in range(domain.bit_length())):
+        size = plain.ranks * tensor
+        if tensor > domain or size > devices or (ranks and size != ranks):
+            continue
+        shares = plain.data > 1 and plain.solver == "synchronous"
+        for zero in (0, 1, 3) if shares and plain.pipeline == 1 else (0, 1) if shares else (0,):
+            for recompute in ("none", "full"):
+                more = {"tensor": tensor, "sequence_parallel": tensor > 1, "zero": zero, "recompute": recompute}
+                yield Strategy(**{**fields, **more})
+
+
+def _plain_strategies(
+    batch: int, devices: int, *, precision: str, solver: str, ranks: int | None, operators: int
+) -> Iterator[Strategy]:
+    """Data and pipeline parallelism alone."""
     powers = (1 << i for i in range(devices.bit_length()))
     divisors = (n for whole in {devices, ranks or 1} for n in range(1, whole + 1) if whole % n == 0)
     sizes = sorted({n for n in (*powers, *divisors) if n <= devices})
@@ -171,7 +204,7 @@ def strategies(
             if (
                 data * pipeline > devices
                 or pipeline > min(MOST_STAGES, operators)
-                or (ranks and data * pipeline != ranks)
+                or (ranks and ranks % (data * pipeline))
             ):
                 continue
             if solver == "asynchronous" and (pipeline > 1 or data == 1):
@@ -205,11 +238,13 @@ def search(
     ranks: int | None = None,
     samples_per_epoch: int | None = None,
     among: Iterable[Strategy] | None = None,
+    simulated_only: bool = False,
     exhaustive: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Search:
     """Simulate every admissible strategy that may be the best, and rank them.
 
+    simulated_only   try tensor parallelism, sharded states and recomputation too, which the executor cannot run
     exhaustive  simulate those as well whose estimate says that they are not
     among      these strategies instead of all that :func:`strategies` yields for `batch`, `precision`, `solver`, `ranks`
     progress   called with (done, total) simulations as the search goes on
@@ -226,7 +261,14 @@ def search(
     computing = sum(1 for o in graph.operators if o.family != "view")
     if among is None:
         among = strategies(
-            batch, cluster.n_devices, precision=precision, solver=solver, ranks=ranks, operators=computing
+            batch,
+            cluster.n_devices,
+            precision=precision,
+            solver=solver,
+            ranks=ranks,
+            operators=computing,
+            domain=min(cluster.devices_per_domain, 8) if simulated_only else 1,
+            mixed=simulated_only and precision in ("bfloat16", "float16", "float8"),
         )
     tried = list(among)
     if not tried:
