@@ -129,7 +129,9 @@ def forward_pass(draft: Draft, chain: Chain, stage: int, *, training: bool, hook
             phase=Phase.FORWARD,
             training=training,
             keeps=training and segment.backward and not chain.recomputed(segment),
-            frees_data=segment in readers[-1:] and not scored,
+            frees_data=segment in readers[-1:]
+            and not scored
+            and not (training and any(map(chain.recomputed, readers))),
         )
         if segment is not last:
             _exchange(draft, chain, segment, Phase.FORWARD)
@@ -146,6 +148,8 @@ def backward_pass(draft: Draft, chain: Chain, stage: int, *, hooks: Hooks | None
     if chain.returns_gradient(last):
         _message(draft, chain, Kind.RECEIVE, _cotangents(draft, chain, last), +1, Phase.BACKWARD)
     begun: set[str] = set()
+    # Data are kept until the first of those that need them has run again.
+    read_again = next((s for s in segments if s.data and chain.recomputed(s)), None)
     phase = Phase.BACKWARD if weights else Phase.BACKWARD_INPUT
     for _, block in groupby(reversed(segments), key=lambda s: s.block if chain.recomputed(s) else None):
         members = list(block)
@@ -153,7 +157,14 @@ def backward_pass(draft: Draft, chain: Chain, stage: int, *, hooks: Hooks | None
             for segment in reversed(members):
                 _begin(draft, chain, segment, Phase.RECOMPUTE, hooks, begun)
                 _forward(
-                    draft, chain, segment, phase=Phase.RECOMPUTE, training=True, keeps=True, ends=segment is members[0]
+                    draft,
+                    chain,
+                    segment,
+                    phase=Phase.RECOMPUTE,
+                    training=True,
+                    keeps=True,
+                    frees_data=segment is read_again,
+                    ends=segment is members[0],
                 )
                 if segment is not members[0]:
                     _exchange(draft, chain, segment, Phase.RECOMPUTE)
