@@ -13,7 +13,7 @@ bytes, S the latency of a step within a node and T between nodes:
 | kind | algorithm | latency | bytes within a node | bytes between nodes |
 |---|---|---|---|---|
 | all_reduce | ring | 2 (p-N) S + 2 (N-1) T | 2 n (p-1)/p | 2 n (p-1)/p |
-| | double binary tree, a chain in each node | 2 (l-1) S + 2 lg N T | 2 n | 2 n; n of two nodes |
+| | double binary tree, a chain in each node | 2 (l-1) S + 2 lg N T | 2 n | 2 n; n of two nodes since Hopper |
 | | NVLS: the switch adds up (then a tree) | 25 us + 2 lg N T | 2 n (l-1)/l | 2 n; n of two nodes |
 | all_gather, reduce_scatter | ring | (p-N) S + (N-1) T | n (p-1)/p | n (p-1)/p |
 | broadcast | ring, pipelined | (p-N) S + (N-1) T | n | n |
@@ -21,7 +21,9 @@ bytes, S the latency of a step within a node and T between nodes:
 
 A ring runs through all ranks and leaves each node once; NCCL lays one ring per adapter, so that together they have the
 adapters of the node. Of two nodes, each is the root of one of the two trees, so that a byte leaves a node once, and the
-two can be faster than the network's bandwidth suggests (NVIDIA/nccl-tests, issue 196).
+two can be faster than the network's bandwidth suggests (NVIDIA/nccl-tests, issue 196). That is so since Hopper; large
+all-reduces of two nodes of V100 and A100 went at the rate of rings (NVIDIA/nccl, issue 1048; tensor parallelism over 16
+GPUs in the data of vTrain and of DLPerf), so nodes without NVLink SHARP have no such trees.
 """
 
 from __future__ import annotations
@@ -160,12 +162,13 @@ def _by_protocol(
         moved / (at.outer_bytes_per_s * between.ring_share) if between else 0.0,
     )
     if kind == "all_reduce" and between is not None:
+        sharp = at.inner is not None and at.inner.fabric == "nvlink-sharp"
         yield Candidate(
             f"tree, {name}",
             between.tree_start_s + 2 * (at.local - 1) * (inside.tree_step_s if inside else 0.0),
             2 * log2(at.nodes) * _reaching(at, between.tree_step_s),
             2 * n / (at.inner_bytes_per_s * inside.tree_share) if inside else 0.0,
-            min(hops, 2) * n / (at.outer_bytes_per_s * between.tree_share),
+            (min(hops, 2) if sharp else 2) * n / (at.outer_bytes_per_s * between.tree_share),
         )
 
 

@@ -381,3 +381,12 @@ def test_a_price_is_kept() -> None:
     assert collective_legs("all_reduce", 1e6, tuple(range(32)), pod) is collective_legs(
         "all_reduce", 1e6, tuple(range(32)), pod
     )
+
+
+def test_two_nodes_are_faster_than_their_network_since_hopper_alone() -> None:
+    """Nodes whose switches add up are each the root of one of two trees: a byte leaves a node once."""
+    for name, at_least, at_most in (("dgx-a100:2", 0.9, 1.0), ("dgx-h100:2", 1.1, 1.5)):
+        cluster, n, p = load_cluster(name), 8e9, 16
+        assert cluster.link is not None
+        bus = 2 * n * (p - 1) / p / seconds_of(collective_legs("all_reduce", n, tuple(range(p)), cluster))
+        assert at_least < bus / cluster.link.collective_bandwidth_bytes_per_s < at_most
