@@ -39,9 +39,11 @@ def families(model: ModelProto, constant: set[str]) -> dict[str, str]:
     """The family of every node that depends on data, by the node's name.
 
     What is computed from shapes and constants alone is a view, unless it is random: integers for the shape operands
-    of others, which cost nothing beside the data they describe.
+    of others, which cost nothing beside the data they describe. So is a weight that is turned round, as a tied output's
+    matrix is: a product takes it either way.
     """
     shape_only: set[str] = set(constant)
+    weights = {t.name for t in model.graph.initializer}
     result: dict[str, str] = {}
     for node in model.graph.node:
         outputs = [name for name in node.output if name]
@@ -54,6 +56,8 @@ def families(model: ModelProto, constant: set[str]) -> dict[str, str]:
         kind = family(node.op_type, shape_arithmetic=arithmetic)
         if node.op_type == "Dropout" and (len(node.input) < 3 or not node.input[2]):
             kind = "view"  # in inference mode Dropout is the identity
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            kind = "view"
         result[node.name] = kind
     return result
 

@@ -36,6 +36,7 @@ def import_model(
     bind: Mapping[str, int] | None = None,
     allow_external: Iterable[str | Path] = (),
     without_weights: bool = False,
+    content: bytes | None = None,
 ) -> Onnxpp:
     """Import an ONNX file: check and convert it, make its batch symbolic, find its parameters and its loss, and count.
 
@@ -45,6 +46,7 @@ def import_model(
     bind            sizes of the other symbolic dimensions
     allow_external  folders besides the model's own in which external data may lie
     without_weights tolerate absent external data: enough to plan and simulate
+    content         the file's bytes, where they were never written to `path`
 
     With a loss the model is meant for training: each BatchNormalization whose scale or bias is trained goes into
     training mode, and its running statistics become ``graph.state``; without one it stays in inference form, and so
@@ -52,7 +54,7 @@ def import_model(
     """
     path = Path(path)
     allowed = tuple(Path(folder) for folder in allow_external)
-    model, sha256 = read_model(path, allow_external=allowed, without_weights=without_weights)
+    model, sha256 = read_model(path, allow_external=allowed, without_weights=without_weights, content=content)
     problems = Problems(path)
     # The imported graph is put aside before anything of its meaning changes.
     model = normalise(model)
@@ -74,13 +76,15 @@ def import_model(
     )
     if not given.issuperset((*graph.parameters, *graph.state)):
         # The converter rebuilt a weight under another name: export the converted graph.
-        original = pack_original(_converted(path, allowed, without_weights, problems))
+        original = pack_original(_converted(path, allowed, without_weights, content, problems))
     _write_down(model, graph, tensors, original=original, name=path.name, sha256=sha256)
     return Onnxpp(proto=model, graph=graph, folder=path.parent, source_sha256=sha256, allow_external=allowed)
 
 
-def _converted(path: Path, allowed: tuple[Path, ...], without_weights: bool, problems: Problems) -> ModelProto:
-    model, _ = read_model(path, allow_external=allowed, without_weights=without_weights)
+def _converted(
+    path: Path, allowed: tuple[Path, ...], without_weights: bool, content: bytes | None, problems: Problems
+) -> ModelProto:
+    model, _ = read_model(path, allow_external=allowed, without_weights=without_weights, content=content)
     return convert_opset(normalise(model), problems)
 
 

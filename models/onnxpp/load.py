@@ -34,14 +34,19 @@ FIELD_OF_TYPE = {
 
 
 def read_model(
-    path: str | Path, *, allow_external: Iterable[str | Path] = (), without_weights: bool = False
+    path: str | Path,
+    *,
+    allow_external: Iterable[str | Path] = (),
+    without_weights: bool = False,
+    content: bytes | None = None,
 ) -> tuple[ModelProto, str]:
     """The model in `path` (external data left where it is) and the file's SHA-256, after all checks but inference.
 
-    `without_weights` tolerates external data that is absent: enough to plan and simulate. Raises ModelError.
+    `without_weights` tolerates external data that is absent: enough to plan and simulate. `content` is what would stand
+    in a file at `path` that was never written. Raises ModelError.
     """
     path = Path(path)
-    content = _content(path)
+    content = _content(path) if content is None else content
     model = ModelProto()
     try:
         model.ParseFromString(content)

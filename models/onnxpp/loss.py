@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from onnx import GraphProto, ModelProto, NodeProto, helper
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from .graph import Dim, Tensor
 from .normalise import unique_name
@@ -101,6 +102,11 @@ def _class_axis(logits: Tensor) -> int:
     return rank - 1 if rank <= 3 else 1
 
 
+def _rows(samples: Dim, tokens: Dim) -> Dim:
+    """Their product, of which at most one depends on the batch."""
+    return Dim(samples.fixed * tokens.fixed, samples.per_sample * tokens.fixed + samples.fixed * tokens.per_sample)
+
+
 class _Appended:
     """Nodes that a loss adds, each with its result's type and shape; names avoid those that are taken."""
 
@@ -117,6 +123,12 @@ class _Appended:
         self.graph.node.append(helper.make_node(op_type, inputs, [result.name], name=name, **attributes))
         return result
 
+    def constant(self, values: list[int]) -> str:
+        """An int64 initializer."""
+        name = self.tensor("loss.shape", "int64", (Dim(len(values)),)).name
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
+        return name
+
     def finish(self, loss: Tensor, target: Tensor) -> Loss:
         from .shapes import value_info
 
@@ -130,12 +142,21 @@ class _Appended:
         if len(shape) > 2 and all(d == Dim(1) for d in shape[2:]):
             flat = self.tensor(f"{name}_flat", logits.dtype, shape[:2])
             logits = self.node("Flatten", [name], flat, axis=1)
-        elif len(shape) == 3:
-            moved = self.tensor(f"{name}_classes_first", logits.dtype, (shape[0], shape[2], shape[1]))
-            logits = self.node("Transpose", [name], moved, perm=[0, 2, 1])
-        labels = self.tensor("labels", "int64", (logits.shape[0], *logits.shape[2:]))
+        tokens = shape[1:2] if len(shape) == 3 and logits.name == name else ()
+        labels = self.tensor("labels", "int64", (shape[0], *(tokens or logits.shape[2:])))
+        classes = labels
+        if tokens:
+            # One row for every token is a view; the operator's own order, classes at axis 1, would move all scores.
+            rows = _rows(shape[0], shape[1])
+            logits = self.node(
+                "Reshape",
+                [name, self.constant([-1, shape[2].fixed])],
+                self.tensor(f"{name}_rows", logits.dtype, (rows, shape[2])),
+            )
+            flat_labels = self.tensor("labels_rows", "int64", (rows,))
+            classes = self.node("Reshape", [labels.name, self.constant([-1])], flat_labels)
         loss = self.tensor("loss", logits.dtype, ())
-        self.node("SoftmaxCrossEntropyLoss", [logits.name, labels.name], loss, reduction="mean")
+        self.node("SoftmaxCrossEntropyLoss", [logits.name, classes.name], loss, reduction="mean")
         return self.finish(loss, labels)
 
     def squared(self, name: str) -> Loss:

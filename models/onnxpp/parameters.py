@@ -17,7 +17,15 @@ from .graph import Tensor
 from .problems import Problems, did_you_mean
 from .shapes import RANDOM
 
-__all__ = ["constant_tensors", "default_parameters", "frontier", "is_training_norm", "select", "training_mode"]
+__all__ = [
+    "FROZEN",
+    "constant_tensors",
+    "default_parameters",
+    "frontier",
+    "is_training_norm",
+    "select",
+    "training_mode",
+]
 
 WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (1, 2),
@@ -37,6 +45,8 @@ WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
 }
+# Metadata of an initializer: what is computed from it is not trained, unless somebody names it.
+FROZEN = "hpdlf.frozen"
 REARRANGEMENTS = ("Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten")
 STATE_SLOTS = {"BatchNormalization": (3, 4)}
 
@@ -102,10 +112,12 @@ def select(
     freeze: str | None,
     problems: Problems,
 ) -> list[str]:
-    """The parameters: the defaults, or with `train` every floating-point tensor of the frontier whose name it matches
-    anywhere (``re.search``); less those that `freeze` matches. An expression that matches nothing is a problem."""
+    """The parameters: the defaults less what the file says is frozen, or with `train` every floating-point tensor of the
+    frontier whose name it matches anywhere (``re.search``); less those that `freeze` matches. An expression that matches
+    nothing is a problem."""
     uses = frontier(model, constant_tensors(model))
-    chosen = default_parameters(uses, tensors, graph_inputs)
+    still = _frozen(model)
+    chosen = [name for name in default_parameters(uses, tensors, graph_inputs) if name not in still]
     state = {name for name, where in uses.items() for node, slot in where if slot in STATE_SLOTS.get(node.op_type, ())}
     if train is not None:
         every = [name for name in uses if tensors[name].is_float and name not in state]
@@ -114,6 +126,17 @@ def select(
         frozen = set(_matching("--freeze", freeze, chosen, problems))
         chosen = [name for name in chosen if name not in frozen]
     return _tied(model, chosen, tensors)
+
+
+def _frozen(model: ModelProto) -> set[str]:
+    """Initializers that carry the metadata :data:`FROZEN`, and the constant tensors that are computed from them."""
+    frozen = {t.name for t in model.graph.initializer if any(p.key == FROZEN for p in t.metadata_props)}
+    if frozen:
+        constant = constant_tensors(model)
+        for node in model.graph.node:
+            if not frozen.isdisjoint(node.input) and constant.issuperset(filter(None, node.output)):
+                frozen.update(filter(None, node.output))
+    return frozen
 
 
 def _tied(model: ModelProto, chosen: list[str], tensors: Mapping[str, Tensor]) -> list[str]:

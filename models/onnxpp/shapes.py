@@ -132,9 +132,11 @@ def infer_at(light: ModelProto, batch: int, problems: Problems) -> Inferred:
         value.type.tensor_type.ClearField("shape")
     known: Inferred = {t.name: (t.data_type, tuple(t.dims)) for t in graph.initializer}
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if prod(t.dims) <= FOLDABLE_ELEMENTS}
+    # Propagated data take time by the length of every vector, long biases too, and most graphs need none.
+    propagate = False
     for _ in range(ROUNDS):
         try:
-            inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+            inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=propagate)
         except Exception as error:  # InferenceError and plain RuntimeError
             problems.add(f"shapes do not fit (batch of {batch}): {_one_line(error)}")
             return {}
@@ -145,6 +147,9 @@ def infer_at(light: ModelProto, batch: int, problems: Problems) -> Inferred:
         missing = [n for n in graph.node if any(o and o not in known for o in n.output)]
         if not missing:
             break
+        if not propagate:
+            propagate = True
+            continue
         if not _fold(model, known, values):
             node = missing[0]
             more = f" (and {len(missing) - 1} nodes after it)" if len(missing) > 1 else ""
