@@ -9,8 +9,9 @@ Backward. Let y = f(x, w). ``backward_input`` computes the gradients of the oper
 ``backward_weight`` those of the trained parameters, ``backward`` both. A product (matmul, convolution) costs its
 forward FLOPs once per operand that gets a gradient: dL/dx = dL/dy · wᵀ and dL/dw = xᵀ · dL/dy have the forward's
 multiply-adds each (Goodfellow, Bengio, Courville, "Deep Learning", 2016, section 6.5.6). Each gradient of an operand
-reads dL/dy and the other operands and writes as many bytes as the operand has. Everything else reads dL/dy and its
-operands once and does the forward's FLOPs twice: one product with the derivative for every evaluation of it; a bias
+reads dL/dy and the other operands and writes as many bytes as the operand has. Attention, which keeps no scores, does
+its two products again as five (Dao et al. 2022, algorithm 4), and only what a causal one sees. Everything else reads
+dL/dy and its operands once and does the forward's FLOPs twice: one product with the derivative for every evaluation of it; a bias
 or scale adds one reduction of dL/dy. Whether the first layer's input needs a gradient is the caller's to know.
 
 >>> from hpdlf.models.onnxpp.graph import Dim, Graph, Operator, Tensor
@@ -79,6 +80,7 @@ PER_ELEMENT: Mapping[str, int] = {
     "PRelu": 2,
     "QuickGelu": 5,
     "RMSNormalization": 4,
+    "RotaryEmbedding": 3,
     "Selu": 4,
     "Sigmoid": 4,
     "Softmax": 5,
@@ -200,9 +202,13 @@ def _multiply_adds(operator: Operator, graph: Graph, batch: int) -> int:
     if op_type == "Einsum":
         return _einsum_multiply_adds(operator, shapes, result)
     if op_type in ("Attention", "LinearAttention"):
-        # Scores q·kᵀ and the weighted sum of v: every query element meets every key position, and so back.
-        keys = shapes[1][-2]
-        return prod(shapes[0]) * keys + result * keys
+        # Scores q·kᵀ and the weighted sum of v: every query element meets the key positions it sees, and so back.
+        queries, keys = shapes[0][-2], shapes[1][-2]
+        most = min(queries, keys)
+        seen = queries * keys
+        if operator.attributes.get("is_causal"):
+            seen = most * (most + 1) // 2 + (queries - most) * keys
+        return (prod(shapes[0]) + result) // queries * seen
     return result * (shapes[0][-1] if shapes[0] else 1)
 
 
@@ -241,6 +247,10 @@ def _backward(operator: Operator, graph: Graph, batch: int, precision: str, *, w
     above = _bytes(operator.outputs[:1], graph, batch, precision)
     result = _size(operator.outputs[0], graph, batch)
     total = Work(0, 0, 0)
+    if operator.op_type == "Attention":
+        # Five products for the forward's two: the scores once more, and gradients of both factors of both.
+        read = 2 * above + _bytes(operator.inputs, graph, batch, precision)
+        return Work(5 * _multiply_adds(operator, graph, batch), read, _bytes(wanted, graph, batch, precision))
     if operator.family in ("matmul", "conv"):
         bias = _bias(operator)
         flops = 2 * _multiply_adds(operator, graph, batch)
