@@ -1,265 +1,336 @@
 """The discrete-event engine: programs interpreted in virtual time.
 
-Every stream of every simulated rank is a SimPy process that works through its tasks in the program's order. A task starts when
-its stream is free and its dependencies have ended, and takes what its price says:
+Streams are queues that are served in order. A task starts when its stream is free and what it waits for has ended, and takes what
+its price says:
 
 * a send occupies its stream while the bytes travel, the receive ends when they have arrived;
 * a collective starts when the last member has come and ends for all at once;
 * a one-sided access takes its own time and asks nobody;
-* where communication needs the device's own cores (its ``communication_overlap`` is below 1), computing that goes on meanwhile
-  is held up by the share that is not hidden.
+* where collectives and computing hold each other up (see :mod:`.competing`), both go on at a share of their speed meanwhile.
 
-A process yields to SimPy only where time passes or where it has to wait: what has already happened costs no event. The same
-input gives the same events in the same order: ties are broken by the order in which streams were started.
+**Who runs.** One rank of every class (:mod:`.folding`), and of each rank a SimPy process for each walk (:mod:`.compiled`).
+
+**Running ahead.** A time is a number that a task carries, not the moment at which it is worked out. Where all that a task waits for
+is known, however far in the future, its own end is known too, and the process goes on without an event. It yields to SimPy only
+where what it waits for is not known yet, and where tasks compete. That is exact, since without competition an end is a maximum of
+sums of other ends, whatever the order in which they are worked out.
+
+**Competing** tasks are worked out in the order of time: before it begins one, a process lets the clock come to its start. Nobody can
+come too late to compete: a time is always worked out at a moment at or before it. For a task that competes ends when the clock
+says so; any other one is worked out as soon as the last thing that it waits for is, which by the same argument is not after that
+thing's end; and walks never keep back what they could already say (:mod:`.compiled` takes along only such streams).
+
+The same input gives the same times: processes are started and woken in a fixed order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import simpy
 
 from ..errors import PlanError
-from ..models.program import Group, Instruction, Kind, Peer, Program, Role, Task, dependencies
-from ..models.trace import COLUMNS, Event
+from ..models.program import Group, Instruction, Program, Role, Task
+from ..models.trace import Event
+from .competing import Competition, Device
+from .compiled import COLLECTIVE, LIVE_COLLECTIVE, LIVE_COMPUTE, RECEIVE, SEND, TIMED, Line, Script
+from .folding import Folding, unfolded
+from .played import Played, Record
 
-__all__ = ["replay"]
+__all__ = ["play", "replay"]
 
 Prices = Mapping[int, Mapping[str, float]]
 Waiting = Generator[simpy.Event, Any, None]
 
 
-class _Wait(NamedTuple):
-    """A task of another stream that must have ended: its place in the order, how many steps ago, how often it runs."""
-
-    position: int
-    steps_back: int
-    every: int
-
-
-class _Line(NamedTuple):
-    """One task of a stream, and what the engine needs to know about it."""
-
-    position: int
-    task: Task
-    instruction: Instruction
-    waits: tuple[_Wait, ...]
-    heard: bool  # whether a task of another stream waits for it
-    columns: tuple[str, str, str, int]  # of its event: stream, kind, phase, payload_bytes
-
-
-def _script(role: Role) -> Mapping[str, tuple[_Line, ...]]:
-    """What each stream does in one step. A stream's own order makes dependencies within it superfluous."""
-    order = [(task, role.instruction[task.instruction]) for task in role.order]
-    columns = {i.id: (i.stream, i.kind.value, i.phase.value, role.payload_bytes(i)) for i in role.instructions}
-    waits: list[tuple[_Wait, ...]] = []
-    heard: set[int] = set()
-    for (_, instruction), needs in zip(order, dependencies(role), strict=True):
-        others = [n for n in needs if order[n.position][1].stream != instruction.stream]
-        heard.update(n.position for n in others)
-        waits.append(tuple(_Wait(n.position, n.steps_back, order[n.position][1].every) for n in others))
-    lines: dict[str, list[_Line]] = {stream: [] for stream in role.streams}
-    for position, (task, instruction) in enumerate(order):
-        line = _Line(position, task, instruction, waits[position], position in heard, columns[instruction.id])
-        lines[instruction.stream].append(line)
-    return {stream: tuple(mine) for stream, mine in lines.items()}
-
-
-@dataclass
-class _Rank:
-    """One simulated rank: what has ended, who waits for what has not, and how long its device has been communicating."""
-
-    number: int
-    role: Role
-    seconds: Mapping[str, float]
-    ended: set[tuple[int, int]] = field(default_factory=set)  # (step, position)
-    awaited: dict[tuple[int, int], simpy.Event] = field(default_factory=dict)
-    peers: dict[Peer, int] = field(default_factory=dict)
-    at: dict[str, tuple[Task, int]] = field(default_factory=dict)  # where each stream is: its task and step
-    communicating: int = 0
-    communicated_s: float = 0.0
-    communicating_since_s: float = 0.0
-    quiet: simpy.Event | None = None  # of somebody who waits for the last transfer to end
-
-    def communicated_until(self, now_s: float) -> float:
-        """Seconds in which at least one transfer ran, up to now."""
-        return self.communicated_s + (now_s - self.communicating_since_s if self.communicating else 0.0)
-
-    def begin_communication(self, now_s: float) -> None:
-        if not self.communicating:
-            self.communicating_since_s = now_s
-        self.communicating += 1
-
-    def end_communication(self, now_s: float) -> None:
-        self.communicating -= 1
-        if not self.communicating:
-            self.communicated_s += now_s - self.communicating_since_s
-            if self.quiet:
-                self.quiet.succeed()
-                self.quiet = None
-
-
-@dataclass
-class _Meeting:
-    """A collective that is gathering: how many are still missing, and the event at which it ends."""
-
-    missing: int
-    ended: simpy.Event
-    longest_s: float = 0.0
-    members: list[_Rank] = field(default_factory=list)
-
-
 def replay(program: Program, seconds: Prices, *, steps: int, communication_overlap: float = 1.0) -> tuple[Event, ...]:
-    """Run `steps` steps and return every task's event, ordered by start, rank and stream.
+    """Run `steps` steps of the ranks in `seconds` and return every task's event, ordered by start, rank and stream.
 
-    seconds                 for every rank to simulate, the duration of each of its instructions by id. Ranks that are left out
-                            must behave as those that are in: a collective starts when the simulated members have come.
-    communication_overlap   share of communication that the device hides behind computing
+    Ranks that are left out must behave as those that are in. For the rest see :func:`play`.
+    """
+    folding = unfolded(program.mesh, list(seconds))
+    return play(program, seconds, folding=folding, steps=steps, communication_overlap=communication_overlap).events
+
+
+def play(
+    program: Program,
+    seconds: Prices,
+    *,
+    folding: Folding,
+    steps: int,
+    communication_overlap: float = 1.0,
+    collective_share: float = 1.0,
+) -> Played:
+    """Run `steps` steps of one rank of every class.
+
+    seconds                 for every rank to simulate, the duration of each of its instructions by id
+    communication_overlap   share of its speed at which a device computes while a collective runs beside
+    collective_share        share of its speed at which a collective runs while a device of it computes
 
     Raises:
         PlanError: tasks wait for each other in a circle; the message names them.
     """
-    return _Engine(program, seconds, steps, communication_overlap).run()
+    return _Engine(program, seconds, folding, steps, communication_overlap, collective_share).run()
+
+
+@dataclass(eq=False, slots=True)
+class _Post:
+    """The ends of an instruction's tasks on one rank, by the number of their pass, and the processes that wait for more."""
+
+    instruction: str
+    ends: dict[int, float] = field(default_factory=dict)
+    waiters: list[simpy.Event] = field(default_factory=list)
+
+    def wake(self) -> None:
+        waiters, self.waiters = self.waiters, []
+        for event in waiters:
+            event.succeed()
+
+
+@dataclass(eq=False, slots=True)
+class _Channel:
+    """Messages on their way from one class to another: when they arrive, and who waits for the next."""
+
+    sender: str
+    arrivals: dict[int, float] = field(default_factory=dict)
+    reader: simpy.Event | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Meeting:
+    """A collective that is gathering: how many are still missing, when the last has come, and when it ends."""
+
+    missing: int
+    latest_s: float = 0.0
+    longest_s: float = 0.0
+    end_s: float = 0.0
+    ended: simpy.Event | None = None
+    devices: list[Device] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class _Gathering:
+    """All meetings of one collective among the same classes, by task."""
+
+    size: int
+    open: dict[int, _Meeting] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Rank:
+    """One simulated rank."""
+
+    number: int
+    role: Role
+    script: Script
+    seconds: Mapping[str, float]
+    device: Device
+    posts: dict[str, _Post] = field(default_factory=dict)
+
+    def post(self, instruction: str) -> _Post:
+        if instruction not in self.posts:
+            self.posts[instruction] = _Post(instruction)
+        return self.posts[instruction]
+
+
+# A line as a process runs it: what to do, on which stream, how long, for which lines of the pass it waits, what it looks up (a
+# post, passes back, how often it runs), where it posts its end, whom it deals with, whether its task has no microbatch, itself.
+_Bound = tuple[int, int, float, tuple[int, ...], tuple[tuple[_Post, int, int], ...], _Post | None, Any, bool, Line]
 
 
 class _Engine:
-    def __init__(self, program: Program, seconds: Prices, steps: int, communication_overlap: float) -> None:
+    def __init__(
+        self, program: Program, seconds: Prices, folding: Folding, steps: int, overlap: float, collective_share: float
+    ) -> None:
         self.env = simpy.Environment()
-        self.mesh = program.mesh
-        self.steps = steps
-        self.exposed = 1.0 - communication_overlap
-        self.scripts = {role.name: _script(role) for role in program.roles}
-        self.ranks = {r: _Rank(number=r, role=program.role_of(r), seconds=seconds[r]) for r in sorted(seconds)}
-        self.groups: dict[tuple[int, Group], tuple[int, int]] = {}
-        self.delivered: set[tuple[Any, ...]] = set()
-        self.expected: dict[tuple[Any, ...], simpy.Event] = {}
-        self.gathering: dict[tuple[Any, ...], _Meeting] = {}
-        self.events: list[Event] = []
+        self.program, self.mesh, self.folding, self.steps = program, program.mesh, folding, steps
+        self.competes = overlap < 1.0 or collective_share < 1.0
+        self.competition = Competition(self.env, computing_share=overlap, collective_share=collective_share)
+        self.stride = 1 + max((m + 1 for role in program.roles for _, m in role.schedule if m is not None), default=0)
+        self.channels: dict[tuple[int, int, str], _Channel] = {}
+        self.gatherings: dict[tuple[Group, tuple[int, ...], str], _Gathering] = {}
+        self.scripts: dict[tuple[str, frozenset[Group]], Script] = {}
+        self.met: dict[tuple[int, Group], tuple[int, ...]] = {}
+        self.records: list[Record] = []
+        self.ranks = [self._rank(r, seconds[r]) for r in folding.representatives]
 
-    def run(self) -> tuple[Event, ...]:
-        for rank in self.ranks.values():
-            for stream, lines in self.scripts[rank.role.name].items():
-                self.env.process(self._stream(rank, stream, lines))
+    def run(self) -> Played:
+        for rank in self.ranks:
+            for number, streams in enumerate(rank.script.streams):
+                record = Record(rank=rank.number, script=rank.script, walk=number, seconds=rank.seconds)
+                self.records.append(record)
+                self.env.process(self._walk(rank, number, streams, record))
         self.env.run()
-        if any(rank.at for rank in self.ranks.values()):
-            raise PlanError(_deadlock(self.ranks))
-        self.events.sort(key=itemgetter(*map(COLUMNS.index, ("start_s", "rank", "stream", "end_s"))))
-        return tuple(self.events)
+        stuck = [record for record in self.records if record.waits is not None]
+        if stuck:
+            raise PlanError(_deadlock(stuck, self.program))
+        return Played(steps=self.steps, records=tuple(self.records), multiplicity=self.folding.multiplicity)
 
-    def _stream(self, rank: _Rank, stream: str, lines: tuple[_Line, ...]) -> Waiting:
-        env, ended, role, number = self.env, rank.ended, rank.role.name, rank.number
+    # --- binding a role's lines to a rank -----------------------------------------------------------------------------------
+
+    def _rank(self, number: int, seconds: Mapping[str, float]) -> _Rank:
+        role = self.program.role_of(number)
+        groups = {i.group for i in role.instructions if i.group is not None and i.kind.is_collective}
+        alone = frozenset(g for g in groups if len(self._met(number, g)) == 1)
+        key = (role.name, alone)
+        if key not in self.scripts:
+            self.scripts[key] = Script(role=role, alone=alone, competes=self.competes)
+        return _Rank(number, role, self.scripts[key], seconds, self.competition.device())
+
+    def _met(self, rank: int, group: Group) -> tuple[int, ...]:
+        if (rank, group) not in self.met:
+            self.met[rank, group] = self.folding.met(rank, group)
+        return self.met[rank, group]
+
+    def _bound(self, rank: _Rank, line: Line) -> _Bound:
+        first = line.members[0]
+        needs = tuple((rank.post(n.instruction), n.passes_back, n.every) for n in line.needs)
+        post = rank.post(line.members[-1].id) if line.posted else None
+        seconds = sum([rank.seconds[i.id] for i in line.members])
+        partner = self._partner(rank, first, line.op)
+        return line.op, line.stream, seconds, line.waits, needs, post, partner, first.once, line
+
+    def _partner(self, rank: _Rank, i: Instruction, op: int) -> _Channel | _Gathering | None:
+        if op in (SEND, RECEIVE):
+            assert i.peer is not None
+            mine, theirs = int(self.folding.class_of[rank.number]), self.folding.peer(rank.number, i.peer)
+            pair = (mine, theirs) if op == SEND else (theirs, mine)
+            key = (*pair, i.message)
+            if key not in self.channels:
+                sender = self.folding.representatives[pair[0]]
+                self.channels[key] = _Channel(f"{self.program.role_of(sender).name} rank {sender}")
+            return self.channels[key]
+        if op in (COLLECTIVE, LIVE_COLLECTIVE):
+            assert i.group is not None
+            classes = self._met(rank.number, i.group)
+            meeting = (i.group, classes, i.message)
+            if meeting not in self.gatherings:
+                self.gatherings[meeting] = _Gathering(len(classes))
+            return self.gatherings[meeting]
+        return None
+
+    # --- a process --------------------------------------------------------------------------------------------------------
+
+    def _walk(self, rank: _Rank, number: int, streams: tuple[str, ...], record: Record) -> Waiting:
+        """Work through the lines of some streams of a rank. The one place where time is made; it runs for every line of every
+        pass, so it keeps what it needs in local names.
+        """
+        env, script, passes = self.env, rank.script, rank.script.passes
+        numbers, stride = script.numbers, self.stride
+        free = [0.0] * len(streams)
+        started, ended, gathered = record.starts.append, record.ends.append, record.gathered.append
+        bound: dict[int, list[_Bound]] = {}
         for step in range(self.steps):
-            for position, task, instruction, waits, heard, columns in lines:
-                if not instruction.runs_in(step):
-                    continue
-                rank.at[stream] = (task, step)
-                for other, steps_back, every in waits:
-                    then = step - steps_back
-                    if then >= 0 and (then, other) not in ended and (then + 1) % every == 0:
-                        yield rank.awaited.setdefault((then, other), env.event())
-                start_s = env.now
-                yield from self._perform(rank, instruction, task, step)
-                if heard:
-                    ended.add((step, position))
-                    if waiter := rank.awaited.pop((step, position), None):
-                        waiter.succeed()
-                name, microbatch = task
-                _, kind, phase, nbytes = columns
-                self.events.append(
-                    Event(role, number, step, microbatch, name, 0, stream, kind, phase, start_s, env.now, nbytes)
-                )
-        del rank.at[stream]
+            walk = script.walks(step)[number]
+            first_pass, first_task = step * passes, step * stride
+            for position, lines in zip(walk.positions, walk.lines, strict=True):
+                if id(lines) not in bound:
+                    bound[id(lines)] = [self._bound(rank, line) for line in lines]
+                this_pass, this_task = first_pass + position, first_task + numbers[position]
+                done: list[float] = []
+                for op, stream, seconds, waits, needs, post, partner, once, line in bound[id(lines)]:
+                    start_s = free[stream]
+                    for k in waits:
+                        if done[k] > start_s:
+                            start_s = done[k]
+                    for other, passes_back, every in needs:
+                        then = this_pass - passes_back
+                        if then < 0 or (every > 1 and (then // passes + 1) % every):
+                            continue
+                        while then not in other.ends:
+                            record.waits = line, step, position, (other.instruction, then)
+                            other.waiters.append(event := env.event())
+                            yield event
+                        if other.ends[then] > start_s:
+                            start_s = other.ends[then]
+                    if op == TIMED:
+                        end_s = start_s + seconds
+                    elif op == RECEIVE:
+                        task = first_task if once else this_task
+                        while (arrival_s := partner.arrivals.pop(task, None)) is None:
+                            record.waits = line, step, position, partner.sender
+                            partner.reader = env.event()
+                            yield partner.reader
+                        end_s = arrival_s if arrival_s > start_s else start_s
+                    elif op == SEND:
+                        end_s = start_s + seconds
+                        partner.arrivals[first_task if once else this_task] = end_s
+                        if partner.reader is not None:
+                            partner.reader.succeed()
+                            partner.reader = None
+                    elif op == LIVE_COMPUTE:
+                        if start_s > env.now:
+                            yield env.timeout(start_s - env.now)
+                        yield self.competition.compute(rank.device, seconds)
+                        end_s = env.now
+                    else:
+                        meeting = self._come(partner, first_task if once else this_task, start_s, seconds, rank.device)
+                        if meeting.missing:
+                            if meeting.ended is None:
+                                meeting.ended = env.event()
+                            record.waits = line, step, position, meeting
+                            yield meeting.ended
+                        elif op == COLLECTIVE:
+                            meeting.end_s = meeting.latest_s + meeting.longest_s
+                        else:
+                            if meeting.latest_s > env.now:
+                                yield env.timeout(meeting.latest_s - env.now)
+                            yield self.competition.collective(meeting.devices, meeting.longest_s)
+                            meeting.end_s = env.now
+                        if meeting.ended is not None and not meeting.ended.triggered:
+                            meeting.ended.succeed()
+                        end_s = meeting.end_s
+                        gathered(meeting.latest_s)
+                    free[stream] = end_s
+                    done.append(end_s)
+                    started(start_s)
+                    ended(end_s)
+                    if post is not None:
+                        post.ends[this_pass] = end_s
+                        if post.waiters:
+                            post.wake()
+            record.marks.append(len(record.ends))
+        record.waits = None
 
-    def _perform(self, rank: _Rank, instruction: Instruction, task: Task, step: int) -> Waiting:
-        kind, seconds = instruction.kind, rank.seconds[instruction.id]
-        if kind is Kind.COMPUTE:
-            if self.exposed:
-                yield from self._compute(rank, seconds)
-            elif seconds:
-                yield self.env.timeout(seconds)
-        elif kind is Kind.SEND:
-            yield from self._communicate(rank, seconds)
-            key = (rank.number, self._peer(rank, instruction), instruction.message, task.microbatch, step)
-            if reader := self.expected.pop(key, None):
-                reader.succeed()
-            else:
-                self.delivered.add(key)
-        elif kind is Kind.RECEIVE:
-            key = (self._peer(rank, instruction), rank.number, instruction.message, task.microbatch, step)
-            if key in self.delivered:
-                self.delivered.remove(key)
-            else:
-                yield self.expected.setdefault(key, self.env.event())
-        elif kind.is_collective:
-            yield from self._collective(rank, instruction, task, step, seconds)
-        elif kind.is_one_sided:
-            yield from self._communicate(rank, seconds)
-        elif seconds:
-            yield self.env.timeout(seconds)
-
-    def _peer(self, rank: _Rank, instruction: Instruction) -> int:
-        assert instruction.peer is not None
-        if instruction.peer not in rank.peers:
-            rank.peers[instruction.peer] = self.mesh.peer(rank.number, instruction.peer)
-        return rank.peers[instruction.peer]
-
-    def _compute(self, rank: _Rank, seconds: float) -> Waiting:
-        """Compute at full speed, or at the hidden share of it while the device communicates."""
-        env, exposed = self.env, self.exposed
-        start_s, communicated_s = env.now, rank.communicated_until(env.now)
-        left_s = seconds
-        while left_s > 1e-12 + 1e-15 * env.now:  # a clock of many seconds has no room for less
-            if not rank.communicating:
-                yield env.timeout(left_s)
-            else:
-                rank.quiet = quiet = rank.quiet or env.event()
-                yield env.timeout(left_s / (1.0 - exposed)) | quiet if exposed < 1.0 else quiet
-            held_up_s = exposed * (rank.communicated_until(env.now) - communicated_s)
-            left_s = seconds - (env.now - start_s - held_up_s)
-
-    def _communicate(self, rank: _Rank, seconds: float) -> Waiting:
-        rank.begin_communication(self.env.now)
-        yield self.env.timeout(seconds)
-        rank.end_communication(self.env.now)
-
-    def _collective(self, rank: _Rank, instruction: Instruction, task: Task, step: int, seconds: float) -> Waiting:
-        assert instruction.group is not None
-        first, simulated = self._group(rank, instruction.group)
-        key = (first, instruction.group, instruction.message, task.microbatch, step)
-        if key not in self.gathering:
-            self.gathering[key] = _Meeting(missing=simulated, ended=self.env.event())
-        meeting = self.gathering[key]
+    @staticmethod
+    def _come(gathering: _Gathering, task: int, start_s: float, seconds: float, device: Device) -> _Meeting:
+        """Join the meeting of a task; the last one closes it."""
+        meeting = gathering.open.get(task)
+        if meeting is None:
+            meeting = gathering.open[task] = _Meeting(gathering.size)
         meeting.missing -= 1
+        meeting.latest_s = max(meeting.latest_s, start_s)
         meeting.longest_s = max(meeting.longest_s, seconds)
-        meeting.members.append(rank)
-        if meeting.missing:
-            yield meeting.ended
-            return
-        for member in meeting.members:
-            member.begin_communication(self.env.now)
-        yield self.env.timeout(meeting.longest_s)
-        for member in meeting.members:
-            member.end_communication(self.env.now)
-        del self.gathering[key]
-        meeting.ended.succeed()
-
-    def _group(self, rank: _Rank, group: Group) -> tuple[int, int]:
-        """The first member of a rank's group, simulated or not, and how many are simulated."""
-        key = (rank.number, group)
-        if key not in self.groups:
-            members = self.mesh.group(rank.number, group)
-            self.groups[key] = members[0], sum(1 for m in members if m in self.ranks)
-        return self.groups[key]
+        meeting.devices.append(device)
+        if not meeting.missing:
+            del gathering.open[task]
+        return meeting
 
 
-def _deadlock(ranks: Mapping[int, _Rank]) -> str:
-    stuck = sorted(
-        f"{rank.role.name} rank {rank.number}: {task} of step {step}"
-        for rank in ranks.values()
-        for task, step in rank.at.values()
-    )
-    listed = "\n  ".join(stuck[:12]) + (f"\n  and {len(stuck) - 12} more" if len(stuck) > 12 else "")
+def _deadlock(stuck: Sequence[Record], program: Program) -> str:
+    """Who waits for whom."""
+    lines = []
+    for record in stuck:
+        assert record.waits is not None
+        line, step, position, cause = record.waits
+        role = record.script.role
+        task = _task(line.members[0], role, position)
+        if isinstance(cause, _Meeting):
+            others = f"{cause.missing} of {cause.missing + len(cause.devices)} simulated members, who have not come"
+        elif isinstance(cause, str):
+            others = f"{cause} to send it"
+        else:
+            instruction, number = cause
+            back, there = divmod(number, len(role.schedule))
+            others = f"{_task(role.instruction[instruction], role, there)}" + (
+                f" of step {back}" if back != step else ""
+            )
+        lines.append(f"{role.name} rank {record.rank}: {task} of step {step} waits for {others}")
+    listed = "\n  ".join(sorted(lines)[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
     return f"The schedule deadlocks: these tasks wait for each other and none can start.\n  {listed}\nChange the schedule's order."
+
+
+def _task(i: Instruction, role: Role, position: int) -> Task:
+    return Task(i.id, None if i.once else role.schedule[position].microbatch)
