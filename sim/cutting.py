@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel
+from ..models.cost.software import Software
 from ..models.onnxpp import Graph
 from ..models.plan import Local, Partition, Strategy, localise, partition
 from ..models.plan.partition import segment_borders
@@ -16,8 +17,8 @@ __all__ = ["Cutter", "build"]
 class Cutter:
     """Partitions of one graph for one cluster. Many strategies share one, and what it takes to find it."""
 
-    def __init__(self, graph: Graph, cluster: Cluster, model: CostModel) -> None:
-        self.graph, self.cluster, self.model = graph, cluster, model
+    def __init__(self, graph: Graph, cluster: Cluster, model: CostModel, software: Software | None = None) -> None:
+        self.graph, self.cluster, self.model, self.software = graph, cluster, model, software
         self._operator_s: dict[tuple[object, ...], list[float]] = {}
         self._cuts: dict[tuple[object, ...], Partition] = {}
         self._locals: dict[tuple[object, ...], Local] = {}
@@ -43,10 +44,8 @@ class Cutter:
         samples, stages = strategy.microbatch_samples, strategy.stages
         reduces = strategy.data * strategy.context > 1 and strategy.solver == "synchronous"
         graph = self.local(strategy).graph
-        exchanges = any(o.family == "collective" for o in graph.operators)
-        # Where segments end at collectives or blocks anyway, buckets are put together of whole segments.
-        by_bucket = reduces and not exchanges and strategy.zero < 3 and strategy.recompute == "none"
-        bucket_bytes = strategy.bucket_bytes if by_bucket else None
+        # The executor's buckets are segments; otherwise blocks are, and buckets are put together of them.
+        bucket_bytes = strategy.bucket_bytes if reduces and not strategy.simulated_only else None
         times = stages > 1 and strategy.cut == "time"
         key = (
             *_split(strategy), stages, strategy.cut, bucket_bytes, samples if times else None,
@@ -79,6 +78,7 @@ class Cutter:
             optimizer=optimizer,
             checkpoint_every=checkpoint_every,
             experts=local.experts,
+            fused=self.software is not None and self.software.fuses != "none",
         )
 
     def lower_evaluation(self, strategy: Strategy) -> Program:

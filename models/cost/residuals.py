@@ -71,30 +71,51 @@ def wants_gradient(graph: Graph) -> frozenset[str]:
     return found
 
 
-def residual_tensors(graph: Graph, operators: Sequence[str]) -> tuple[str, ...]:
+def residual_tensors(graph: Graph, operators: Sequence[str], *, fused: bool = False) -> tuple[str, ...]:
     """The activations that the forward pass of `operators` keeps, each once, in the order in which they are met.
 
     Tensors that come into the segment from outside are among them where an operator inside keeps them. A view stands
     for the tensor that it shows. Masks of Dropout and statistics of normalisation have no name, so only
-    :func:`residual_bytes` counts them.
+    :func:`residual_bytes` counts them. `fused`: element-wise operators run in one kernel with those before them, so that
+    what they hand each other is computed again from the first one's operands instead of kept.
     """
     wanted = wants_gradient(graph)
     lasting = _lasting(graph)
     shows = _views(graph)
+    inside = frozenset(operators)
     kept: dict[str, None] = {}
+
+    def keep(tensor: str, *, elementwise: bool) -> None:
+        while tensor in shows:
+            tensor = shows[tensor]
+        if not tensor or tensor in lasting:
+            return
+        producer = graph.producer.get(tensor)
+        again = elementwise and producer is not None and producer.name in inside and _is_cheap(producer)
+        if again and producer is not None:
+            for operand in producer.inputs:
+                keep(operand, elementwise=True)
+        else:
+            kept[tensor] = None
+
     for name in operators:
-        for tensor in _kept(graph.operator[name], wanted):
-            while tensor in shows:
-                tensor = shows[tensor]
-            if tensor and tensor not in lasting:
-                kept[tensor] = None
+        operator = graph.operator[name]
+        for tensor in _kept(operator, wanted):
+            keep(tensor, elementwise=fused and operator.family == "elementwise")
     return tuple(kept)
 
 
-def residual_bytes(graph: Graph, operators: Sequence[str], *, batch: int, precision: str = "float32") -> int:
+def _is_cheap(operator: Operator) -> bool:
+    """Whether a kernel computes an operator again from its operands: element by element, and nothing drawn at random."""
+    return operator.family == "elementwise" and operator.op_type != "Dropout"
+
+
+def residual_bytes(
+    graph: Graph, operators: Sequence[str], *, batch: int, precision: str = "float32", fused: bool = False
+) -> int:
     """Bytes that the forward pass of `operators` keeps for the backward pass, for `batch` samples."""
     stored = storage(precision)
-    total = sum(graph.tensors[t].nbytes(batch, stored) for t in residual_tensors(graph, operators))
+    total = sum(graph.tensors[t].nbytes(batch, stored) for t in residual_tensors(graph, operators, fused=fused))
     wanted = wants_gradient(graph)
     for name in operators:
         operator = graph.operator[name]

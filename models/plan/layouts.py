@@ -60,6 +60,10 @@ class Rules:
             ):
                 self.fixed.update(operator.outputs)  # a transposed weight is a weight
         self._flows: dict[tuple[str, int], bool] = {}
+        self.trained = set(graph.parameters)  # what gradients flow through
+        for operator in graph.operators:
+            if self.trained.intersection(operator.inputs):
+                self.trained.update(t for t in operator.outputs if t and graph.tensors[t].is_float)
 
     def of(self, operator: Operator, held: Sequence[Layout], layout: Mapping[str, Layout]) -> Wanted:
         """What `operator` wants, given how its operands are held."""
@@ -83,6 +87,23 @@ class Rules:
 
     def _alone(self, operator: Operator, held: Sequence[Layout]) -> Wanted:
         """No way to share it is known: every rank does it all."""
+        return self._whole(operator)
+
+    def _measured(self, operator: Operator, held: Sequence[Layout]) -> Wanted:
+        """Only the shape is asked for: however the data are held."""
+        return Wanted(inputs=(held[0],), outputs=(None,))
+
+    def _rotated(self, operator: Operator, held: Sequence[Layout]) -> Wanted:
+        """Positions turned into the data: by heads, or along the sequence, whose positions are split with it."""
+        name, rest = operator.inputs[0], len(operator.inputs) - 1
+        have = self._between(held[0], name)
+        heads, sequence = (1, 2) if self.rank(name) == 4 else (2, 1)
+        if have == heads and int(operator.attributes.get("num_heads", self.size)) % self.size == 0:
+            count = operator.attributes.get("num_heads")
+            local = {"num_heads": int(count) // self.size} if count else {}
+            return Wanted(inputs=(have, *(None,) * rest), outputs=(have,), attributes=local)
+        if have == sequence:
+            return Wanted(inputs=(have, *(None,) * rest), outputs=(have,))
         return self._whole(operator)
 
     def _between(self, held: Layout, name: str) -> Layout:
@@ -384,6 +405,12 @@ class Rules:
     def _passes(self, reader: Operator, name: str, dim: int) -> bool:
         out = reader.outputs[0]
         others = [n for n in reader.inputs if n and n != name and n not in self.fixed]
+        if reader.op_type in ("Shape", "Size"):
+            return True
+        if reader.op_type == "RotaryEmbedding":
+            heads = 1 if self.rank(name) == 4 else 2
+            count = int(reader.attributes.get("num_heads", self.size))
+            return name == reader.inputs[0] and dim == heads and count % self.size == 0 and self._flow(out, dim)
         match reader.family:
             case "loss":
                 return dim == self.rank(name) - 1 or dim == 1
@@ -471,6 +498,9 @@ _BY_FAMILY: Mapping[str, Rule] = {
 }
 _RULES: Mapping[str, Rule] = {
     "Attention": Rules._attended,
+    "RotaryEmbedding": Rules._rotated,
+    "Shape": Rules._measured,
+    "Size": Rules._measured,
     "Transpose": Rules._transposed,
     "Cast": Rules._aligned,
     "CastLike": Rules._aligned,

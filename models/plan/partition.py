@@ -88,14 +88,15 @@ def partition(
 
 
 def segment_borders(graph: Graph, strategy: Strategy) -> frozenset[int]:
-    """Positions at which `strategy` wants a segment to end: at collectives, and at blocks or the cores of attention that are gathered
-    or computed again as one.
+    """Positions at which `strategy` wants a segment to end: at collectives; at blocks, which are gathered, reduced or computed again as
+    one; and at the cores of attention where these alone are computed again.
     """
     found: set[int] = set()
     for i, operator in enumerate(graph.operators):
         if operator.family == "collective":
             found.update((i, i + 1))
-    if strategy.zero == 3 or strategy.recompute == "full":
+    replicas = strategy.data * strategy.context
+    if strategy.recompute == "full" or (replicas > 1 and strategy.simulated_only):
         found.update(find_blocks(graph).borders)
     if strategy.recompute == "selective":
         found.update(at for first, last in core_spans(graph) for at in (first, last + 1))

@@ -175,6 +175,10 @@ class _Sharding:
         if (name, want, shared) in self.form:
             return self.form[name, want, shared]
         forward, backward = _exchange(have, want, shared)
+        if name.partition(f"/{self.axis}.")[0] not in self.rules.trained:
+            backward = ""  # there is no gradient to bring back
+        if not forward and not backward:
+            return name if have == want else self._cut_out(name, want)
         if have == PARTIAL and shared:
             # The sum is formed for all, then handed to the product.
             whole = self._as(name, have, None, shared=False)
@@ -191,7 +195,7 @@ class _Sharding:
                 name=made,
                 op_type=kind,
                 domain="hpdlf",
-                family=COLLECTIVE if forward or backward else "view",
+                family=COLLECTIVE,
                 inputs=(name,),
                 outputs=(made,),
                 attributes={"axis": self.axis, "forward": forward, "backward": backward},
@@ -200,6 +204,17 @@ class _Sharding:
         self.form[name, want, shared] = made
         if have == PARTIAL:
             self.resolved[name] = made
+        return made
+
+    def _cut_out(self, name: str, want: Layout) -> str:
+        """A rank's part of what it has whole, which costs nothing."""
+        made = f"{name}/{self.axis}.Part.{want}"
+        if made not in self.layout:
+            self.tensors[made] = replace(self._part(self._whole(name), want), name=made)
+            self.layout[made] = want
+            self.operators.append(
+                Operator(name=made, op_type="Part", domain="hpdlf", family="view", inputs=(name,), outputs=(made,))
+            )
         return made
 
     def _whole(self, name: str) -> Tensor:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ...errors import PlanError
 from ..cost import residual_bytes, workspace_bytes
 from ..cost.memo import memo_of
+from ..cost.residuals import residual_tensors
 from ..onnxpp.graph import Graph, item_bytes
 from ..plan.blocks import find_blocks
 from ..plan.partition import Partition
@@ -83,6 +84,7 @@ class Chain:
     """All segments of a graph in order, cut into stages by a strategy.
 
     experts   parameters of which every rank of an expert group holds other ones
+    fused     element-wise operators are computed again from what came before them, not kept
     """
 
     graph: Graph
@@ -90,10 +92,17 @@ class Chain:
     segments: tuple[Segment, ...]
     mesh: Mesh
     experts: frozenset[str]
+    fused: bool = False
 
     @classmethod
     def build(
-        cls, graph: Graph, partition: Partition, strategy: Strategy, *, experts: frozenset[str] = frozenset()
+        cls,
+        graph: Graph,
+        partition: Partition,
+        strategy: Strategy,
+        *,
+        experts: frozenset[str] = frozenset(),
+        fused: bool = False,
     ) -> Chain:
         """Raises PlanError where the partition does not follow the graph or the strategy."""
         by_block = strategy.recompute != "none" or strategy.zero == 3
@@ -104,7 +113,9 @@ class Chain:
             raise PlanError(
                 f"{graph.name} is partitioned into {stages} stages, the strategy has {strategy.stages}: plan it again."
             )
-        return cls(graph=graph, strategy=strategy, segments=segments, mesh=mesh_of(strategy), experts=experts)
+        return cls(
+            graph=graph, strategy=strategy, segments=segments, mesh=mesh_of(strategy), experts=experts, fused=fused
+        )
 
     # Groups
 
@@ -358,12 +369,25 @@ class Chain:
         return (copies + master) * self.nbytes(tensors, samples=1, precision="float32")
 
     def residual_bytes(self, segment: Segment) -> int:
-        """What a segment's forward pass keeps of a microbatch for its backward pass."""
-        names, batch, precision = segment.operators, self.strategy.microbatch_samples, self.strategy.precision
-        return self._once(
-            ("residual_bytes", names, batch, precision),
-            lambda: residual_bytes(self.graph, names, batch=batch, precision=precision),
+        """What a segment's forward pass keeps of a microbatch for its backward pass. Of what tensor ranks gathered, each keeps its
+        part and gathers again (Korthikanti et al. 2022, section 4.2.2).
+        """
+        names, batch, fused = segment.operators, self.strategy.microbatch_samples, self.fused
+        precision = self.working
+        whole = self._once(
+            ("residual_bytes", names, batch, precision, fused),
+            lambda: residual_bytes(self.graph, names, batch=batch, precision=precision, fused=fused),
         )
+        previous = self.before(segment)
+        gathered = [
+            e
+            for e in (previous.exchanges if previous else ())
+            if e.axis == "tensor" and e.forward == "all_gather" and e.backward == "reduce_scatter"
+        ]
+        if not gathered:
+            return whole
+        kept = residual_tensors(self.graph, names, fused=fused)
+        return whole - sum(self.nbytes((e.made,)) - self.nbytes((e.given,)) for e in gathered if e.made in kept)
 
     def workspace_bytes(self, segment: Segment, phase: Phase) -> int:
         """What a segment's pass over a microbatch needs while it runs."""

@@ -10,10 +10,11 @@ first the second follows on its stream, no task that communicates lies in betwee
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from .instruction import Earlier, Instruction, Kind, Pass, Role
+from .instruction import Buffer, Content, Earlier, Instruction, Kind, Pass, Role, Scope
 
 __all__ = ["fuse", "join"]
 
@@ -137,28 +138,33 @@ def _waits(later: Instruction, earlier: Instruction) -> bool:
 def _merge(role: Role, chains: Sequence[Sequence[str]]) -> Role:
     """One instruction in place of each chain, where the first of it stood."""
     fused: dict[str, Instruction] = {}  # by the id of the chain's first
+    made: list[Buffer] = []
     new_id: dict[str, str] = {}
     gone: set[str] = set()
     for chain in chains:
-        made = _fused([role.instruction[i] for i in chain])
-        fused[chain[0]] = made
-        new_id.update(dict.fromkeys(chain, made.id))
+        instruction, inside = _fused(role, [role.instruction[i] for i in chain])
+        fused[chain[0]] = instruction
+        made += inside
+        new_id.update(dict.fromkeys(chain, instruction.id))
         gone.update(chain[1:])
-    instructions = (fused.get(i.id, i) for i in role.instructions if i.id not in gone)
+    instructions = tuple(_renamed(fused.get(i.id, i), new_id) for i in role.instructions if i.id not in gone)
+    used = {b for i in instructions for b in (*i.reads, *i.writes, *i.accumulates, *i.frees)}
     return replace(
         role,
-        instructions=tuple(_renamed(i, new_id) for i in instructions),
+        buffers=(*(b for b in role.buffers if b.name in used), *made),
+        instructions=instructions,
         passes={
             name: tuple(new_id.get(i, i) for i in members if i not in gone) for name, members in role.passes.items()
         },
     )
 
 
-def _fused(chain: Sequence[Instruction]) -> Instruction:
+def _fused(role: Role, chain: Sequence[Instruction]) -> tuple[Instruction, list[Buffer]]:
+    """`chain` as one instruction, and the buffers of what never leaves it: as many bytes of each content as live at once inside."""
     first, last = chain[0], chain[-1]
     members = {i.id for i in chain}
-    made: dict[str, None] = {}
     reads: dict[str, None] = {}
+    made: dict[str, None] = {}
     freed: dict[str, None] = {}
     for i in chain:  # what the chain itself made is not read from outside
         reads.update(dict.fromkeys(b for b in i.reads if b not in made))
@@ -167,18 +173,68 @@ def _fused(chain: Sequence[Instruction]) -> Instruction:
         for b in changed:  # what is made again after it was freed lives on
             freed.pop(b, None)
         freed.update(dict.fromkeys(i.frees))
-    return replace(
+    inside = {b for b in made if b in freed and b not in reads and role.buffer[b].scope is not Scope.RUN}
+    name = _named([i.id for i in chain])
+    scope = Scope.STEP if first.once else Scope.MICROBATCH
+    buffers = [
+        Buffer(name=f"{content.name.lower()} of {name}", content=content, scope=scope, nbytes=nbytes)
+        for content, nbytes in _most_at_once(role, chain, inside).items()
+    ]
+    own = tuple(b.name for b in buffers)
+    fused = replace(
         first,
-        id="+".join(i.id for i in chain),
+        id=name,
         phase=last.phase,
         reads=tuple(reads),
-        writes=_joined(*(i.writes for i in chain)),
-        accumulates=_joined(*(i.accumulates for i in chain)),
-        frees=tuple(freed),
+        writes=(*(b for b in _joined(*(i.writes for i in chain)) if b not in inside), *own),
+        accumulates=tuple(b for b in _joined(*(i.accumulates for i in chain)) if b not in inside),
+        frees=(*(b for b in freed if b not in inside), *own),
         parts=tuple(part for i in chain for part in i.parts),
         after=tuple(i for i in _joined(*(i.after for i in chain)) if i not in members),
         after_earlier=tuple(dict.fromkeys(e for i in chain for e in i.after_earlier)),
     )
+    return fused, buffers
+
+
+def _most_at_once(role: Role, chain: Sequence[Instruction], inside: set[str]) -> dict[Content, int]:
+    """What of `inside` lives at once when most of it does, by content."""
+    live: set[str] = set()
+    now: Counter[Content] = Counter()
+    most: dict[Content, int] = {}
+    for instruction in chain:
+        for b in dict.fromkeys((*instruction.writes, *instruction.accumulates)):
+            if b in inside and b not in live:
+                live.add(b)
+                now[role.buffer[b].content] += role.buffer[b].nbytes
+        if now.total() > sum(most.values()):
+            most = dict(now)
+        for b in instruction.frees:
+            if b in live:
+                live.remove(b)
+                now[role.buffer[b].content] -= role.buffer[b].nbytes
+    return {content: nbytes for content, nbytes in most.items() if nbytes}
+
+
+def _named(ids: Sequence[str]) -> str:
+    """The ids joined; three or more in a row of one kind are written as the first and the last of them.
+
+    >>> _named(["forward.0", "forward.1", "forward.2", "backward.2"])
+    'forward.0-2+backward.2'
+    """
+    runs: list[list[str]] = []
+    for part in ids:
+        kind = part.partition(".")[0]
+        if runs and "+" not in part and "-" not in part and runs[-1][0].partition(".")[0] == kind:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    named = []
+    for run in runs:
+        if len(run) < 3:
+            named += run
+        else:
+            named.append(f"{run[0]}-{run[-1].partition('.')[2]}")
+    return "+".join(named)
 
 
 def _renamed(instruction: Instruction, new_id: Mapping[str, str]) -> Instruction:

@@ -34,6 +34,7 @@ def lower(
     optimizer: str | None = "adam",
     checkpoint_every: int | None = None,
     experts: frozenset[str] = frozenset(),
+    fused: bool = False,
 ) -> Program:
     """The program of one training step.
 
@@ -41,6 +42,7 @@ def lower(
     optimizer          its name decides how many copies of the parameters its state holds; None: gradients alone
     checkpoint_every   steps between checkpoints; None: the program has none
     experts            parameters that are dealt out over expert ranks
+    fused              what element-wise operators hand each other is not kept, as one kernel computes it again
 
     Raises:
         PlanError: the graph has no loss or nothing to train, or the partition does not fit it.
@@ -49,7 +51,7 @@ def lower(
         raise PlanError(f"{graph.name} has no loss: `hpdlf import MODEL --loss softmax_xent` (or mse) appends one.")
     if not graph.parameters:
         raise PlanError(f"{graph.name} has nothing to train: `hpdlf import MODEL --train REGEX` names its parameters.")
-    chain = Chain.build(graph, partition, strategy, experts=experts)
+    chain = Chain.build(graph, partition, strategy, experts=experts, fused=fused)
     write = {"synchronous": _synchronous_step, "asynchronous": _asynchronous_step, "local": _local_step}[
         strategy.solver
     ]

@@ -12,7 +12,7 @@ from hpdlf.hwprofiles import load_cluster
 from hpdlf.models.cost import CostModel
 from hpdlf.models.onnxpp import Graph, import_model
 from hpdlf.models.plan import Strategy
-from hpdlf.models.zoo.networks import gpt_blocks, resnet18
+from hpdlf.models.zoo import gpt_blocks, resnet18
 from hpdlf.sim import search
 from hpdlf.sim.cutting import Cutter
 from hpdlf.sim.screening import FACTOR, screen

@@ -145,7 +145,11 @@ def test_fusing_changes_who_runs_together_and_nothing_else(make_chain: MakeChain
         assert sum(1 for i in role.instructions if i.kind is Kind.COMPUTE) <= sum(
             1 for i in unfused.instructions if i.kind is Kind.COMPUTE
         )
-        assert {b.name: b.nbytes for b in role.buffers} == {b.name: b.nbytes for b in unfused.buffers}
+        inside = {b for b in role.buffers if " of " in b.name}  # what never leaves a fused instruction
+        kept = {b.name: b.nbytes for b in role.buffers if b not in inside}
+        assert kept == {b.name: b.nbytes for b in unfused.buffers if b.name in kept}
+        assert all(b.scope is not Scope.RUN for b in unfused.buffers if b.name not in kept)
+        assert peak_memory(fused, role).peak_bytes >= peak_memory(apart, unfused).peak_bytes
 
 
 @settings(max_examples=25, deadline=None)
