@@ -173,7 +173,8 @@ def _fused(role: Role, chain: Sequence[Instruction]) -> tuple[Instruction, list[
         for b in changed:  # what is made again after it was freed lives on
             freed.pop(b, None)
         freed.update(dict.fromkeys(i.frees))
-    inside = {b for b in made if b in freed and b not in reads and role.buffer[b].scope is not Scope.RUN}
+    elsewhere = {b for i in role.instructions if i.id not in members for b in (*i.reads, *i.accumulates)}
+    inside = {b for b in made if b in freed and b not in reads and b not in elsewhere}
     name = _named([i.id for i in chain])
     scope = Scope.STEP if first.once else Scope.MICROBATCH
     buffers = [

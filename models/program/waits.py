@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from .instruction import Instruction, Role, Scope
@@ -54,17 +55,17 @@ def waits(role: Role) -> Waits:
 
 
 class _At(NamedTuple):
-    """An instruction by its index in the pass `name` at `position` of the schedule (below 0: of the step before)."""
+    """An instruction by its number in the pass `name` at `position` of the schedule (below 0: of the step before)."""
 
     position: int
-    index: int
+    entry: int
     name: str
 
 
 class _Last(NamedTuple):
-    """An instruction by its index in the last pass that is called `name`."""
+    """An instruction by its number in the last pass that is called `name`."""
 
-    index: int
+    entry: int
     name: str
 
 
@@ -101,12 +102,12 @@ class _Slot:
 class _Touch(NamedTuple):
     """What one instruction of a pass does to the slots that are looked at: (slot, whether it changes it), each once."""
 
-    index: int
+    entry: int
     instruction: Instruction
     slots: tuple[tuple[str, bool], ...]
 
 
-Needs = Mapping[int, list[_At]]  # by index in the pass
+Needs = Mapping[int, list[_At]]  # by the instruction's number in the pass
 
 
 class _Analysis:
@@ -155,23 +156,23 @@ class _Analysis:
     def _touches(self, name: str, wanted: Callable[[Instruction, Scope], bool]) -> list[_Touch]:
         """What a pass does to those buffers, of the ones that several streams touch, that are `wanted`."""
         touches = []
-        for index, i in enumerate(self.members[name]):
+        for entry, i in enumerate(self.members[name]):
             changed = dict.fromkeys((*i.writes, *i.accumulates, *i.frees))
             named = dict.fromkeys((*i.reads, *changed))
             slots = tuple((b, b in changed) for b in named if b in self.scope and wanted(i, self.scope[b]))
             if slots:
-                touches.append(_Touch(index, i, slots))
+                touches.append(_Touch(entry, i, slots))
         return touches
 
     def _life(self, names: tuple[str, ...]) -> list[Needs]:
         """For each pass of a microbatch, what the microbatch's buffers make it wait for; positions count the microbatch's passes."""
         slots: dict[str, _Slot] = {}
-        found = []
+        found: list[Needs] = []
         for k, name in enumerate(names):
             touches = self._touches(name, lambda i, scope: scope is Scope.MICROBATCH and not i.once)
             needs: dict[int, list[_At]] = {}
-            for index, places in self._pass(touches, slots, _At(k, 0, name)).items():
-                needs[index] = [p for p in places if isinstance(p, _At)]
+            for entry, places in self._pass(touches, slots, _At(k, 0, name)).items():
+                needs[entry] = [p for p in places if isinstance(p, _At)]
             found.append(needs)
         return found
 
@@ -186,7 +187,7 @@ class _Analysis:
 
     def _a_step_ago(self, places: Mapping[tuple[str, int, int], _Place]) -> dict[tuple[str, int, int], _Place]:
         return {
-            (stream, every, 1): _At(self.last[place.name] - len(self.schedule), place.index, place.name)
+            (stream, every, 1): _At(self.last[place.name] - len(self.schedule), place.entry, place.name)
             for (stream, every, _), place in places.items()
         }
 
@@ -199,9 +200,7 @@ class _Analysis:
         for position, (name, microbatch) in enumerate(self.schedule):
             key = (name, alone := microbatch is None)
             if key not in touches:
-                touches[key] = self._touches(
-                    name, lambda i, s, a=alone: s in scopes and (s is not Scope.MICROBATCH or a or i.once)
-                )
+                touches[key] = self._touches(name, partial(_of_the_step, scopes, alone))
             if not touches[key]:
                 last[name] = position
                 yield nothing
@@ -217,37 +216,37 @@ class _Analysis:
                 else:
                     changes += 1
             yield {
-                index: [
+                entry: [
                     p
                     if isinstance(p, _At)
-                    else _At(position if p.name == name and p.index < index else last[p.name], *p)
+                    else _At(position if p.name == name and p.entry < entry else last[p.name], *p)
                     for p in places
                 ]
-                for index, places in needs.items()
+                for entry, places in needs.items()
             }
             last[name] = position
 
     def _pass(self, touches: Sequence[_Touch], slots: dict[str, _Slot], at: _Place) -> dict[int, list[_Place]]:
         """Let the pass `at` some place touch its slots; what its instructions wait for on other streams."""
         needs: dict[int, list[_Place]] = {}
-        for index, instruction, touched in touches:
+        for entry, instruction, touched in touches:
             found: list[_Place] = []
             for slot, changes in touched:
                 found.extend(slots.setdefault(slot, _Slot()).before(changes))
-            others = [p for p in dict.fromkeys(found) if self.members[p.name][p.index].stream != instruction.stream]
+            others = [p for p in dict.fromkeys(found) if self.members[p.name][p.entry].stream != instruction.stream]
             if others:
-                needs[index] = others
+                needs[entry] = others
             for slot, changes in touched:
-                slots[slot].touch(at._replace(index=index), instruction.stream, instruction.every, changes)
+                slots[slot].touch(at._replace(entry=entry), instruction.stream, instruction.every, changes)
         return needs
 
     def _waits(self, position: int, within: Needs, lasting: Needs) -> tuple[tuple[Wait, ...], ...]:
         """The waits of one pass."""
         name, microbatch = self.schedule[position]
         found = []
-        for index, instruction in enumerate(self.members[name]):
-            places = [p._replace(position=self.positions[microbatch][p.position]) for p in within.get(index, ())]
-            places += lasting.get(index, ())
+        for entry, instruction in enumerate(self.members[name]):
+            places = [p._replace(position=self.positions[microbatch][p.position]) for p in within.get(entry, ())]
+            places += lasting.get(entry, ())
             if self.by_hand:
                 places += self._stated(instruction, None if instruction.once else microbatch)
             found.append(self._latest(position, instruction, places))
@@ -258,7 +257,7 @@ class _Analysis:
         kept = []
         covered: set[str] = set()
         for place in sorted(set(places), reverse=True):
-            other = self.members[place.name][place.index]
+            other = self.members[place.name][place.entry]
             pair = (instruction.stream, other.stream)
             if other.stream == instruction.stream or other.stream in covered:
                 continue
@@ -290,3 +289,8 @@ class _Analysis:
                     return _At(position, passes[name].index(instruction), name)
         position, name = max((p, n) for n, p in self.last.items() if instruction in passes[n])
         return _At(position, passes[name].index(instruction), name)
+
+
+def _of_the_step(scopes: Sequence[Scope], alone: bool, instruction: Instruction, scope: Scope) -> bool:
+    """Whether a buffer that `instruction` touches is not the microbatch's own. `alone`: the pass has no microbatch."""
+    return scope in scopes and (scope is not Scope.MICROBATCH or alone or instruction.once)
