@@ -428,7 +428,8 @@ class Rules:
                 return groups == 1 or (groups % self.size == 0 and self._flow(out, 1))
             case "elementwise":
                 at = dim + self.rank(out) - self.rank(name)
-                return all(self._comes_split(n) for n in others) and self._flow(out, at)
+                met = [n for n in others if self._aligned_to(n, at, self.rank(out)) is not None]  # not broadcast over it
+                return all(self._comes_split(n) for n in met) and self._flow(out, at)
             case "normalisation":
                 by_channel = reader.op_type in ("BatchNormalization", "InstanceNormalization")
                 fine = dim == 1 if by_channel else dim < (_axis(reader, -1, self.rank(name)) or 0)

@@ -149,7 +149,8 @@ class _Sharding:
             if not name:
                 operands.append(name)
             elif name in self.rules.fixed:
-                if want is not None and self.local.setdefault(name, want) != want:
+                whole = self.axis == "context" and name in self.graph.trainable  # every rank learns all positions
+                if want is not None and not whole and self.local.setdefault(name, want) != want:
                     # Two users want different parts: the later one cuts its own out of what it has.
                     self.local[name] = None
                 operands.append(name)
