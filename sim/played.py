@@ -57,6 +57,10 @@ class Record:
         first = self.marks[step - 1] if step else 0
         return max(self.ends[first : self.marks[step]], default=0.0)
 
+    def free_s(self, step: int) -> float:
+        """When its last line up to the end of a step ended; 0 before the first."""
+        return self.ends[self.marks[step] - 1] if self.marks[step] else 0.0
+
     def lines(self) -> Iterator[tuple[int, int, Line]]:
         """Step, pass and line, in order."""
         for step in range(len(self.marks)):
@@ -68,14 +72,21 @@ class Record:
     def events(self) -> Iterator[Event]:
         """Every task's event."""
         role, schedule = self.script.role, self.script.role.schedule
-        columns: dict[str, tuple[Any, ...]] = {}
         for (step, position, line), start_s, end_s in zip(self.lines(), self.starts, self.ends, strict=True):
             for i, begins_s, ends_s in self._tasks(line, start_s, end_s):
-                if i.id not in columns:
-                    columns[i.id] = (i.id, 0, i.stream, i.kind.value, i.phase.value)
-                microbatch = None if i.once else schedule[position].microbatch
                 yield Event(
-                    role.name, self.rank, step, microbatch, *columns[i.id], begins_s, ends_s, role.payload_bytes(i)
+                    role=role.name,
+                    rank=self.rank,
+                    step=step,
+                    microbatch=None if i.once else schedule[position].microbatch,
+                    instruction=i.id,
+                    attempt=0,
+                    stream=i.stream,
+                    kind=i.kind.value,
+                    phase=i.phase.value,
+                    start_s=begins_s,
+                    end_s=ends_s,
+                    payload_bytes=role.payload_bytes(i),
                 )
 
     def _tasks(self, line: Line, start_s: float, end_s: float) -> Iterator[tuple[Instruction, float, float]]:
@@ -134,6 +145,10 @@ class Played:
     def end_s(self) -> float:
         """When the last task ended."""
         return max(self.step_ends_s, default=0.0)
+
+    def offsets_s(self, step: int) -> Floats:
+        """How long before the end of a step each walk had nothing left to do in it."""
+        return self.step_ends_s[step] - np.array([record.free_s(step) for record in self.records])
 
     @cached_property
     def events(self) -> tuple[Event, ...]:

@@ -1,10 +1,15 @@
-"""Simulating a training step: fold ranks that behave alike, replay the rest, and read time, energy and money off the timeline."""
+"""Simulating a training step: fold ranks that behave alike, replay one of each, and read time, energy and money off the timeline.
+
+Nothing here looks at single tasks: a step of a trillion parameters has a hundred million of them. Counts come from passes and their
+schedule, times from the lines of :mod:`.played`, and the trace is written out when it is asked for.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from math import inf
+from collections.abc import Mapping
+from functools import cached_property
+from math import inf, lcm
 
 import numpy as np
 
@@ -12,15 +17,18 @@ from ..errors import PlanError
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel
 from ..models.onnxpp import Graph
-from ..models.program import Kind, Program, peak_memory
-from ..models.trace import Event, Trace
-from .engine import replay
+from ..models.program import Kind, Phase, Program, Role, peak_memory
+from ..models.trace import Trace
+from .engine import play
+from .folding import Folding, unfolded
+from .folding import fold as fold_ranks
+from .played import Played
 from .pricing import Pricing
 from .result import Figures, Interval, RoleMemory, Simulation
 
 __all__ = ["middle_figures", "role_memory", "simulate_program"]
 
-WARM_STEPS, STEADY_STEPS = 1, 2
+MOST_STEPS = 8
 
 
 def simulate_program(
@@ -31,7 +39,7 @@ def simulate_program(
     model: CostModel | None = None,
     precision: str = "float32",
     optimizer: str = "adam",
-    steps: int = WARM_STEPS + STEADY_STEPS,
+    steps: int | None = None,
     fold: bool = True,
     jitter: float = 0.0,
     slowdown: Mapping[int, float] | None = None,
@@ -39,8 +47,9 @@ def simulate_program(
     strategy: str = "",
     samples_per_epoch: int | None = None,
 ) -> Simulation:
-    """Replay `steps` steps of `program` on `cluster`.
+    """Replay steps of `program` on `cluster`.
 
+    steps      how many to replay, the first of which warms up; as many as it takes to become steady unless said
     fold       simulate one rank for all that behave alike
     jitter     standard deviation of the logarithm of every rank's own speed (unfolds all ranks)
     slowdown   {rank: factor on its computing times} for stragglers (unfolds their replicas)
@@ -55,11 +64,11 @@ def simulate_program(
         program, graph, cluster, model, precision, optimizer, steps, fold, jitter, slowdown or {}, seed
     )
     # Errors of one family and link go the same way everywhere, so the bounds of the step are its times with all tasks at theirs.
-    events = replaying.run("seconds")
+    steady = replaying.run("seconds")
     step_s = Interval(
-        value=_steady_step(events, steps),
-        low=_steady_step(replaying.run("low_s"), steps),
-        high=_steady_step(replaying.run("high_s"), steps),
+        value=steady.step_s,
+        low=replaying.run("low_s").step_s,
+        high=replaying.run("high_s").step_s,
         provenance=replaying.provenance,
     )
     return Simulation(
@@ -68,9 +77,9 @@ def simulate_program(
         strategy=strategy,
         ranks=program.mesh.size,
         batch=replaying.batch,
-        figures=_figures(replaying, events, step_s),
+        figures=_figures(replaying, steady, step_s),
         memory=role_memory(program, cluster),
-        trace=Trace(source="simulated", events=events, about={"cluster": cluster.name, "strategy": strategy}),
+        trace=_Trace(steady.played, {"cluster": cluster.name, "strategy": strategy}),
         multiplicity=replaying.multiplicity,
         samples_per_epoch=samples_per_epoch,
     )
@@ -84,15 +93,60 @@ def middle_figures(
     model: CostModel,
     precision: str = "float32",
     optimizer: str = "adam",
-    steps: int = WARM_STEPS + STEADY_STEPS,
+    steps: int | None = None,
 ) -> Figures:
     """The figures of :func:`simulate_program` for a third of its time: the step's bounds are not computed, its value stands
     for them. A search ranks by them.
     """
     replaying = _Replaying(program, graph, cluster, model, precision, optimizer, steps)
-    events = replaying.run("seconds")
-    step_s = _steady_step(events, steps)
-    return _figures(replaying, events, Interval(value=step_s, low=step_s, high=step_s, provenance=replaying.provenance))
+    steady = replaying.run("seconds")
+    step_s = steady.step_s
+    return _figures(replaying, steady, Interval(value=step_s, low=step_s, high=step_s, provenance=replaying.provenance))
+
+
+class _Trace(Trace):
+    """The trace of a replay, whose events are written out when somebody looks at them."""
+
+    def __init__(self, played: Played, about: Mapping[str, str]) -> None:
+        for name, value in (("source", "simulated"), ("about", about), ("_played", played)):
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> object:
+        if name != "events":
+            raise AttributeError(name)
+        object.__setattr__(self, "events", self._played.events)
+        return self.events
+
+
+class _Steady:
+    """A replay and its last period: the steps after which everything repeats (one, unless something runs in every so many)."""
+
+    def __init__(self, played: Played, period: int) -> None:
+        self.played, self.period = played, min(period, max(played.steps - 1, 1))
+
+    @property
+    def start_s(self) -> float:
+        """When the period begins."""
+        before = self.played.steps - self.period
+        return self.played.step_ends_s[before - 1] if before else 0.0
+
+    @property
+    def span_s(self) -> float:
+        """How long it takes."""
+        return max(self.played.end_s - self.start_s, 1e-300)
+
+    @property
+    def step_s(self) -> float:
+        """The mean of its steps."""
+        return (self.played.end_s - self.start_s) / self.period
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether it ended as the one before it ended: then all that follow are like it."""
+        if self.played.steps < 2 * self.period:
+            return False
+        now, before = (self.played.offsets_s(self.played.steps - 1 - k) for k in (0, self.period))
+        return bool(np.allclose(now, before, rtol=0.0, atol=1e-9 * self.step_s))
 
 
 class _Replaying:
@@ -106,7 +160,7 @@ class _Replaying:
         model: CostModel,
         precision: str,
         optimizer: str,
-        steps: int,
+        steps: int | None,
         fold: bool = True,
         jitter: float = 0.0,
         slowdown: Mapping[int, float] | None = None,
@@ -117,8 +171,10 @@ class _Replaying:
             program=program, graph=graph, cluster=cluster, model=model, precision=precision, optimizer=optimizer
         )
         self.speed = _speeds(program.mesh.size, jitter, slowdown or {}, seed)
-        everybody = dict.fromkeys(range(program.mesh.size), 1)
-        self.multiplicity = _fold(pricing, self.speed) if fold and not jitter else everybody
+        self.folding: Folding = (
+            fold_ranks(program, cluster, self.speed) if fold and not jitter else unfolded(program.mesh)
+        )
+        self.multiplicity = self.folding.multiplicity
         self.estimates = {rank: pricing.estimates(rank) for rank in self.multiplicity}
 
     @property
@@ -132,14 +188,29 @@ class _Replaying:
         """The least trusted provenance among what takes at least a tenth of the tasks' time."""
         seconds = dict.fromkeys(("modelled", "learned", "interpolated", "measured"), 0.0)
         for rank, estimates in self.estimates.items():
-            times = Counter(task.instruction for task in self.program.role_of(rank).order)
+            times = self.counts[self.program.role_of(rank).name]
             for name, estimate in estimates.items():
                 seconds[estimate.provenance] += estimate.seconds * times[name] * self.multiplicity[rank]
         total = sum(seconds.values())
         return next((p for p, s in seconds.items() if s > 0.0 and s >= 0.1 * total), "modelled")
 
-    def run(self, bound: str) -> tuple[Event, ...]:
-        """The events with every task at one `bound` of its price: "seconds", "low_s" or "high_s"."""
+    @cached_property
+    def counts(self) -> Mapping[str, Counter[str]]:
+        """By role, how often each instruction runs in a step in which it runs."""
+        return {role.name: _counts(role) for role in self.program.roles}
+
+    @cached_property
+    def period(self) -> int:
+        """Steps after which training repeats: checkpoints and reports are left out, a run has them on top."""
+        instructions = [i for role in self.program.roles for i in role.instructions if i.phase is not Phase.HOST]
+        return lcm(*{i.every for i in instructions}, 1)
+
+    def run(self, bound: str) -> _Steady:
+        """A replay with every task at one `bound` of its price: "seconds", "low_s" or "high_s".
+
+        One warm and one steady period suffice where both end alike: what comes after depends on what came before only through
+        when each stream of each rank is free, so it repeats. Where they do not, longer replays are tried.
+        """
         seconds = {}
         for rank, estimates in self.estimates.items():
             prices = {name: getattr(estimate, bound) for name, estimate in estimates.items()}
@@ -149,7 +220,23 @@ class _Replaying:
                         prices[instruction.id] *= self.speed[rank]
             seconds[rank] = prices
         overlap = float(self.cluster.device.communication_overlap)
-        return replay(self.program, seconds, steps=self.steps, communication_overlap=overlap)
+        periods = 2
+        while True:
+            steps = self.steps or periods * self.period
+            played = play(self.program, seconds, folding=self.folding, steps=steps, communication_overlap=overlap)
+            steady = _Steady(played, self.period)
+            if self.steps or steady.is_steady or 2 * steps > MOST_STEPS * self.period:
+                return steady
+            periods *= 2
+
+
+def _counts(role: Role) -> Counter[str]:
+    passes = Counter(name for name, _ in role.schedule)
+    counts: Counter[str] = Counter()
+    for name, times in passes.items():
+        for instruction in role.passes[name]:
+            counts[instruction] += times
+    return counts
 
 
 def _speeds(size: int, jitter: float, slowdown: Mapping[int, float], seed: int) -> list[float]:
@@ -162,55 +249,14 @@ def _speeds(size: int, jitter: float, slowdown: Mapping[int, float], seed: int) 
     return [float(drawn[rank]) * slowdown.get(rank, 1.0) for rank in range(size)]
 
 
-def _fold(pricing: Pricing, speed: Sequence[float]) -> dict[int, int]:
-    """Replicas whose ranks all cost the same are simulated once: {simulated rank: ranks that it stands for}.
-
-    A replica is a coordinate on the data axis. Messages never leave it, and a collective over it meets all replicas at the same
-    time and takes equally long for all of them; so replicas at equal prices do the same at the same time, and nobody else can
-    tell how many they are. Where a replica straddles nodes differently, its messages have other prices and it is unfolded.
-    """
-    mesh = pricing.program.mesh
-    classes: dict[tuple[object, ...], list[tuple[int, ...]]] = {}
-    for replica in range(mesh.axes["data"]):
-        ranks = tuple(mesh.ranks_at({"data": replica}))
-        behaviour = tuple(
-            (speed[r], *((e.seconds, e.low_s, e.high_s) for e in pricing.estimates(r).values())) for r in ranks
-        )
-        classes.setdefault(behaviour, []).append(ranks)
-    return dict(sorted((rank, len(replicas)) for replicas in classes.values() for rank in replicas[0]))
-
-
-def _steady_step(events: Sequence[Event], steps: int) -> float:
-    """Mean distance between the ends of steps after the first."""
-    ends = [0.0] * steps
-    for event in events:
-        ends[event.step] = max(ends[event.step], event.end_s)
-    if steps == 1:
-        return ends[0]
-    return (ends[-1] - ends[0]) / (steps - 1)
-
-
-def _figures(replaying: _Replaying, events: Sequence[Event], step_s: Interval) -> Figures:
+def _figures(replaying: _Replaying, steady: _Steady, step_s: Interval) -> Figures:
     """Read the steady steps off the timeline."""
-    steps, multiplicity = replaying.steps, replaying.multiplicity
-    first = WARM_STEPS if steps > WARM_STEPS else 0
-    start_s = max((e.end_s for e in events if e.step < first), default=0.0)
-    span_s = max(max(e.end_s for e in events) - start_s, 1e-300)
-    gathered_s = _gathered(replaying.program, events)
-    computing: dict[int, list[tuple[float, float]]] = {rank: [] for rank in multiplicity}
-    communicating: dict[int, list[tuple[float, float]]] = {rank: [] for rank in multiplicity}
-    for event, ready_s in zip(events, gathered_s, strict=True):
-        if event.end_s <= start_s:
-            continue
-        interval = (max(event.start_s, ready_s, start_s), event.end_s)
-        if event.kind == Kind.COMPUTE:
-            computing[event.rank].append(interval)
-        elif event.kind in _OCCUPYING:
-            communicating[event.rank].append(interval)
+    multiplicity, span_s = replaying.multiplicity, steady.span_s
     ranks = sum(multiplicity.values())
-    busy = sum(n * _covered(computing[r]) for r, n in multiplicity.items()) / ranks / span_s
-    either = sum(n * _covered(computing[r] + communicating[r]) for r, n in multiplicity.items()) / ranks / span_s
-    energy = _energy(replaying, events, first, span_s, step_s)
+    covered = steady.played.busy_s(steady.start_s)
+    busy = sum(n * covered[r][0] for r, n in multiplicity.items()) / ranks / span_s
+    either = sum(n * covered[r][1] for r, n in multiplicity.items()) / ranks / span_s
+    energy = _energy(replaying, steady, step_s)
     cost, basis = _money(step_s, energy, ranks, replaying.cluster, replaying.model)
     carbon = replaying.cluster.carbon_kg_per_j
     return Figures(
@@ -226,44 +272,7 @@ def _figures(replaying: _Replaying, events: Sequence[Event], step_s: Interval) -
     )
 
 
-# Who waits to receive is idle: the sender is busy.
-_OCCUPYING = frozenset(kind.value for kind in Kind if kind.communicates and kind is not Kind.RECEIVE)
-_COLLECTIVE = frozenset(kind.value for kind in Kind if kind.is_collective)
-
-
-def _gathered(program: Program, events: Sequence[Event]) -> list[float]:
-    """For every event, when its collective had gathered: before that its rank waits for others. 0 for any other event."""
-    places: dict[tuple[int, str], tuple[object, ...]] = {}
-    last_s: dict[tuple[object, ...], float] = {}
-    keys: list[tuple[object, ...] | None] = []
-    for event in events:
-        if event.kind not in _COLLECTIVE:
-            keys.append(None)
-            continue
-        if (place := (event.rank, event.instruction)) not in places:
-            instruction = program.role_of(event.rank).instruction[event.instruction]
-            assert instruction.group is not None
-            first = program.mesh.group(event.rank, instruction.group)[0]
-            places[place] = (first, instruction.group, instruction.message)
-        key = (*places[place], event.step, event.microbatch)
-        last_s[key] = max(last_s.get(key, 0.0), event.start_s)
-        keys.append(key)
-    return [0.0 if key is None else last_s[key] for key in keys]
-
-
-def _covered(intervals: list[tuple[float, float]]) -> float:
-    """Length of the union."""
-    total, until = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        if end > until:
-            total += end - max(start, until)
-            until = end
-    return total
-
-
-def _energy(
-    replaying: _Replaying, events: Sequence[Event], first: int, span_s: float, step_s: Interval
-) -> Interval | None:
+def _energy(replaying: _Replaying, steady: _Steady, step_s: Interval) -> Interval | None:
     """Joules of one step at the meter of the nodes in use: devices while they compute and while they wait or have no rank, hosts,
     network, and the building's overhead. A task costs what it costs at full speed; what slows it (a straggler's own reasons, transfers
     that need its cores) is time at idle power.
@@ -274,25 +283,28 @@ def _energy(
     node, device = cluster.node, cluster.device
     if device.idle_w is None or node.host_active_w is None or cluster.pue is None:
         return None
-    tasks = Counter((e.rank, e.instruction) for e in events if e.step >= first and e.kind == Kind.COMPUTE)
     joules = low = high = busy_s = 0.0
-    for (rank, instruction), count in tasks.items():
-        estimate, times = replaying.estimates[rank][instruction], count * multiplicity[rank]
-        if estimate.joules is None or estimate.low_j is None or estimate.high_j is None:
-            return None
-        joules, low, high = (
-            joules + times * estimate.joules,
+    steps = range(steady.played.steps - steady.period, steady.played.steps)
+    for rank, times in multiplicity.items():
+        role = replaying.program.role_of(rank)
+        for i in role.instructions:
+            if i.kind is not Kind.COMPUTE:
+                continue
+            estimate = replaying.estimates[rank][i.id]
+            if estimate.joules is None or estimate.low_j is None or estimate.high_j is None:
+                return None
+            count = times * replaying.counts[role.name][i.id] * sum(map(i.runs_in, steps))
+            joules += count * estimate.joules
             # An estimate's joules are bounded for its own seconds: the bounds of the time come on top.
-            low + times * estimate.low_j * _share(estimate.low_s, estimate.seconds),
-            high + times * estimate.high_j * _share(estimate.high_s, estimate.seconds),
-        )
-        busy_s += times * estimate.seconds
+            low += count * estimate.low_j * _share(estimate.low_s, estimate.seconds)
+            high += count * estimate.high_j * _share(estimate.high_s, estimate.seconds)
+            busy_s += count * estimate.seconds
     nodes = _nodes_in_use(cluster, sum(multiplicity.values()))
-    idle_s = max(nodes * cluster.devices_per_node * span_s - busy_s, 0.0)
+    idle_s = max(nodes * cluster.devices_per_node * steady.span_s - busy_s, 0.0)
     # A share of the switches that the profile does not say is not counted.
     network_w = cluster.network_w_per_node.value if cluster.network_w_per_node is not None else 0.0
-    other_j = device.idle_w.value * idle_s + nodes * (node.host_active_w.value + network_w) * span_s
-    scale = cluster.pue.value / (replaying.steps - first)
+    other_j = device.idle_w.value * idle_s + nodes * (node.host_active_w.value + network_w) * steady.span_s
+    scale = cluster.pue.value / steady.period
     return Interval(
         value=(joules + other_j) * scale,
         low=(low + other_j * _share(step_s.low, step_s.value)) * scale,
