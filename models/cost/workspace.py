@@ -13,10 +13,11 @@ temporaries plus 5 to 20 % (on XLA:CPU). Temporaries are modelled as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 
 from ..onnxpp.graph import Graph, Operator, item_bytes
+from .memo import memo_of
 from .residuals import residual_tensors
 from .roofline import storage
 from .segment import fusion
@@ -37,8 +38,8 @@ def workspace_bytes(
     stored = storage(precision)
     backward = phase.startswith("backward")
     inside = frozenset(operators)
-    read_outside = {t for o in graph.operators if o.name not in inside for t in o.inputs}
-    lasting = {*graph.outputs, *graph.state.values(), graph.loss, *read_outside}
+    readers = _readers(graph)
+    wanted_later = frozenset((*graph.outputs, *graph.state.values(), graph.loss))
     kept = frozenset(residual_tensors(graph, operators)) if graph.loss else frozenset()
     saved = fusion(graph, operators, batch=batch, phase=phase, precision=precision).saved_bytes
 
@@ -46,7 +47,9 @@ def workspace_bytes(
         """Bytes that `tensor` (backward: its gradient) takes between the operators; 0 where it does not exist in
         memory.
         """
-        if not tensor or tensor in lasting or producer.family == "view":
+        if not tensor or producer.family == "view" or tensor in wanted_later:
+            return 0
+        if not inside.issuperset(readers.get(tensor, ())):
             return 0
         if not backward and tensor in kept:
             return 0
@@ -75,6 +78,19 @@ def workspace_bytes(
         most = max(most, live)
     unfolded = max((_unfolded_bytes(graph, graph.operator[n], batch, stored) for n in operators), default=0)
     return ceil((most + unfolded) * SLACK)
+
+
+def _readers(graph: Graph) -> Mapping[str, Sequence[str]]:
+    """By tensor, the names of the operators that read it."""
+    memo = memo_of(graph)
+    if "readers" not in memo:
+        found: dict[str, list[str]] = {}
+        for operator in graph.operators:
+            for tensor in operator.inputs:
+                found.setdefault(tensor, []).append(operator.name)
+        memo["readers"] = found
+    kept: Mapping[str, Sequence[str]] = memo["readers"]
+    return kept
 
 
 def _unfolded_bytes(graph: Graph, operator: Operator, batch: int, precision: str) -> int:
