@@ -53,3 +53,17 @@ def make_chain() -> MakeChain:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def gpt_stack() -> MakeChain:
+    """gpt_stack(layers, width, tokens, heads=8): transformer blocks with attention spelt out, between embedded tokens and a loss."""
+    from hpdlf.models.onnxpp import import_model
+    from hpdlf.models.zoo import gpt_blocks
+
+    def make(layers: int = 2, width: int = 512, tokens: int = 64, heads: int = 8) -> Graph:
+        model = gpt_blocks(layers=layers, width=width, tokens=tokens, heads=heads, seed=None)
+        content = model.SerializeToString()
+        return import_model("gpt_blocks.onnx", loss="mse", without_weights=True, content=content).graph
+
+    return make

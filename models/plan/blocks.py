@@ -20,6 +20,7 @@ from .crossing import crossing_tensors
 __all__ = ["Blocks", "find_blocks", "waists"]
 
 MOST_PERIOD = 8
+Link = tuple[tuple[object, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +42,15 @@ class Blocks:
 def waists(graph: Graph) -> tuple[int, ...]:
     """Positions 1..n-1 that one tensor crosses that does not live through most of the network.
 
-    A cut there separates no collective from its operands.
+    An input crosses like what is computed, unless it counts or indexes. A cut at a waist separates no collective from its operands.
     """
     count = len(graph.operators)
-    crossing = crossing_tensors(graph)
+    crossing = [list(names) for names in crossing_tensors(graph)]
+    for name in graph.inputs:
+        if graph.tensors[name].is_float:
+            last = max((i for i, o in enumerate(graph.operators) if name in o.inputs), default=0)
+            for position in range(1, last + 1):
+                crossing[position].append(name)
     spans: dict[str, int] = {}
     for names in crossing:
         for name in names:
@@ -63,11 +69,12 @@ def find_blocks(graph: Graph) -> Blocks:
     """The blocks of `graph`; one for the whole of it where it has no waist."""
     count = len(graph.operators)
     borders = [0, *_weighty(graph, waists(graph)), count]
-    links = [_kind(graph.operators[a:b]) for a, b in pairwise(borders)]
+    links = [_kind(graph, graph.operators[a:b]) for a, b in pairwise(borders)]
     period, first, last = _repeats(links)
-    if period and 2 * (borders[last] - borders[first]) >= count:
-        starts = tuple(borders[i] for i in range(first, last, period))
-        return Blocks(starts=starts, end=borders[last])
+    if period and max(borders[first], count - borders[last]) <= max(borders[last] - borders[last - period], count // 8):
+        # What the first link has ahead of those like it belongs to the stem (the dropout of an embedding).
+        start = borders[first + 1] - len(links[first + period])
+        return Blocks(starts=(start, *(borders[i] for i in range(first + period, last, period))), end=borders[last])
     return Blocks(starts=tuple(borders[:-1]), end=count)
 
 
@@ -83,12 +90,16 @@ def _weighty(graph: Graph, positions: Sequence[int]) -> list[int]:
     return kept
 
 
-def _kind(operators: Sequence[Operator]) -> tuple[str, ...]:
-    return tuple(o.op_type for o in operators)
+def _kind(graph: Graph, operators: Sequence[Operator]) -> Link:
+    """What makes two links alike: what they do, with weights of the same shapes."""
+    return tuple((o.op_type, *(graph.tensors[t].dims(1) for t in o.inputs if t in graph.trainable)) for o in operators)
 
 
-def _repeats(links: Sequence[tuple[str, ...]]) -> tuple[int, int, int]:
-    """The period of the longest repetition among `links`, its first link and the one behind its last; 0, 0, 0 if nothing repeats."""
+def _repeats(links: Sequence[Link]) -> tuple[int, int, int]:
+    """The period of the longest repetition among `links`, its first link and the one behind its last; 0, 0, 0 if nothing repeats.
+
+    The first link may be longer at its front than those like it, if that makes one period more.
+    """
     best = (0, 0, 0)
     for period in range(1, min(MOST_PERIOD, len(links) // 2) + 1):
         i = 0
@@ -96,8 +107,15 @@ def _repeats(links: Sequence[tuple[str, ...]]) -> tuple[int, int, int]:
             j = i
             while j + period < len(links) and links[j] == links[j + period]:
                 j += 1
-            whole = (j - i) // period + 1 if j > i else 0
+            first = i
+            if i and _ends(links[i - 1], links[i - 1 + period]) and (j - i + 1) % period == 0:
+                first = i - 1
+            whole = (j - first) // period + 1 if j > first else 0
             if whole > 1 and whole * period > best[2] - best[1]:
-                best = (period, i, i + whole * period)
+                best = (period, first, first + whole * period)
             i = max(j, i + 1)
     return best
+
+
+def _ends(link: Link, like: Link) -> bool:
+    return link[-len(like) :] == like
