@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..errors import PlanError
@@ -24,6 +24,7 @@ from ..models.cost import (
     transfer_workload,
     update_workload,
 )
+from ..models.cost.software import Software
 from ..models.cost.workload import together
 from ..models.onnxpp import Graph
 from ..models.program import Group, Instruction, Kind, Peer, Phase, Program, Role
@@ -47,7 +48,9 @@ class Pricing:
     graph: Graph
     cluster: Cluster
     model: CostModel
+    software: Software | None = None
     precision: str = "float32"
+    mixed: bool = False
     optimizer: str = "adam"
 
     def __post_init__(self) -> None:
@@ -203,7 +206,8 @@ class Pricing:
         key = (workload.subject, workload.kind, workload.key, *workload.components.values())
         if key not in self._estimates:
             device = None if workload.kind == "host" else self.cluster.device
-            self._estimates[key] = self.model.price(workload, device, ranks_on_node=self._ranks_on_node)
+            found = self.model.price(workload, device, ranks_on_node=self._ranks_on_node)
+            self._estimates[key] = _by_software(found, workload, self.software)
         return self._estimates[key]
 
     def estimates(self, rank: int) -> Mapping[str, Estimate]:
@@ -230,3 +234,19 @@ class Pricing:
                 update_workload(elements, optimizer=self.optimizer, device=device, precision=self.precision)
             )
         return together(workloads)
+
+
+def _by_software(found: Estimate, workload: Workload, software: Software | None) -> Estimate:
+    """The estimate as `software` takes it: longer by its factor, and no shorter than the host takes to call the kernels."""
+    if software is None or workload.kind == "host":
+        return found
+    factor = software.communication.value if workload.payload_bytes else software.compute.value
+    least_s = 0.0
+    if not workload.payload_bytes:
+        least_s = software.call_s.value * sum(o.count * o.own_kernel for o in workload.operations)
+    return replace(
+        found,
+        seconds=max(found.seconds * factor, least_s),
+        low_s=max(found.low_s * factor, least_s),
+        high_s=max(found.high_s * factor, least_s),
+    )

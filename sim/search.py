@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import PlanError
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel
+from ..models.cost.software import Software
 from ..models.onnxpp import Graph
 from ..models.plan import Strategy
 from .cutting import Cutter
@@ -33,18 +34,26 @@ def simulate(
     strategy: Strategy,
     *,
     model: CostModel | None = None,
-    optimizer: str = "adam",
+    software: Software | None = None,
+    optimizer: str | None = "adam",
+    training: bool = True,
     samples_per_epoch: int | None = None,
     fold: bool = True,
     jitter: float = 0.0,
     slowdown: Mapping[int, float] | None = None,
     seed: int = 0,
 ) -> Simulation:
-    """Predict training `graph` on `cluster` as `strategy` says: see :func:`hpdlf.sim.simulate.simulate_program`."""
+    """Predict a step of `graph` on `cluster` as `strategy` says: see :func:`hpdlf.sim.simulate.simulate_program`.
+
+    software    what computes and communicates (:func:`hpdlf.models.cost.software.load_software`); None: as the executor does
+    optimizer   None: gradients alone, no update
+    training    False: the forward pass alone
+    """
     return _simulate(
-        Cutter(graph, cluster, model or CostModel.default()),
+        Cutter(graph, cluster, model or CostModel.default(), software),
         strategy,
         optimizer=optimizer,
+        training=training,
         samples_per_epoch=samples_per_epoch,
         fold=fold,
         jitter=jitter,
@@ -53,14 +62,19 @@ def simulate(
     )
 
 
-def _simulate(cutter: Cutter, strategy: Strategy, *, optimizer: str, **options: Any) -> Simulation:
+def _simulate(
+    cutter: Cutter, strategy: Strategy, *, optimizer: str | None, training: bool = True, **options: Any
+) -> Simulation:
+    program = cutter.lower(strategy, optimizer=optimizer) if training else cutter.lower_evaluation(strategy)
     return simulate_program(
-        cutter.lower(strategy, optimizer=optimizer),
+        program,
         cutter.local(strategy).graph,
         cutter.cluster,
         model=cutter.model,
+        software=cutter.software,
         precision=strategy.precision,
-        optimizer=optimizer,
+        optimizer=optimizer or "sgd",
+        mixed=strategy.mixed,
         strategy=str(strategy),
         **options,
     )
@@ -371,7 +385,9 @@ def _try(cutter: Cutter, candidate: Candidate, optimizer: str, samples_per_epoch
             cutter.local(strategy).graph,
             cluster,
             model=model,
+            software=cutter.software,
             precision=strategy.precision,
+            mixed=strategy.mixed,
             optimizer=optimizer,
         )
     except PlanError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import PlanError
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel
+from ..models.cost.software import Software
 from ..models.onnxpp import Graph
 from ..models.program import Kind, Phase, Program, Role, peak_memory
 from ..models.trace import Trace
@@ -37,7 +38,9 @@ def simulate_program(
     cluster: Cluster,
     *,
     model: CostModel | None = None,
+    software: Software | None = None,
     precision: str = "float32",
+    mixed: bool = False,
     optimizer: str = "adam",
     steps: int | None = None,
     fold: bool = True,
@@ -49,6 +52,8 @@ def simulate_program(
 ) -> Simulation:
     """Replay steps of `program` on `cluster`.
 
+    software   whose kernels and collectives run (None: the executor's)
+    mixed      the optimiser works on float32 copies of 16-bit parameters
     steps      how many to replay, the first of which warms up; as many as it takes to become steady unless said
     fold       simulate one rank for all that behave alike
     jitter     standard deviation of the logarithm of every rank's own speed (unfolds all ranks)
@@ -61,7 +66,7 @@ def simulate_program(
     """
     model = model or CostModel.default()
     replaying = _Replaying(
-        program, graph, cluster, model, precision, optimizer, steps, fold, jitter, slowdown or {}, seed
+        program, graph, cluster, model, precision, optimizer, steps, fold, jitter, slowdown or {}, seed, software, mixed
     )
     # Errors of one family and link go the same way everywhere, so the bounds of the step are its times with all tasks at theirs.
     steady = replaying.run("seconds")
@@ -91,14 +96,16 @@ def middle_figures(
     cluster: Cluster,
     *,
     model: CostModel,
+    software: Software | None = None,
     precision: str = "float32",
+    mixed: bool = False,
     optimizer: str = "adam",
     steps: int | None = None,
 ) -> Figures:
     """The figures of :func:`simulate_program` for a third of its time: the step's bounds are not computed, its value stands
     for them. A search ranks by them.
     """
-    replaying = _Replaying(program, graph, cluster, model, precision, optimizer, steps)
+    replaying = _Replaying(program, graph, cluster, model, precision, optimizer, steps, software=software, mixed=mixed)
     steady = replaying.run("seconds")
     step_s = steady.step_s
     return _figures(replaying, steady, Interval(value=step_s, low=step_s, high=step_s, provenance=replaying.provenance))
@@ -114,8 +121,9 @@ class _Trace(Trace):
     def __getattr__(self, name: str) -> object:
         if name != "events":
             raise AttributeError(name)
-        object.__setattr__(self, "events", self._played.events)
-        return self.events
+        events = self._played.events
+        object.__setattr__(self, "events", events)
+        return events
 
 
 class _Steady:
@@ -165,10 +173,19 @@ class _Replaying:
         jitter: float = 0.0,
         slowdown: Mapping[int, float] | None = None,
         seed: int = 0,
+        software: Software | None = None,
+        mixed: bool = False,
     ) -> None:
         self.program, self.cluster, self.model, self.steps = program, cluster, model, steps
         pricing = Pricing(
-            program=program, graph=graph, cluster=cluster, model=model, precision=precision, optimizer=optimizer
+            program=program,
+            graph=graph,
+            cluster=cluster,
+            model=model,
+            software=software,
+            precision=precision,
+            mixed=mixed,
+            optimizer=optimizer,
         )
         self.speed = _speeds(program.mesh.size, jitter, slowdown or {}, seed)
         self.folding: Folding = (
