@@ -60,6 +60,15 @@ class Line(NamedTuple):
     posted: bool
 
 
+class _Task(NamedTuple):
+    """An instruction of a kind of pass, its number there, and what it waits for."""
+
+    kind: PassKind
+    at: int
+    instruction: Instruction
+    needed: tuple[Wait, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Walk:
     """Streams that are worked through together: for the pass at each of `positions` of the schedule, its lines."""
@@ -117,54 +126,59 @@ class Script:
         """The streams of each walk, the main one first."""
         if not self.role.streams:
             return ()
-        together = [self.main]
+        together = {self.main: None}
         waiting = [s for s in self.role.streams if s != self.main]
-        kinds = waits(self.role).kinds
-        while fitting := [s for s in waiting if self._fits(s, {*together, s}, kinds)]:
-            together += fitting
-            waiting = [s for s in waiting if s not in fitting]
+        tasks = self._tasks
+        while fitting := [s for s in waiting if self._fits(s, {*together, s}, tasks)]:
+            together |= dict.fromkeys(fitting)
+            waiting = [s for s in waiting if s not in together]
         return tuple(together), *((s,) for s in waiting)
 
-    def _fits(self, stream: str, walked: set[str], kinds: Iterable[PassKind]) -> bool:
-        """Whether the tasks of `stream` can be taken along in a walk of the streams `walked`."""
-        instruction = self.role.instruction
-        for kind in kinds:
-            members = [instruction[i] for i in self.role.passes[kind.name]]
-            place = {i.id: at for at, i in enumerate(members)}
-            for at, (i, needed) in enumerate(zip(members, kind.waits, strict=True)):
-                if i.stream not in walked:
-                    continue
-                inside = [w for w in needed if instruction[w.instruction].stream in walked]
-                if any(w.passes_back < 0 or (not w.passes_back and place[w.instruction] > at) for w in inside):
-                    return False
-                if i.stream != stream:
-                    continue
-                if len(inside) < len(needed):
-                    return False
-                if i.kind is Kind.RECEIVE:
-                    after = next((k for k in range(at + 1, len(members)) if members[k].stream == self.main), None)
-                    if after is None or not any(w == (i.id, 0) for w in kind.waits[after]):
-                        return False
-                    if any(m.kind.communicates and m.kind is not Kind.RECEIVE for m in members[at + 1 : after]):
-                        return False
-                elif i.kind.is_collective or i.kind is Kind.COMPUTE:
-                    return False
-                elif i.kind is Kind.SEND or self._noticed(i, walked, kinds):
-                    before = next((k for k in range(at - 1, -1, -1) if members[k].stream == self.main), None)
-                    if before is None or Wait(members[before].id, 0) not in needed:
-                        return False
-        return True
+    @cached_property
+    def _tasks(self) -> Mapping[str, list[_Task]]:
+        """By stream, its instructions in each kind of pass."""
+        found: dict[str, list[_Task]] = {stream: [] for stream in self.role.streams}
+        for kind in waits(self.role).kinds:
+            members = self.role.passes[kind.name]
+            for at, (member, needed) in enumerate(zip(members, kind.waits, strict=True)):
+                i = self.role.instruction[member]
+                found[i.stream].append(_Task(kind, at, i, needed))
+        return found
 
-    def _noticed(self, instruction: Instruction, walked: set[str], kinds: Iterable[PassKind]) -> bool:
-        """Whether a stream outside the walk waits for it."""
+    def _fits(self, stream: str, walked: set[str], tasks: Mapping[str, list[_Task]]) -> bool:
+        """Whether the tasks of `stream` can be taken along in a walk of the streams `walked`: nothing in it waits for what
+        comes later, and nobody else sees that they are taken along."""
         of = self.role.instruction
-        return any(
-            w.instruction == instruction.id
-            for kind in kinds
-            for member, needed in zip(self.role.passes[kind.name], kind.waits, strict=True)
-            if of[member].stream not in walked
-            for w in needed
-        )
+        for other in walked:
+            for kind, at, _, needed in tasks[other]:
+                for wait in needed:
+                    if stream in (other, of[wait.instruction].stream) and of[wait.instruction].stream in walked:
+                        ids = self.role.passes[kind.name]
+                        if wait.passes_back < 0 or (not wait.passes_back and ids.index(wait.instruction) > at):
+                            return False
+        return all(self._unseen(task, walked, tasks) for task in tasks[stream])
+
+    def _unseen(self, task: _Task, walked: set[str], tasks: Mapping[str, list[_Task]]) -> bool:
+        """Whether it makes no difference outside a walk of the streams `walked` if a task is taken along there."""
+        of, (kind, at, i, needed) = self.role.instruction, task
+        if (
+            i.kind.is_collective
+            or i.kind is Kind.COMPUTE
+            or any(of[w.instruction].stream not in walked for w in needed)
+        ):
+            return False
+        members = [of[m] for m in self.role.passes[kind.name]]
+        if i.kind is Kind.RECEIVE:  # the next that computes waits for it, and nothing leaves before
+            after = next((k for k in range(at + 1, len(members)) if members[k].stream == self.main), None)
+            if after is None or Wait(i.id, 0) not in kind.waits[after]:
+                return False
+            return all(not m.kind.communicates or m.kind is Kind.RECEIVE for m in members[at + 1 : after])
+        outside = (t for stream, theirs in tasks.items() if stream not in walked for t in theirs)
+        if i.kind is not Kind.SEND and not any(w.instruction == i.id for t in outside for w in t.needed):
+            return True
+        # The one that computed last is what it waits for, so that it is not told later than it could be.
+        before = next((k for k in range(at - 1, -1, -1) if members[k].stream == self.main), None)
+        return before is not None and Wait(members[before].id, 0) in needed
 
     @cached_property
     def _walk_of(self) -> Mapping[str, int]:

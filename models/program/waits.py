@@ -118,12 +118,19 @@ class _Analysis:
         for i in role.instructions:
             for buffer in (*i.reads, *i.writes, *i.accumulates, *i.frees):
                 users.setdefault(buffer, set()).add(i.stream)
-        self.scope = {b.name: b.scope for b in role.buffers if len(users.get(b.name, ())) > 1}
+        scope = {b.name: b.scope for b in role.buffers if len(users.get(b.name, ())) > 1}
+        # What each instruction does to the buffers that several streams touch: buffer, its scope, whether it changes.
+        self.touched: dict[str, tuple[tuple[str, Scope, bool], ...]] = {}
+        for i in role.instructions:
+            changed = {b: True for b in (*i.writes, *i.accumulates, *i.frees) if b in scope}
+            named = {b: False for b in i.reads if b in scope} | changed
+            if named:
+                self.touched[i.id] = tuple([(b, scope[b], changes) for b, changes in named.items()])
         self.positions: dict[int | None, list[int]] = {}  # of the passes of a microbatch
         for position, (_, microbatch) in enumerate(role.schedule):
             self.positions.setdefault(microbatch, []).append(position)
         self.last = {name: position for position, (name, _) in enumerate(role.schedule)}
-        self.by_hand = any(i.after or i.after_earlier for i in role.instructions)
+        self.by_hand = {n for n, members in self.members.items() if any(i.after or i.after_earlier for i in members)}
         # For each pair of streams, the latest task of the second that the first has waited for.
         self.known: dict[tuple[str, str], _At] = {}
 
@@ -143,7 +150,7 @@ class _Analysis:
             within = life_of[microbatch][gone[microbatch]]
             gone[microbatch] += 1
             key = (name, id(within))
-            is_plain = not lasting and not self.by_hand
+            is_plain = not lasting and name not in self.by_hand
             if is_plain and key in plain:
                 of_pass.append(plain[key])
                 continue
@@ -157,11 +164,10 @@ class _Analysis:
         """What a pass does to those buffers, of the ones that several streams touch, that are `wanted`."""
         touches = []
         for entry, i in enumerate(self.members[name]):
-            changed = dict.fromkeys((*i.writes, *i.accumulates, *i.frees))
-            named = dict.fromkeys((*i.reads, *changed))
-            slots = tuple((b, b in changed) for b in named if b in self.scope and wanted(i, self.scope[b]))
-            if slots:
-                touches.append(_Touch(entry, i, slots))
+            if i.id in self.touched:
+                slots = tuple([(b, changes) for b, scope, changes in self.touched[i.id] if wanted(i, scope)])
+                if slots:
+                    touches.append(_Touch(entry, i, slots))
         return touches
 
     def _life(self, names: tuple[str, ...]) -> list[Needs]:
@@ -236,20 +242,22 @@ class _Analysis:
             others = [p for p in dict.fromkeys(found) if self.members[p.name][p.entry].stream != instruction.stream]
             if others:
                 needs[entry] = others
+            here = at._replace(entry=entry)
             for slot, changes in touched:
-                slots[slot].touch(at._replace(entry=entry), instruction.stream, instruction.every, changes)
+                slots[slot].touch(here, instruction.stream, instruction.every, changes)
         return needs
 
     def _waits(self, position: int, within: Needs, lasting: Needs) -> tuple[tuple[Wait, ...], ...]:
         """The waits of one pass."""
         name, microbatch = self.schedule[position]
+        mine = self.positions[microbatch]
         found = []
         for entry, instruction in enumerate(self.members[name]):
-            places = [p._replace(position=self.positions[microbatch][p.position]) for p in within.get(entry, ())]
+            places = [_At(mine[p.position], p.entry, p.name) for p in within.get(entry, ())]
             places += lasting.get(entry, ())
-            if self.by_hand:
+            if name in self.by_hand:
                 places += self._stated(instruction, None if instruction.once else microbatch)
-            found.append(self._latest(position, instruction, places))
+            found.append(self._latest(position, instruction, places) if places else ())
         return tuple(found)
 
     def _latest(self, position: int, instruction: Instruction, places: Sequence[_At]) -> tuple[Wait, ...]:
