@@ -407,6 +407,8 @@ class Rules:
         others = [n for n in reader.inputs if n and n != name and n not in self.fixed]
         if reader.op_type in ("Shape", "Size"):
             return True
+        if reader.family == "collective":  # of another axis, which splits another dim
+            return self._flow(out, dim)
         if reader.op_type == "RotaryEmbedding":
             heads = 1 if self.rank(name) == 4 else 2
             count = int(reader.attributes.get("num_heads", self.size))

@@ -133,10 +133,21 @@ class _Sharding:
                 self.local[origin] = layout
 
     def _split_inputs(self) -> None:
-        """A sample's sequence is the first dim behind the batch of what the model is given, the same in all inputs."""
-        for name in (*self.graph.inputs, *self.graph.targets):
-            shape = self.graph.tensors[name].shape
-            if len(shape) in (2, 3) and shape[0].per_sample and not shape[1].per_sample and shape[1].fixed >= self.size:
+        """A sample's sequence is the first dim behind the batch of its indices [batch, sequence], or of what is embedded already
+        [batch, sequence, width]; what else a model is given is split if it is as long.
+        """
+        given = (*self.graph.inputs, *self.graph.targets)
+        tensors = self.graph.tensors
+        length = {
+            n: s[1].fixed
+            for n in given
+            if len(s := tensors[n].shape) in (2, 3) and s[0].per_sample and not s[1].per_sample
+        }
+        sequences = {
+            length[n] for n in length if n in self.graph.inputs and (len(tensors[n].shape) == 3) == tensors[n].is_float
+        }
+        for name, size in length.items():
+            if size in sequences and size >= self.size:
                 self.layout[name] = 1
                 self.tensors[name] = self._part(self.tensors[name], 1)
 

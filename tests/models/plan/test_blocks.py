@@ -46,8 +46,10 @@ def test_a_residual_network_has_blocks_of_its_own_in_every_stage() -> None:
     blocks = find_blocks(graph)
     sums = [i for i, o in enumerate(graph.operators) if o.op_type == "Add"]
     within = [sum(a <= i < b for i in sums) for a, b in zip(blocks.borders, blocks.borders[1:], strict=False)]
-    assert sum(within) == 16 and max(within) == 1
-    assert blocks.borders[0] == 0 and blocks.end == len(graph.operators)
+    assert sum(within) == 16
+    assert max(within) == 1
+    assert blocks.borders[0] == 0
+    assert blocks.end == len(graph.operators)
 
 
 def test_a_chain_is_narrow_everywhere(make_chain: MakeChain) -> None:

@@ -15,7 +15,8 @@ def test_a_core_goes_from_the_scores_to_the_mixed_values(gpt_stack: Callable[...
     assert len(spans) == 2
     for first, last in spans:
         inside = [o.op_type for o in graph.operators[first : last + 1]]
-        assert inside[0] == inside[-1] == "MatMul" and "Softmax" in inside
+        assert inside[0] == inside[-1] == "MatMul"
+        assert "Softmax" in inside
         assert not {t for o in graph.operators[first : last + 1] for t in o.inputs} & set(graph.trainable)
     assert len(core_operators(graph)) == sum(last + 1 - first for first, last in spans)
 
