@@ -62,7 +62,13 @@ NETWORKS = (
         "infiniband-hdr-1",
         "infiniband-hdr-4",
     ),
-    *("infiniband-hdr-8", "infiniband-ndr-1", "infiniband-ndr-8", "infiniband-xdr-8", "omni-path-4", ),
+    *(
+        "infiniband-hdr-8",
+        "infiniband-ndr-1",
+        "infiniband-ndr-8",
+        "infiniband-xdr-8",
+        "omni-path-4",
+    ),
     *("ethernet-10g", "ethernet-25g", "ethernet-50g", "ethernet-100g", "roce-400g-8", "efa-4", "efa-32"),
 )
 # GPUs that NVLink joins in a rack, and how many of them runs of several racks use: a power of two.
