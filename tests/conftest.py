@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
@@ -65,5 +66,24 @@ def gpt_stack() -> MakeChain:
         model = gpt_blocks(layers=layers, width=width, tokens=tokens, heads=heads, seed=None)
         content = model.SerializeToString()
         return import_model("gpt_blocks.onnx", loss="mse", without_weights=True, content=content).graph
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lower_network() -> Callable[..., Any]:
+    """lower_network(graph, optimizer="adam", **strategy): the program of a step, cut by layers."""
+    from hpdlf.hwprofiles import load_cluster
+    from hpdlf.models.cost import CostModel
+    from hpdlf.models.plan import Strategy
+    from hpdlf.models.program import Program
+    from hpdlf.sim.cutting import Cutter
+
+    cluster, model = load_cluster("dgx-a100:16"), CostModel.default()
+    cutters: dict[int, Cutter] = {}
+
+    def make(graph: Graph, *, optimizer: str | None = "adam", **fields: Any) -> Program:
+        cutter = cutters.setdefault(id(graph), Cutter(graph, cluster, model))
+        return cutter.lower(Strategy(**{"cut": "layers", **fields}), optimizer=optimizer)
 
     return make
