@@ -15,7 +15,7 @@ has waited for it. Collectives of phase "host" (a few numbers for reports) hold 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
