@@ -72,7 +72,7 @@ class _Last(NamedTuple):
 _Place = _At | _Last
 
 
-@dataclass
+@dataclass(slots=True)
 class _Slot:
     """Who touched a slot last, by stream, `every` and steps back. A later task of a stream stands for the earlier ones, but one that
     does not run in every step only for those of its own step.
@@ -89,11 +89,9 @@ class _Slot:
         else:
             self.writers, self.readers = {(stream, every, 0): here}, {}
 
-    def before(self, changes: bool) -> Iterator[_Place]:
+    def before(self, changes: bool) -> list[_Place]:
         """What a task that reads the slot, or changes it, has to wait for."""
-        yield from self.writers.values()
-        if changes:
-            yield from self.readers.values()
+        return [*self.writers.values(), *self.readers.values()] if changes else [*self.writers.values()]
 
     def copy(self) -> _Slot:
         return _Slot(dict(self.writers), dict(self.readers))
@@ -177,7 +175,7 @@ class _Analysis:
         for k, name in enumerate(names):
             touches = self._touches(name, lambda i, scope: scope is Scope.MICROBATCH and not i.once)
             needs: dict[int, list[_At]] = {}
-            for entry, places in self._pass(touches, slots, _At(k, 0, name)).items():
+            for entry, places in self._pass(touches, slots, name, k).items():
                 needs[entry] = [p for p in places if isinstance(p, _At)]
             found.append(needs)
         return found
@@ -185,8 +183,9 @@ class _Analysis:
     def _steps(self) -> Iterator[Needs]:
         """For each pass of the schedule, what all other buffers make it wait for."""
         slots: dict[str, _Slot] = {}
-        for _ in self._walk(slots, (Scope.RUN,)):
-            pass
+        if any(scope is Scope.RUN for touched in self.touched.values() for _, scope, _ in touched):
+            for _ in self._walk(slots, (Scope.RUN,)):
+                pass
         for slot in slots.values():  # what they say now is of the step before
             slot.writers, slot.readers = self._a_step_ago(slot.writers), self._a_step_ago(slot.readers)
         yield from self._walk(slots, tuple(Scope))
@@ -216,7 +215,7 @@ class _Analysis:
             else:
                 touched = {slot for touch in touches[key] for slot, _ in touch.slots}
                 before = {slot: slots[slot].copy() for slot in touched if slot in slots}
-                needs = self._pass(touches[key], slots, _Last(0, name))
+                needs = self._pass(touches[key], slots, name)
                 if all(slots[slot] == before.get(slot) for slot in touched):
                     settled[key] = changes, needs
                 else:
@@ -232,17 +231,24 @@ class _Analysis:
             }
             last[name] = position
 
-    def _pass(self, touches: Sequence[_Touch], slots: dict[str, _Slot], at: _Place) -> dict[int, list[_Place]]:
-        """Let the pass `at` some place touch its slots; what its instructions wait for on other streams."""
+    def _pass(
+        self, touches: Sequence[_Touch], slots: dict[str, _Slot], name: str, position: int | None = None
+    ) -> dict[int, list[_Place]]:
+        """Let the pass `name` touch its slots; what its instructions wait for on other streams."""
+        members = self.members
         needs: dict[int, list[_Place]] = {}
         for entry, instruction, touched in touches:
             found: list[_Place] = []
             for slot, changes in touched:
-                found.extend(slots.setdefault(slot, _Slot()).before(changes))
-            others = [p for p in dict.fromkeys(found) if self.members[p.name][p.entry].stream != instruction.stream]
-            if others:
-                needs[entry] = others
-            here = at._replace(entry=entry)
+                if slot in slots:
+                    found += slots[slot].before(changes)
+                else:
+                    slots[slot] = _Slot()
+            if found:
+                others = [p for p in dict.fromkeys(found) if members[p.name][p.entry].stream != instruction.stream]
+                if others:
+                    needs[entry] = others
+            here = _Last(entry, name) if position is None else _At(position, entry, name)
             for slot, changes in touched:
                 slots[slot].touch(here, instruction.stream, instruction.every, changes)
         return needs
