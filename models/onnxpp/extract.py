@@ -35,14 +35,14 @@ def _plain(attribute: AttributeProto) -> Any:
     return value
 
 
-def families(model: ModelProto, constant: set[str]) -> dict[str, str]:
+def families(model: ModelProto, constant: set[str], parameters: Iterable[str] = ()) -> dict[str, str]:
     """The family of every node that depends on data, by the node's name.
 
     What is computed from shapes and constants alone is a view, unless it is random: integers for the shape operands
     of others, which cost nothing beside the data they describe. So is a weight that is turned round, as a tied output's
     matrix is: a product takes it either way.
     """
-    shape_only: set[str] = set(constant)
+    shape_only: set[str] = constant.difference(parameters)
     weights = {t.name for t in model.graph.initializer}
     result: dict[str, str] = {}
     for node in model.graph.node:
@@ -97,7 +97,7 @@ def extract_graph(
     """The graph of an ONNX++ proto. Tensors that no operator on data reads or computes are left out."""
     parameters, targets = tuple(parameters), tuple(targets)
     constant = constant_tensors(model, parameters)
-    kinds = families(model, constant)
+    kinds = families(model, constant, parameters)
     operators = tuple(
         Operator(
             name=node.name,

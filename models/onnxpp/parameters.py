@@ -18,7 +18,7 @@ from .problems import Problems, did_you_mean
 from .shapes import RANDOM
 
 __all__ = [
-    "FROZEN",
+    "TRAINED",
     "constant_tensors",
     "default_parameters",
     "frontier",
@@ -45,8 +45,8 @@ WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
 }
-# Metadata of an initializer: what is computed from it is not trained, unless somebody names it.
-FROZEN = "hpdlf.frozen"
+# Metadata of an initializer: "true" or "false" where the file says whether it is trained.
+TRAINED = "hpdlf.trained"
 REARRANGEMENTS = ("Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten")
 STATE_SLOTS = {"BatchNormalization": (3, 4)}
 
@@ -112,12 +112,11 @@ def select(
     freeze: str | None,
     problems: Problems,
 ) -> list[str]:
-    """The parameters: the defaults less what the file says is frozen, or with `train` every floating-point tensor of the
+    """The parameters: the defaults unless the file says otherwise (:data:`TRAINED`), or with `train` every floating-point tensor of the
     frontier whose name it matches anywhere (``re.search``); less those that `freeze` matches. An expression that matches
     nothing is a problem."""
     uses = frontier(model, constant_tensors(model))
-    still = _frozen(model)
-    chosen = [name for name in default_parameters(uses, tensors, graph_inputs) if name not in still]
+    chosen = _as_told(model, default_parameters(uses, tensors, graph_inputs))
     state = {name for name, where in uses.items() for node, slot in where if slot in STATE_SLOTS.get(node.op_type, ())}
     if train is not None:
         every = [name for name in uses if tensors[name].is_float and name not in state]
@@ -128,15 +127,16 @@ def select(
     return _tied(model, chosen, tensors)
 
 
-def _frozen(model: ModelProto) -> set[str]:
-    """Initializers that carry the metadata :data:`FROZEN`, and the constant tensors that are computed from them."""
-    frozen = {t.name for t in model.graph.initializer if any(p.key == FROZEN for p in t.metadata_props)}
-    if frozen:
-        constant = constant_tensors(model)
-        for node in model.graph.node:
-            if not frozen.isdisjoint(node.input) and constant.issuperset(filter(None, node.output)):
-                frozen.update(filter(None, node.output))
-    return frozen
+def _as_told(model: ModelProto, chosen: list[str]) -> list[str]:
+    """`chosen` without what is computed from initializers of which the file speaks, and those that it says are trained."""
+    told = {t.name: p.value for t in model.graph.initializer for p in t.metadata_props if p.key == TRAINED}
+    if not told:
+        return chosen
+    settled, constant = set(told), constant_tensors(model)
+    for node in model.graph.node:
+        if not settled.isdisjoint(node.input) and constant.issuperset(filter(None, node.output)):
+            settled.update(filter(None, node.output))
+    return [*(n for n in chosen if n not in settled), *(n for n, value in told.items() if value == "true")]
 
 
 def _tied(model: ModelProto, chosen: list[str], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -59,7 +59,7 @@ def bert(
         table = b.weight((vocab, hidden), fan_in=hidden)
         x = b.node("Gather", table, tokens, axis=0, name="tokens")
         x = b.node("Add", x, b.node("Gather", b.weight((2, hidden), fan_in=hidden, name="segments"), segments, axis=0))
-        places = b.weight((max_positions, hidden), fan_in=hidden, name="positions")
+        places = b.weight((max_positions, hidden), fan_in=hidden, name="positions", said=True)
         row = b.shared(f"row {seq_len}", lambda: b.node("Range", b.constant(0), b.constant(seq_len), b.constant(1)))
         x = b.node("Add", x, b.node("Gather", places, row, axis=0))
         x = b.dropout(layer_norm(b, x, hidden, epsilon=1e-12), dropout)

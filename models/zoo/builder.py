@@ -25,7 +25,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from ...errors import ModelError
-from ..onnxpp.parameters import FROZEN
+from ..onnxpp.parameters import TRAINED
 
 __all__ = ["Builder", "need"]
 
@@ -96,11 +96,15 @@ class Builder:
         value: float = 0.0,
         name: str = "weight",
         frozen: bool = False,
+        said: bool = False,
     ) -> str:
-        """A trained tensor: normal with variance 2 / `fan_in`, or all `value`; a `frozen` one takes part untrained."""
+        """A trained tensor: normal with variance 2 / `fan_in`, or all `value`; a `frozen` one takes part untrained.
+
+        `said`: the file says that it is trained, as what it is used for does not tell.
+        """
         tensor = TensorProto(name=self._unique(name), data_type=TensorProto.FLOAT, dims=shape)
-        if frozen:
-            tensor.metadata_props.add(key=FROZEN, value="true")
+        if frozen or said:
+            tensor.metadata_props.add(key=TRAINED, value="false" if frozen else "true")
         if self.seed is None:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value=f"{self.name}.weights")
@@ -125,7 +129,7 @@ class Builder:
         if key not in self._constants:
             tensor = numpy_helper.from_array(array, f"constant.{len(self._constants)}")
             if frozen:
-                tensor.metadata_props.add(key=FROZEN, value="true")
+                tensor.metadata_props.add(key=TRAINED, value="false")
             self.weights.append(tensor)
             self._constants[key] = tensor.name
         return self._constants[key]

@@ -18,69 +18,115 @@ from ...errors import ModelError
 from ..onnxpp import Onnxpp, import_model
 from ..onnxpp.problems import did_you_mean
 from .bert import bert
+from .detection import retinanet, ssd_resnet34
+from .efficientnet import efficientnet
 from .gpt import gpt, mpt
+from .inception import inception_v3
 from .llama import llama
+from .mask_rcnn import mask_rcnn
 from .mobilenet import mobilenet_v2
+from .moe import deepseek_v2, mixtral
 from .resnet import resnet
+from .translation import t5, transformer
 from .unet import unet, unet3d
+from .vgg import alexnet, vgg
+from .vit import vit
 
 __all__ = ["NETWORKS", "build", "hyper_parameters", "import_network"]
 
 Network = Callable[..., ModelProto]
 
+_LLAMA_3: dict[str, Any] = {"kv_heads": 8, "seq_len": 8192, "vocab": 128256, "rope_base": 5e5}
+_OF_70B: dict[str, Any] = {"layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 28672}
+_RESNEXT: dict[str, Any] = {"groups": 32, "base_width": 4}
+
+
+def _named(network: Network, **sizes: dict[str, Any]) -> dict[str, Network]:
+    """One network at several sizes, each under its name."""
+    return {name: partial(network, **hyper, name=name) for name, hyper in sizes.items()}
+
+
 NETWORKS: Mapping[str, Network] = {
+    "alexnet": alexnet,
     "bert": bert,
-    "bert_base": partial(bert, layers=12, hidden=768, heads=12, name="bert_base"),
-    "bert_large": partial(bert, layers=24, hidden=1024, heads=16, name="bert_large"),
+    **_named(
+        bert,
+        bert_base={"layers": 12, "hidden": 768, "heads": 12},
+        bert_large={"layers": 24, "hidden": 1024, "heads": 16},
+    ),
+    "deepseek_v2": deepseek_v2,
+    "efficientnet": efficientnet,
+    **_named(efficientnet, **{f"efficientnet_b{size}": {"size": size} for size in range(8)}),
     "gpt": gpt,
-    "gpt2": partial(gpt, name="gpt2"),
-    "gpt2_medium": partial(gpt, layers=24, hidden=1024, heads=16, name="gpt2_medium"),
-    "gpt2_large": partial(gpt, layers=36, hidden=1280, heads=20, name="gpt2_large"),
-    "gpt2_xl": partial(gpt, layers=48, hidden=1600, heads=25, name="gpt2_xl"),
-    "gpt3_175b": partial(gpt, layers=96, hidden=12288, heads=96, seq_len=2048, name="gpt3_175b"),
+    **_named(
+        gpt,
+        gpt2={},
+        gpt2_medium={"layers": 24, "hidden": 1024, "heads": 16},
+        gpt2_large={"layers": 36, "hidden": 1280, "heads": 20},
+        gpt2_xl={"layers": 48, "hidden": 1600, "heads": 25},
+        gpt3_175b={"layers": 96, "hidden": 12288, "heads": 96, "seq_len": 2048},
+    ),
+    "inception_v3": inception_v3,
     "llama": llama,
-    "llama2_7b": partial(llama, name="llama2_7b"),
-    "llama2_70b": partial(llama, layers=80, hidden=8192, heads=64, kv_heads=8, ffn=28672, name="llama2_70b"),
-    "llama3_8b": partial(
-        llama, kv_heads=8, ffn=14336, seq_len=8192, vocab=128256, rope_base=500000.0, name="llama3_8b"
-    ),
-    "llama3_70b": partial(
+    **_named(
         llama,
-        layers=80,
-        hidden=8192,
-        heads=64,
-        kv_heads=8,
-        ffn=28672,
-        seq_len=8192,
-        vocab=128256,
-        rope_base=500000.0,
-        name="llama3_70b",
+        llama2_7b={},
+        llama2_13b={"layers": 40, "hidden": 5120, "heads": 40, "ffn": 13824},
+        llama2_70b=_OF_70B,
+        llama3_8b={**_LLAMA_3, "ffn": 14336},
+        llama3_70b={**_LLAMA_3, **_OF_70B},
+        llama3_405b={**_LLAMA_3, "layers": 126, "hidden": 16384, "heads": 128, "ffn": 53248},
     ),
-    "llama3_405b": partial(
-        llama,
-        layers=126,
-        hidden=16384,
-        heads=128,
-        kv_heads=8,
-        ffn=53248,
-        seq_len=8192,
-        vocab=128256,
-        rope_base=500000.0,
-        name="llama3_405b",
+    "mask_rcnn": mask_rcnn,
+    "mixtral": mixtral,
+    **_named(
+        mixtral,
+        mixtral_8x7b={},
+        mixtral_8x22b={"layers": 56, "hidden": 6144, "heads": 48, "ffn": 16384, "vocab": 32768},
     ),
     "mobilenet_v2": mobilenet_v2,
     "mpt": mpt,
+    **_named(
+        mpt,
+        mpt_7b={},
+        mpt_30b={"layers": 48, "hidden": 7168, "heads": 64, "seq_len": 8192, "vocab": 50432},
+    ),
     "resnet": resnet,
-    "resnet18": partial(resnet, depth=18),
-    "resnet34": partial(resnet, depth=34),
-    "resnet50": partial(resnet, depth=50),
-    "resnet101": partial(resnet, depth=101),
-    "resnet152": partial(resnet, depth=152),
-    "resnext50": partial(resnet, depth=50, groups=32, base_width=4, name="resnext50"),
-    "resnext101": partial(resnet, depth=101, groups=32, base_width=4, name="resnext101"),
-    "se_resnext101": partial(resnet, depth=101, groups=32, base_width=4, squeeze_excite=True, name="se_resnext101"),
+    **_named(
+        resnet,
+        **{f"resnet{depth}": {"depth": depth} for depth in (18, 34, 50, 101, 152)},
+        resnext50={**_RESNEXT, "depth": 50},
+        resnext101={**_RESNEXT, "depth": 101},
+        se_resnext101={**_RESNEXT, "depth": 101, "squeeze_excite": True},
+    ),
+    "retinanet": retinanet,
+    "ssd_resnet34": ssd_resnet34,
+    "t5": t5,
+    **_named(
+        t5,
+        t5_small={"layers": 6, "hidden": 512, "heads": 8, "ffn": 2048},
+        t5_base={},
+        t5_large={"layers": 24, "hidden": 1024, "heads": 16, "ffn": 4096},
+        t5_3b={"layers": 24, "hidden": 1024, "heads": 32, "head_width": 128, "ffn": 16384},
+        t5_11b={"layers": 24, "hidden": 1024, "heads": 128, "head_width": 128, "ffn": 65536},
+    ),
+    "transformer": transformer,
+    **_named(
+        transformer,
+        transformer_base={"hidden": 512, "heads": 8},
+        transformer_big={"hidden": 1024, "heads": 16, "dropout": 0.3},
+    ),
     "unet": unet,
     "unet3d": unet3d,
+    "vgg": vgg,
+    **_named(vgg, **{f"vgg{depth}": {"depth": depth} for depth in (11, 13, 16, 19)}),
+    "vit": vit,
+    **_named(
+        vit,
+        vit_b16={},
+        vit_l16={"layers": 24, "hidden": 1024, "heads": 16},
+        vit_h14={"layers": 32, "hidden": 1280, "heads": 16, "patch": 14},
+    ),
 }
 
 

@@ -6,7 +6,7 @@ Sources: Touvron et al. 2023 (Llama 2: table 1 and appendix A.1), Grattafiori et
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from onnx import ModelProto, TensorProto
 
@@ -14,8 +14,10 @@ from .attention import AttentionKind, Heads, attend, rms_norm, rotary
 from .builder import Builder, need
 from .gpt import language_head, token_embedding
 
-__all__ = ["llama"]
+__all__ = ["Product", "grouped_attention", "llama"]
 
+# (name, operand, its width, the result's width) -> result
+Product = Callable[[str, str, int, int], str]
 ATTENTION = ("q", "k", "v", "out")
 PERCEPTRON = ("gate", "up", "down")
 
@@ -29,6 +31,18 @@ def _adapted(b: Builder, x: str, fan_in: int, fan_out: int, *, rank: int, dropou
         down = b.node("MatMul", b.dropout(x, dropout), b.weight((fan_in, rank), fan_in=fan_in, name="a"), name="down")
         up = b.node("MatMul", down, b.weight((rank, fan_out), name="b"), name="up")
         return b.node("Add", y, up, name="sum")
+
+
+def grouped_attention(
+    b: Builder, x: str, product: Product, hidden: int, *, heads: Heads, tokens: int, base: float, kind: AttentionKind
+) -> str:
+    """Causal attention with rotary positions; `product` makes the products "q", "k", "v" and "out"."""
+    wide, narrow = heads.count * heads.width, heads.kv * heads.width
+    q, k, v = (product(part, x, hidden, width) for part, width in (("q", wide), ("k", narrow), ("v", narrow)))
+    q = rotary(b, q, tokens=tokens, heads=heads.count, width=heads.width, base=base)
+    k = rotary(b, k, tokens=tokens, heads=heads.kv, width=heads.width, base=base)
+    y = attend(b, q, k, v, heads=heads, queries=tokens, keys=tokens, kind=kind, causal=True)
+    return product("out", y, wide, hidden)
 
 
 def llama(
@@ -63,7 +77,6 @@ def llama(
     need("lora_on", tuple(lora_on), set(lora_on) <= set(every), f"some of {', '.join(every)}")
     split = Heads.of(hidden, heads, kv_heads, head_width)
     frozen = lora_rank > 0
-    wide, narrow = split.count * split.width, split.kv * split.width
     b = Builder(name=name, seed=seed)
 
     def product(part: str, x: str, fan_in: int, fan_out: int) -> str:
@@ -82,15 +95,10 @@ def llama(
         with b.scope(f"layers.{layer}"):
             with b.scope("attention"):
                 y = norm(x)
-                q, k, v = (
-                    product("q", y, hidden, wide),
-                    product("k", y, hidden, narrow),
-                    product("v", y, hidden, narrow),
+                y = grouped_attention(
+                    b, y, product, hidden, heads=split, tokens=seq_len, base=rope_base, kind=attention
                 )
-                q = rotary(b, q, tokens=seq_len, heads=split.count, width=split.width, base=rope_base)
-                k = rotary(b, k, tokens=seq_len, heads=split.kv, width=split.width, base=rope_base)
-                y = attend(b, q, k, v, heads=split, queries=seq_len, keys=seq_len, kind=attention, causal=True)
-                x = b.node("Add", x, product("out", y, wide, hidden), name="sum")
+                x = b.node("Add", x, y, name="sum")
             with b.scope("mlp"):
                 y = norm(x)
                 y = b.node(
