@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..hwprofiles import Cluster
+from ..models.cost import Estimate
+from ..models.program import Program
 from ..models.trace import Trace
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from .breakdown import Breakdown
+    from .critical_path import CriticalPath
+    from .power_trace import PowerTrace
 
 __all__ = ["Figures", "Interval", "RoleMemory", "Simulation"]
 
@@ -26,7 +33,9 @@ class Interval:
 
     def times(self, factor: float) -> Interval:
         """The interval scaled by an exactly known factor."""
-        return Interval(value=self.value * factor, low=self.low * factor, high=self.high * factor, provenance=self.provenance)
+        return Interval(
+            value=self.value * factor, low=self.low * factor, high=self.high * factor, provenance=self.provenance
+        )
 
     def plus(self, other: Interval) -> Interval:
         """The sum, as wide as if both erred the same way."""
@@ -36,7 +45,10 @@ class Interval:
     def inverse(self, numerator: float) -> Interval:
         """numerator / value."""
         return Interval(
-            value=numerator / self.value, low=numerator / self.high, high=numerator / self.low, provenance=self.provenance
+            value=numerator / self.value,
+            low=numerator / self.high,
+            high=numerator / self.low,
+            provenance=self.provenance,
         )
 
 
@@ -86,7 +98,9 @@ class Simulation:
     """The result of :func:`hpdlf.sim.simulate`.
 
     epoch_s, epochs' energy and cost are None where the number of samples is not known.
-    `trace` holds the simulated ranks only; `multiplicity` says how many ranks each of them stands for.
+    `trace` holds the simulated ranks only; `multiplicity` says how many ranks each of them stands for. `program` is what
+    was simulated, on `hardware`, at `estimates` by simulated rank and instruction, of which `prices` are the seconds that
+    were replayed, a rank's own slowness included.
     """
 
     model: str
@@ -99,6 +113,10 @@ class Simulation:
     trace: Trace
     multiplicity: Mapping[int, int]
     samples_per_epoch: int | None = None
+    program: Program | None = field(default=None, repr=False, compare=False)
+    hardware: Cluster | None = field(default=None, repr=False, compare=False)
+    estimates: Mapping[int, Mapping[str, Estimate]] = field(default_factory=dict, repr=False, compare=False)
+    prices: Mapping[int, Mapping[str, float]] = field(default_factory=dict, repr=False, compare=False)
 
     def per_epoch(self, per_step: Interval | None) -> Interval | None:
         """A figure of one step for one pass over the data; None where the figure or the number of samples is unknown."""
@@ -118,7 +136,9 @@ class Simulation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the trace, as plain values."""
-        plain = {k: v for k, v in asdict(self).items() if k not in ("trace", "multiplicity")}
+        told = ("model", "cluster", "strategy", "ranks", "batch", "samples_per_epoch")
+        plain = {name: getattr(self, name) for name in told}
+        plain |= {"figures": asdict(self.figures), "memory": [asdict(m) for m in self.memory]}
         plain["epoch_s"] = asdict(self.epoch_s) if self.epoch_s else None
         plain["epoch_energy_j"] = asdict(e) if (e := self.per_epoch(self.figures.energy_j)) else None
         plain["epoch_cost_usd"] = asdict(c) if (c := self.per_epoch(self.figures.cost_usd)) else None
@@ -132,7 +152,11 @@ class Simulation:
 
         f = self.figures
         row: dict[str, Any] = {
-            "model": self.model, "cluster": self.cluster, "strategy": self.strategy, "ranks": self.ranks, "batch": self.batch
+            "model": self.model,
+            "cluster": self.cluster,
+            "strategy": self.strategy,
+            "ranks": self.ranks,
+            "batch": self.batch,
         }
         for name in ("step_s", "samples_per_s", "energy_j", "cost_usd", "carbon_kg"):
             interval = getattr(f, name)
@@ -148,6 +172,24 @@ class Simulation:
             "provenance": f.step_s.provenance,
         }
         return pd.DataFrame([row])
+
+    def breakdown(self) -> Breakdown:
+        """What the step's time goes to, per role and over all: :mod:`.breakdown`."""
+        from .breakdown import breakdown
+
+        return breakdown(self)
+
+    def critical_path(self) -> CriticalPath:
+        """The tasks that the step's length hangs on: :mod:`.critical_path`."""
+        from .critical_path import critical_path
+
+        return critical_path(self)
+
+    def power_trace(self) -> PowerTrace:
+        """Watts of devices and nodes through a step: :mod:`.power_trace`."""
+        from .power_trace import power_trace
+
+        return power_trace(self)
 
     def plot(self) -> Figure:
         """A Gantt chart of the simulated steps."""

@@ -87,6 +87,10 @@ def simulate_program(
         trace=_Trace(steady.played, {"cluster": cluster.name, "strategy": strategy}),
         multiplicity=replaying.multiplicity,
         samples_per_epoch=samples_per_epoch,
+        program=program,
+        hardware=cluster,
+        estimates=replaying.estimates,
+        prices=replaying.prices("seconds"),
     )
 
 
@@ -222,12 +226,8 @@ class _Replaying:
         instructions = [i for role in self.program.roles for i in role.instructions if i.phase is not Phase.HOST]
         return lcm(*{i.every for i in instructions}, 1)
 
-    def run(self, bound: str) -> _Steady:
-        """A replay with every task at one `bound` of its price: "seconds", "low_s" or "high_s".
-
-        One warm and one steady period suffice where both end alike: what comes after depends on what came before only through
-        when each stream of each rank is free, so it repeats. Where they do not, longer replays are tried.
-        """
+    def prices(self, bound: str) -> dict[int, dict[str, float]]:
+        """Seconds of every instruction of every simulated rank at one `bound` of its price, a rank's own slowness included."""
         seconds = {}
         for rank, estimates in self.estimates.items():
             prices = {name: getattr(estimate, bound) for name, estimate in estimates.items()}
@@ -236,6 +236,15 @@ class _Replaying:
                     if instruction.kind is Kind.COMPUTE:
                         prices[instruction.id] *= self.speed[rank]
             seconds[rank] = prices
+        return seconds
+
+    def run(self, bound: str) -> _Steady:
+        """A replay with every task at one `bound` of its price: "seconds", "low_s" or "high_s".
+
+        One warm and one steady period suffice where both end alike: what comes after depends on what came before only through
+        when each stream of each rank is free, so it repeats. Where they do not, longer replays are tried.
+        """
+        seconds = self.prices(bound)
         overlap = float(self.cluster.device.communication_overlap)
         periods = 2
         while True:
