@@ -129,6 +129,14 @@ class Chain:
         axes = ("data", "context") if experts else ("data", "expert", "context")
         return Group(axes=tuple(a for a in axes if a in self.mesh.axes))
 
+    def zero_of(self, bucket: Bucket) -> int:
+        """What the ranks that hold the same bucket share of it: the strategy's `zero`, nothing where there is one such rank."""
+        return self.strategy.zero if self.copies(bucket) > 1 else 0
+
+    def copies(self, bucket: Bucket) -> int:
+        """How many ranks hold the same parameters."""
+        return self.mesh.group_size(self.replicas(experts=bucket.experts))
+
     def along(self, axis: str) -> Group:
         """The ranks that an exchange goes over."""
         if axis == "expert":
@@ -249,7 +257,7 @@ class Chain:
 
     def _dealt(self, segment: Segment) -> tuple[str, ...]:
         """Frozen weights, which full sharding deals out as well: the large constants of one segment."""
-        if self.strategy.zero < 3:
+        if self.strategy.zero < 3 or self.mesh.group_size(self.replicas()) == 1:
             return ()
         large = (c for c in segment.constants if self.graph.tensors[c].elements(1) >= LEAST_DEALT)
         return tuple(c for c in large if len(self._users[c]) == 1)
@@ -354,8 +362,8 @@ class Chain:
 
     @property
     def working(self) -> str:
-        """What working copies are stored in: products in float8 work on bfloat16 copies."""
-        return "bfloat16" if self.strategy.precision == "float8" else self.strategy.precision
+        """What working copies are stored in: products in float8 work on bfloat16 copies, tf32 rounds in the matrix unit only."""
+        return {"float8": "bfloat16", "tf32": "float32"}.get(self.strategy.precision, self.strategy.precision)
 
     def gradient_bytes(self, tensors: tuple[str, ...]) -> int:
         """Bytes of the gradients of `tensors` as they add up."""

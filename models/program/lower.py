@@ -147,10 +147,10 @@ def _synchronous_step(draft: Draft, chain: Chain, optimizer: str | None) -> None
     shared = strategy.data * strategy.context > 1
     last = Hooks(before=gather_before, finished=reduce_after) if shared and strategy.zero < 2 else always
     _run_schedule(draft, chain, always, last)
-    if trained_buckets(draft, chain) and optimizer is not None:
-        draft.run("update", None, partial(share_update, draft, chain, optimizer))
-    elif optimizer is None:
+    if optimizer is None:
         draft.run("drop", None, partial(_drop_gradients, draft, chain))
+    else:
+        draft.run("update", None, partial(share_update, draft, chain, optimizer))
 
 
 def _local_step(draft: Draft, chain: Chain, optimizer: str | None) -> None:

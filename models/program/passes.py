@@ -35,7 +35,7 @@ class Hooks:
 
 def parameters(draft: Draft, chain: Chain, bucket: Bucket) -> str:
     """The buffer of a bucket's parameters: full sharding gathers them for every use."""
-    gathered = chain.strategy.zero == 3
+    gathered = chain.zero_of(bucket) == 3
     size = chain.nbytes((*bucket.parameters, *bucket.constants), samples=1)
     scope = Scope.MICROBATCH if gathered else Scope.RUN
     return draft.buffer(f"params.{bucket.name}", Content.PARAMETERS, scope, size, bucket.parameters)
@@ -58,7 +58,7 @@ def state(draft: Draft, chain: Chain, segment: Segment) -> str:
 
 def gradients(draft: Draft, chain: Chain, bucket: Bucket) -> str:
     """The buffer that a bucket's gradients add up in: over the step, or for one microbatch where they are shared at once."""
-    scope = Scope.MICROBATCH if chain.strategy.zero >= 2 else Scope.STEP
+    scope = Scope.MICROBATCH if chain.zero_of(bucket) >= 2 else Scope.STEP
     size = (
         chain.gradient_bytes(bucket.parameters) if scope is Scope.STEP else chain.nbytes(bucket.parameters, samples=1)
     )
@@ -148,8 +148,9 @@ def backward_pass(draft: Draft, chain: Chain, stage: int, *, hooks: Hooks | None
     if chain.returns_gradient(last):
         _message(draft, chain, Kind.RECEIVE, _cotangents(draft, chain, last), +1, Phase.BACKWARD)
     begun: set[str] = set()
-    # Data are kept until the first of those that need them has run again.
-    read_again = next((s for s in segments if s.data and chain.recomputed(s)), None)
+    # Blocks are computed again from the last to the first: data are kept for the first that reads them.
+    again = [s for s in segments if s.data and chain.recomputed(s)]
+    read_again = [s for s in again if s.block == again[0].block][-1:]
     phase = Phase.BACKWARD if weights else Phase.BACKWARD_INPUT
     for _, block in groupby(reversed(segments), key=lambda s: s.block if chain.recomputed(s) else None):
         members = list(block)
@@ -163,7 +164,7 @@ def backward_pass(draft: Draft, chain: Chain, stage: int, *, hooks: Hooks | None
                     phase=Phase.RECOMPUTE,
                     training=True,
                     keeps=True,
-                    frees_data=segment is read_again,
+                    frees_data=segment in read_again,
                     ends=segment is members[0],
                 )
                 if segment is not members[0]:
@@ -240,10 +241,10 @@ def _gradients_of(draft: Draft, chain: Chain, segment: Segment) -> list[str]:
 
 def _released(draft: Draft, chain: Chain, segment: Segment, phase: Phase) -> list[str]:
     """Gathered parameters that nobody needs any more in this pass once `segment` has run."""
-    if chain.strategy.zero != 3:
-        return []
     done = []
     for bucket in chain.used_by(segment):
+        if chain.zero_of(bucket) < 3:
+            continue
         users = chain.users[bucket.name]
         order = users if phase is Phase.FORWARD else tuple(s for s in reversed(users) if s.backward)
         if order and segment is order[-1]:
@@ -272,14 +273,12 @@ def _forward(
         if training and not again:
             writes.append(state(draft, chain, segment))
     if (previous := chain.before(segment)) is not None:
-        handed = _activations(draft, chain, previous)
-        reads.append(handed)
-        if not _needed_again(chain, segment, previous) or again:
-            frees.append(handed)
+        handed = [_activations(draft, chain, previous)]
         if previous.stage == segment.stage:
-            arrived = _exchanged(draft, chain, chain.between(previous).made, Content.ACTIVATIONS)
-            reads += arrived
-            frees += arrived
+            handed += _exchanged(draft, chain, chain.between(previous).made, Content.ACTIVATIONS)
+        reads += handed
+        if again or not (training and _needed_again(chain, segment, previous)):
+            frees += handed
     if segment.data:
         name = "data" if draft.place == segment.stage else f"data.{segment.stage}"
         reads.append(name)

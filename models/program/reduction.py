@@ -26,26 +26,21 @@ from .passes import gradients, parameters
 __all__ = ["gather_before", "reduce_after", "share_update", "trained_buckets", "update"]
 
 
-def replicas_of(chain: Chain, bucket: Bucket) -> int:
-    """How many ranks hold the same parameters."""
-    return chain.mesh.group_size(chain.replicas(experts=bucket.experts))
-
-
 def _slice(draft: Draft, chain: Chain, bucket: Bucket) -> str:
     """A rank's part of a bucket's summed gradients."""
-    size = -(-chain.gradient_bytes(bucket.parameters) // replicas_of(chain, bucket))
+    size = -(-chain.gradient_bytes(bucket.parameters) // chain.copies(bucket))
     return draft.buffer(f"slice.{bucket.name}", Content.GRADIENTS, Scope.STEP, size)
 
 
 def _shard(draft: Draft, chain: Chain, bucket: Bucket) -> str:
     """A rank's part of a bucket's parameters."""
-    size = -(-chain.nbytes((*bucket.parameters, *bucket.constants), samples=1) // replicas_of(chain, bucket))
+    size = -(-chain.nbytes((*bucket.parameters, *bucket.constants), samples=1) // chain.copies(bucket))
     return draft.buffer(f"shard.{bucket.name}", Content.PARAMETERS, Scope.RUN, size)
 
 
 def gather_before(draft: Draft, chain: Chain, bucket: Bucket, phase: Phase) -> None:
     """Full sharding: a bucket's parameters are gathered before a pass first uses them, at most one bucket ahead of its use."""
-    if chain.strategy.zero < 3:
+    if chain.zero_of(bucket) < 3:
         return
     if phase is Phase.BACKWARD and any(s.backward and chain.recomputed(s) for s in bucket.segments):
         return  # they were gathered to compute the block again
@@ -82,15 +77,16 @@ def _two_ago(chain: Chain, bucket: Bucket, phase: Phase) -> tuple[str, ...]:
     members = order[place].segments
     if forward:
         return (f"forward.{members[-1].name}",)
-    return (f"backward.{next(s for s in members if s.backward).name}",)
+    back = Phase.BACKWARD_INPUT if chain.strategy.schedule == "zero_bubble" else Phase.BACKWARD
+    return (f"{back.value}.{next(s for s in members if s.backward).name}",)
 
 
 def reduce_after(draft: Draft, chain: Chain, bucket: Bucket, phase: Phase) -> None:
     """A bucket's gradients are complete (for this microbatch): sum them over the replicas."""
-    if replicas_of(chain, bucket) == 1:
+    if chain.copies(bucket) == 1:
         return
     summed = gradients(draft, chain, bucket)
-    zero = chain.strategy.zero
+    zero = chain.zero_of(bucket)
     scatters = zero >= 1
     draft.do(
         Instruction(
@@ -111,13 +107,15 @@ def reduce_after(draft: Draft, chain: Chain, bucket: Bucket, phase: Phase) -> No
 
 def share_update(draft: Draft, chain: Chain, optimizer: str) -> None:
     """Update what this rank is responsible for, and hand it to the others where they need it."""
+    trained = trained_buckets(draft, chain)
     if chain.strategy.mixed:
         _norm(draft, chain)
-    update(draft, chain, optimizer)
+    if trained:
+        update(draft, chain, optimizer)
     if chain.strategy.zero not in (1, 2):
         return
-    for bucket in trained_buckets(draft, chain):
-        if replicas_of(chain, bucket) == 1:
+    for bucket in trained:
+        if not chain.zero_of(bucket):
             continue
         whole, part = parameters(draft, chain, bucket), f"part.{bucket.name}"
         draft.do(
@@ -141,19 +139,18 @@ def update(draft: Draft, chain: Chain, optimizer: str, *, writes: Sequence[str] 
 
     writes   what it changes instead of the parameters
     """
-    zero = chain.strategy.zero if chain.strategy.solver == "synchronous" else 0
     reads: list[str] = []
     changed: list[str] = []
     frees: list[str] = []
     kept = elements = 0
     for bucket in trained_buckets(draft, chain):
-        shared = zero >= 1 and replicas_of(chain, bucket) > 1
-        parts = replicas_of(chain, bucket) if shared else 1
-        summed = _slice(draft, chain, bucket) if shared else gradients(draft, chain, bucket)
+        zero = chain.zero_of(bucket)
+        parts = chain.copies(bucket) if zero else 1
+        summed = _slice(draft, chain, bucket) if zero else gradients(draft, chain, bucket)
         held = _shard(draft, chain, bucket) if zero == 3 else parameters(draft, chain, bucket)
         reads += [held, summed]
         frees.append(summed)
-        if zero in (1, 2) and shared:
+        if zero in (1, 2):
             size = -(-chain.nbytes(bucket.parameters, samples=1) // parts)
             changed.append(draft.buffer(f"part.{bucket.name}", Content.WORKSPACE, Scope.STEP, size))
         else:
@@ -176,14 +173,15 @@ def update(draft: Draft, chain: Chain, optimizer: str, *, writes: Sequence[str] 
 
 
 def _norm(draft: Draft, chain: Chain) -> None:
-    """The norm of all gradients, of which every rank has summed its part. It waits for all of them, and everybody for it."""
+    """The norm of all gradients, of which every rank has summed its part. It waits for all of them, and everybody for it; who
+    trains nothing joins, and forgets it.
+    """
     norm = draft.buffer("norm", Content.WORKSPACE, Scope.STEP, SCALAR_BYTES)
-    zero = chain.strategy.zero
     summed = [
-        _slice(draft, chain, b) if zero >= 1 and replicas_of(chain, b) > 1 else gradients(draft, chain, b)
+        _slice(draft, chain, b) if chain.zero_of(b) else gradients(draft, chain, b)
         for b in trained_buckets(draft, chain)
     ]
-    step = partial(Instruction, phase=Phase.UPDATE, once=True)
+    step = partial(Instruction, phase=Phase.UPDATE, once=True, frees=() if summed else (norm,))
     if chain.strategy.ranks == 1:
         draft.do(step(id="norm", kind=Kind.REPORT, stream="compute", reads=tuple(summed), writes=(norm,)))
         return
