@@ -10,6 +10,7 @@ from ..hwprofiles import Cluster
 from ..models.cost import Estimate
 from ..models.program import Program
 from ..models.trace import Trace
+from .energy import NodePower
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +81,7 @@ class Figures:
     utilisation             share of the step in which devices compute, mean over ranks
     exposed_communication   share of the step in which a device waits while it communicates
     bubble                  share of the step in which a device neither computes nor communicates
+    power                   mean of a node in use
     """
 
     step_s: Interval
@@ -91,6 +93,7 @@ class Figures:
     utilisation: float
     exposed_communication: float
     bubble: float
+    power: NodePower | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

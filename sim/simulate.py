@@ -20,6 +20,7 @@ from ..models.cost.software import Software
 from ..models.onnxpp import Graph
 from ..models.program import Kind, Phase, Program, Role, peak_memory
 from ..models.trace import Trace
+from .energy import NodePower, node_power, nodes_in_use
 from .engine import play
 from .folding import Folding, unfolded
 from .folding import fold as fold_ranks
@@ -282,7 +283,8 @@ def _figures(replaying: _Replaying, steady: _Steady, step_s: Interval) -> Figure
     covered = steady.played.busy_s(steady.start_s)
     busy = sum(n * covered[r][0] for r, n in multiplicity.items()) / ranks / span_s
     either = sum(n * covered[r][1] for r, n in multiplicity.items()) / ranks / span_s
-    energy = _energy(replaying, steady, step_s)
+    power = _power(replaying, steady, busy * ranks * span_s, either * ranks * span_s)
+    energy = _energy(replaying.cluster, power, step_s)
     cost, basis = _money(step_s, energy, ranks, replaying.cluster, replaying.model)
     carbon = replaying.cluster.carbon_kg_per_j
     return Figures(
@@ -295,57 +297,41 @@ def _figures(replaying: _Replaying, steady: _Steady, step_s: Interval) -> Figure
         utilisation=min(busy, 1.0),
         exposed_communication=max(min(either, 1.0) - busy, 0.0),
         bubble=max(1.0 - either, 0.0),
+        power=power,
     )
 
 
-def _energy(replaying: _Replaying, steady: _Steady, step_s: Interval) -> Interval | None:
-    """Joules of one step at the meter of the nodes in use: devices while they compute and while they wait or have no rank, hosts,
-    network, and the building's overhead. A task costs what it costs at full speed; what slows it (a straggler's own reasons, transfers
-    that need its cores) is time at idle power.
-
-    None where the profile lacks the device's idle power, the host's, or the PUE.
-    """
-    cluster, multiplicity = replaying.cluster, replaying.multiplicity
-    node, device = cluster.node, cluster.device
-    if device.idle_w is None or node.host_active_w is None or cluster.pue is None:
-        return None
-    joules = low = high = busy_s = 0.0
+def _power(replaying: _Replaying, steady: _Steady, computing_s: float, occupied_s: float) -> NodePower | None:
+    """Mean power of the nodes through a steady step."""
     steps = range(steady.played.steps - steady.period, steady.played.steps)
-    for rank, times in multiplicity.items():
-        role = replaying.program.role_of(rank)
-        for i in role.instructions:
-            if i.kind is not Kind.COMPUTE:
-                continue
-            estimate = replaying.estimates[rank][i.id]
-            if estimate.joules is None or estimate.low_j is None or estimate.high_j is None:
-                return None
-            count = times * replaying.counts[role.name][i.id] * sum(map(i.runs_in, steps))
-            joules += count * estimate.joules
-            # An estimate's joules are bounded for its own seconds: the bounds of the time come on top.
-            low += count * estimate.low_j * _share(estimate.low_s, estimate.seconds)
-            high += count * estimate.high_j * _share(estimate.high_s, estimate.seconds)
-            busy_s += count * estimate.seconds
-    nodes = _nodes_in_use(cluster, sum(multiplicity.values()))
-    idle_s = max(nodes * cluster.devices_per_node * steady.span_s - busy_s, 0.0)
-    # A share of the switches that the profile does not say is not counted.
-    network_w = cluster.network_w_per_node.value if cluster.network_w_per_node is not None else 0.0
-    other_j = device.idle_w.value * idle_s + nodes * (node.host_active_w.value + network_w) * steady.span_s
-    scale = cluster.pue.value / steady.period
+    tasks = (
+        (times * replaying.counts[role.name][i.id] * sum(map(i.runs_in, steps)), replaying.estimates[rank][i.id])
+        for rank, times in replaying.multiplicity.items()
+        for role in (replaying.program.role_of(rank),)
+        for i in role.instructions
+        if i.kind is Kind.COMPUTE
+    )
+    return node_power(
+        replaying.cluster,
+        tasks,
+        ranks=sum(replaying.multiplicity.values()),
+        span_s=steady.span_s,
+        computing_s=computing_s,
+        occupied_s=occupied_s,
+    )
+
+
+def _energy(cluster: Cluster, power: NodePower | None, step_s: Interval) -> Interval | None:
+    """Joules of one step at the meter of the building; None where the profile lacks a power or the PUE."""
+    if power is None or cluster.pue is None:
+        return None
+    watts, pue = power.total_w, cluster.pue.value
     return Interval(
-        value=(joules + other_j) * scale,
-        low=(low + other_j * _share(step_s.low, step_s.value)) * scale,
-        high=(high + other_j * _share(step_s.high, step_s.value)) * scale,
+        value=watts.value * step_s.value * pue,
+        low=watts.low * step_s.low * pue,
+        high=watts.high * step_s.high * pue,
         provenance=step_s.provenance,
     )
-
-
-def _share(bound_s: float, value_s: float) -> float:
-    return bound_s / value_s if value_s else 1.0
-
-
-def _nodes_in_use(cluster: Cluster, ranks: int) -> int:
-    """Ranks fill node after node; a node in use is in use whole."""
-    return -(-ranks // cluster.devices_per_node)
 
 
 def _money(
@@ -354,7 +340,7 @@ def _money(
     """Rent of the nodes in use where the profile has a price; of own nodes, amortisation and energy; else the price of the
     energy; else unknown. And which of them.
     """
-    nodes_usd_per_s = model.money_usd(1.0, cluster.with_nodes(_nodes_in_use(cluster, ranks)))
+    nodes_usd_per_s = model.money_usd(1.0, cluster.with_nodes(nodes_in_use(cluster, ranks)))
     price = cluster.energy_price_usd_per_j
     electricity = energy.times(price.value) if energy is not None and price is not None else None
     if nodes_usd_per_s is None:
