@@ -15,13 +15,13 @@ from ...errors import ModelError
 from .system_cases import Case
 from .system_text import Dimensions, dimensions
 
-__all__ = ["FAMILIES", "LORA_RANK", "MLPERF_BERT_TOKENS", "Network", "network_of"]
+__all__ = ["FAMILIES", "LORA_RANK", "MLPERF_BERT_PACKED", "MLPERF_BERT_TOKENS", "Network", "network_of"]
 
 # Low-rank adapters of MLPerf's Llama 2: rank 16 on the four products of attention (rules of the benchmark, recalled).
 LORA_RANK = 16
-# MLPerf's BERT pretrains on sequences of up to 512 tokens, about half of which are padding. Stacks from round v1.0 on compute
-# without the padding (packed or unpadded): as long a step as one of unpadded sequences of this many tokens.
-MLPERF_BERT_TOKENS = 256
+# MLPerf's BERT pretrains on sequences of up to 512 tokens, about half of which are padding. From round v1.0 on NVIDIA's stacks
+# compute without the padding: as long a step as one of sequences of this many tokens. Others pack two into one of 512.
+MLPERF_BERT_TOKENS, MLPERF_BERT_PACKED = 256, 2
 # A sentence pair of WMT'14 English-German in subwords: about 30 tokens on either side (recalled).
 WMT_TOKENS = 32
 # Widths of the perceptrons of Llama by hidden size, for vocabularies of Llama 3 (128,256) and of those before (32,000):
@@ -37,6 +37,7 @@ class Network:
     family      the key of :data:`FAMILIES`
     language    whether it is a transformer over text
     tokens      that a sample counts in the source's tokens per second; None for images
+    packed      samples of the source that one of ours holds
     optimizer   that trains it
     loss        appended by the importer; None where the network brings its own
     blocks      layers that a pipeline deals out
@@ -47,6 +48,7 @@ class Network:
     family: str
     language: bool
     tokens: int | None
+    packed: int
     optimizer: str
     loss: str | None
     blocks: int
@@ -65,11 +67,12 @@ def network_of(case: Case) -> Network:
     raise ModelError(f"there is no network for '{case.model}': the families are {', '.join(FAMILIES)}.")
 
 
-def _network(family: str, name: str, *, language: bool = True, tokens: int | None = None, optimizer: str = "adam",
-             loss: str | None = "softmax_xent", blocks: int = 1, **hyper: Any) -> Network:  # fmt: skip
+def _network(family: str, name: str, *, language: bool = True, tokens: int | None = None, packed: int = 1,
+             optimizer: str = "adam", loss: str | None = "softmax_xent", blocks: int = 1, **hyper: Any) -> Network:  # fmt: skip
     said = tuple(sorted((key, value) for key, value in hyper.items() if value is not None))
     return Network(
-        name=name, hyper=said, family=family, language=language, tokens=tokens, optimizer=optimizer, loss=loss, blocks=blocks
+        name=name, hyper=said, family=family, language=language, tokens=tokens, packed=packed,
+        optimizer=optimizer, loss=loss, blocks=blocks
     )  # fmt: skip
 
 
@@ -147,25 +150,38 @@ def _bert(case: Case, said: Dimensions, family: str) -> Network:
     large = "base" not in case.model.lower()
     layers, hidden = case.layers or (24 if large else 12), case.hidden or (1024 if large else 768)
     heads, length = case.heads or hidden // 64, case.seq_len or 512
-    mlperf = bool(case.round)
-    packed = mlperf and case.round >= "v1"
+    mlperf = bool(case.round) and length == 512
     words = {128: 20, 512: 76 if mlperf else 80}.get(length, max(1, int(0.15 * length)))
-    computed = MLPERF_BERT_TOKENS if packed and length == 512 else length
+    unpadded = mlperf and case.round >= "v1" and re.search(r"pytorch|^$", case.framework.lower()) is not None
+    packed = MLPERF_BERT_PACKED if mlperf and case.round >= "v1" and not unpadded else 1
+    computed = MLPERF_BERT_TOKENS if unpadded else length
     return _network(
-        family, "bert", loss=None, optimizer="lamb" if large else "adam", tokens=length, blocks=layers, layers=layers,
+        family, "bert", loss=None, optimizer="lamb" if large else "adam", tokens=length, packed=packed, blocks=layers, layers=layers,
         hidden=hidden, heads=heads, seq_len=computed, vocab=case.vocab or 30522,
-        predictions=max(1, words * computed // length), padding=not packed, attention="fused" if packed else "unfused",
+        predictions=max(1, words * computed // length), padding=not unpadded, attention="fused" if unpadded else "unfused",
     )  # fmt: skip
 
 
 def _mixture(case: Case, said: Dimensions, family: str) -> Network:
-    """Sizes of experts from the note; 8 experts of which 2 are asked, without shared ones, as Mixtral has them, where it has none."""
+    """Sizes of experts from the note; those of Mixtral 8x7B where it has none."""
     sizes = _sizes(case)
-    deepseek = family == "deepseek"
     return _network(
-        family, "deepseek" if deepseek else "mixtral", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=case.vocab or 32000,
-        kv_heads=None if deepseek else said.kv_heads or 8, experts=said.experts or (160 if deepseek else 8),
-        top_k=said.top_k or (6 if deepseek else 2), expert_ffn=said.expert_feed_forward or said.feed_forward,
+        family, "mixtral", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=case.vocab or 32000, kv_heads=said.kv_heads or 8,
+        experts=said.experts, top_k=said.top_k, ffn=said.expert_feed_forward or said.feed_forward,
+        shared_ffn=said.shared_feed_forward, capacity_factor=said.capacity_factor, **sizes,
+    )  # fmt: skip
+
+
+def _deepseek(case: Case, said: Dimensions, family: str) -> Network:
+    """Latent attention; sizes from the note, else those of DeepSeek-V2 or, where the name says so, V3 (their technical reports)."""
+    sizes = _sizes(case)
+    third = re.search(r"v3|r1", case.model.lower()) is not None
+    return _network(
+        family, "deepseek_v2", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=case.vocab or (129280 if third else 102400),
+        head_width=said.head_dim, rope_width=said.rotary_dim, q_rank=said.q_lora, kv_rank=said.kv_lora,
+        ffn=said.expert_feed_forward or (2048 if third else None), experts=said.experts or (256 if third else None),
+        top_k=said.top_k or (8 if third else None), shared_ffn=said.shared_feed_forward or (2048 if third else None),
+        dense_layers=3 if third else 1, dense_ffn=said.first_dense_feed_forward or (18432 if third else None),
         capacity_factor=said.capacity_factor, **sizes,
     )  # fmt: skip
 
@@ -176,8 +192,11 @@ def _t5(case: Case, said: Dimensions, family: str) -> Network:
 
 
 def _transformer(case: Case, said: Dimensions, family: str) -> Network:
+    """Encoder and decoder of 6 layers each (`layers` counts both) over sentence pairs."""
     return _network(
-        family, "transformer_big", tokens=WMT_TOKENS, blocks=12, vocab=case.vocab or 33708, seq_len=WMT_TOKENS, loss="softmax_xent"
+        family, "transformer_big" if "big" in case.model.lower() or case.round else "transformer", tokens=WMT_TOKENS, blocks=12,
+        layers=case.layers // 2 if case.layers else None, hidden=case.hidden, heads=case.heads, vocab=case.vocab or 33708,
+        seq_len=WMT_TOKENS,
     )  # fmt: skip
 
 
@@ -209,26 +228,49 @@ def _vgg(case: Case, said: Dimensions, family: str) -> Network:
     )  # fmt: skip
 
 
+def _alexnet(case: Case, said: Dimensions, family: str) -> Network:
+    """TensorFlow's benchmarks have a wider fourth convolution."""
+    variant = "tf_benchmarks" if case.framework.lower().startswith("tensorflow") else "one_tower"
+    return _network(
+        family, "alexnet", language=False, optimizer="momentum", image=case.seq_len or 224, variant=variant
+    )  # fmt: skip
+
+
+def _efficientnet(case: Case, said: Dimensions, family: str) -> Network:
+    size = re.search(r"b(\d)\b", case.model.lower())
+    return _network(
+        family, "efficientnet", language=False, optimizer="rmsprop", size=int(size[1]) if size else 0, image=case.seq_len
+    )  # fmt: skip
+
+
+def _vit(case: Case, said: Dimensions, family: str) -> Network:
+    """The base size where the row says none."""
+    return _network(
+        family, "vit", language=False, blocks=case.layers or 12, layers=case.layers, hidden=case.hidden, heads=case.heads,
+        image=case.seq_len,
+    )  # fmt: skip
+
+
 # By family: the pattern that its names have, and how to read its sizes. The first that fits is taken.
 FAMILIES: Mapping[str, tuple[str, Callable[[Case, Dimensions, str], Network]]] = {
     "se-resnext": (r"se[-_ ]?resnext", _images("se_resnext101")),
     "retinanet": (r"retinanet", _images("retinanet", image=800, optimizer="adam", loss=None)),
-    "mask r-cnn": (r"mask[-_ ]?r-?cnn", _images("mask_rcnn", sized=False, loss=None)),
-    "ssd": (r"\bssd", _images("ssd", image=300, loss=None)),
+    "mask r-cnn": (r"(mask|faster)[-_ ]?r-?cnn", _images("mask_rcnn", sized=False, loss=None)),
+    "ssd": (r"\bssd", _images("ssd_resnet34", sized=False, loss=None)),
     "resnext": (r"resnext", _images("resnext101")),
     "resnet": (r"resnet", _resnet),
     "vgg": (r"vgg", _vgg),
     "inception": (r"inception", _images("inception_v3", image=299)),
-    "alexnet": (r"alexnet", _images("alexnet")),
-    "efficientnet": (r"efficientnet", _images("efficientnet_b0")),
+    "alexnet": (r"alexnet", _alexnet),
+    "efficientnet": (r"efficientnet", _efficientnet),
     "mobilenet": (r"mobilenet", _images("mobilenet_v2")),
-    "vit": (r"\bvit\b|vision transformer", _images("vit", optimizer="adam")),
+    "vit": (r"\bvit\b|vision transformer", _vit),
     "u-net 3d": (r"3d[-_ ]?u-?net|u-?net[-_ ]?3d|nnu-?net", _images("unet3d", sized=False, loss=None)),
     "u-net": (r"u-?net", _images("unet", sized=False, loss=None)),
     "bert": (r"bert", _bert),
     "mpt": (r"\bmpt", _mpt),
     "bloom": (r"^bloom", _gpt),
-    "deepseek": (r"deepseek", _mixture),
+    "deepseek": (r"deepseek", _deepseek),
     "mixture": (r"mixtral|\bmoe\b|qwen.*a\d+b|mixture", _mixture),
     "llama": (r"llama|mistral|qwen|vicuna|nemotron", _llama),
     "t5": (r"\bt5", _t5),

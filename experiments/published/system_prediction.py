@@ -95,7 +95,7 @@ def setting_of(case: Case) -> Setting:
         HpdlfError: no network or cluster is known, or the row's numbers contradict each other.
     """
     network, cluster = network_of(case), cluster_of(case)
-    cutter = _cutter(network, cluster, case.framework)
+    cutter = _cutter(network, cluster, f"{case.framework} {case.compiled}".removesuffix(" eager").strip())
     tried = list(candidates(case, network, cluster))
     for chosen in tried[:-1]:
         if _fits(cutter, chosen, network, cluster):
@@ -139,7 +139,7 @@ def quantity(setting: Setting, simulation: Simulation) -> Interval:
         PlanError: the row does not say over how many samples, or of a profile's power nothing is known.
     """
     case, step = setting.case, simulation.figures.step_s
-    batch = float(simulation.batch)
+    batch = float(simulation.batch) * setting.network.packed
     match case.measured_quantity:
         case "iteration_time" | "inference_latency" | "train_fwd_bwd_latency":
             return step
@@ -188,7 +188,7 @@ def _run_s(setting: Setting, simulation: Simulation) -> Interval:
         samples = BLOOM_TOKENS / setting.network.tokens
     if samples is None:
         raise PlanError("the row does not say after how many samples the run stopped.")
-    training = simulation.figures.step_s.times(samples / simulation.batch)
+    training = simulation.figures.step_s.times(samples / (simulation.batch * setting.network.packed))
     plan = evaluations_of(case, setting.network.family)
     if plan is None:
         return training

@@ -5,8 +5,8 @@ tp, pp, cp, ep        1
 dp                    devices / (tp pp cp); where the batch has fewer samples than that, or does not divide, the most replicas that
                       it divides into: the other devices do not train (MLPerf's 3D U-Net leaves them to evaluation)
 global batch          dp x microbatch x accumulation; else :data:`DEFAULT_IMAGES` a device
-microbatch            global batch / (dp x accumulation) where the accumulation is said; else 1 where stages form a pipeline; else the
-                      largest that fits into memory (:func:`candidates` lists them, the caller tries)
+microbatch            global batch / (dp x accumulation) where the accumulation is said; all of it in rows of latencies; else 1 where
+                      stages form a pipeline; else the largest that fits into memory (:func:`candidates` lists them, the caller tries)
 interleave            1; where the text says "interleaved" without a number: the least number of stages, above 1, that a rank's layers
                       divide into
 ZeRO                  1 in stacks that shard the optimiser by default (NeMo, Megatron Bridge), 3 for transformers of JAX stacks
@@ -42,6 +42,8 @@ SEQUENCE_PARALLEL = r"^nemo|megatron-bridge|torchtitan"
 # Reduces gradients when all of them are there. Later ones, whose attention is one kernel, do it in buckets, and so do all other stacks.
 LATE_REDUCTION = r"^megatron(-deepspeed)?( 20(19|20|21|22).*)?$"
 ONE_BUCKET_BYTES = 1 << 50
+# Of one batch, at once.
+LATENCIES = ("inference_latency", "train_fwd_bwd_latency")
 RECOMPUTE = ((r"selective", "selective"), (r"full|remat|checkpoint", "full"), (r"none|^no$", "none"))
 
 
@@ -76,6 +78,7 @@ def candidates(case: Case, network: Network, cluster: Cluster) -> Iterator[Chose
         inferred.append(f"data {data}")
     said = schedule(case)
     batch = _batch(case, data, said.accumulation, network, inferred)
+    batch = max(1, batch // network.packed)
     data = _replicas(batch, data, case.microbatch or 1, inferred)
     precise = precision_of(case, network, cluster)
     for microbatch in _microbatches(case, batch // data, said.accumulation, pipeline, inferred):
@@ -153,6 +156,8 @@ def _microbatches(case: Case, share: int, accumulation: int | None, pipeline: in
         return [min(case.microbatch, share)]
     if accumulation and share % accumulation == 0:
         return [share // accumulation]
+    if case.measured_quantity in LATENCIES:
+        return [share]
     inferred.append("microbatch 1 (pipeline)" if pipeline > 1 else "the largest microbatch that fits")
     if pipeline > 1:
         return [1]
@@ -168,6 +173,8 @@ def _savers(case: Case, network: Network) -> list[tuple[int, str]]:
         zero = 1
     if zero is None and network.language and _stack(case, SHARDED_PARAMETERS):
         zero = 3
+    if case.measured_quantity in LATENCIES:
+        return [(zero or 0, recompute or "none")]
     zeros = [zero] if zero is not None else [0, 1, 2, 3] if network.language else [0]
     kinds = [recompute] if recompute else ["none", "selective", "full"] if network.language else ["none"]
     return [(stage, kind) for kind in kinds for stage in zeros]
