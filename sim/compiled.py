@@ -15,9 +15,10 @@ has waited for it. Collectives of phase "host" (a few numbers for reports) hold 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 from ..models.program import Group, Instruction, Kind, Phase, Role
@@ -122,12 +123,41 @@ class Script:
         return max(computing, key=lambda stream: computing[stream]) if computing else ""
 
     @cached_property
+    def serial(self) -> frozenset[str]:
+        """The main stream, and those whose collectives it waits for at once, as if they were its own (of tensor parallelism, say):
+        in every pass each of their tasks and of the main stream's waits for the one before it.
+        """
+        instruction, role = self.role.instruction, self.role
+        kinds: dict[str, set[bool]] = {}
+        for i in role.instructions:
+            kinds.setdefault(i.stream, set()).add(i.kind.is_collective)
+        passes = [
+            [(instruction[m].stream, m, needed) for m, needed in zip(role.passes[kind.name], kind.waits, strict=True)]
+            for kind in waits(role).kinds
+        ]
+        found = {self.main}
+        for stream in role.streams:
+            if kinds[stream] == {True} and stream != self.main:
+                alone, beside = {self.main, stream}, {*found, stream}
+                if not any(self._breaks(members, alone) or self._breaks(members, beside) for members in passes):
+                    found.add(stream)
+        return frozenset(found)
+
+    def _breaks(self, members: Sequence[tuple[str, str, tuple[Wait, ...]]], serial: set[str]) -> bool:
+        """Whether the tasks of the streams `serial` in a pass do not wait for each other in a row from main task to main task."""
+        row = [(stream, member, needed) for stream, member, needed in members if stream in serial]
+        return (bool(row) and (row[0][0] != self.main or row[-1][0] != self.main)) or any(
+            stream != before and Wait(last, 0) not in needed
+            for (before, last, _), (stream, _, needed) in pairwise(row)
+        )
+
+    @cached_property
     def streams(self) -> tuple[tuple[str, ...], ...]:
         """The streams of each walk, the main one first."""
         if not self.role.streams:
             return ()
-        together = {self.main: None}
-        waiting = [s for s in self.role.streams if s != self.main]
+        together = dict.fromkeys((self.main, *(s for s in self.role.streams if s in self.serial)))
+        waiting = [s for s in self.role.streams if s not in together]
         tasks = self._tasks
         while fitting := [s for s in waiting if self._fits(s, {*together, s}, tasks)]:
             together |= dict.fromkeys(fitting)
@@ -168,17 +198,38 @@ class Script:
         ):
             return False
         members = [of[m] for m in self.role.passes[kind.name]]
-        if i.kind is Kind.RECEIVE:  # the next that computes waits for it, and nothing leaves before
-            after = next((k for k in range(at + 1, len(members)) if members[k].stream == self.main), None)
-            if after is None or Wait(i.id, 0) not in kind.waits[after]:
-                return False
-            return all(not m.kind.communicates or m.kind is Kind.RECEIVE for m in members[at + 1 : after])
+        if i.kind is Kind.RECEIVE:  # taken along by the first that waits for it
+            return self._reader(kind, at) is not None
         outside = (t for stream, theirs in tasks.items() if stream not in walked for t in theirs)
         if i.kind is not Kind.SEND and not any(w.instruction == i.id for t in outside for w in t.needed):
             return True
         # The one that computed last is what it waits for, so that it is not told later than it could be.
-        before = next((k for k in range(at - 1, -1, -1) if members[k].stream == self.main), None)
+        before = next((k for k in range(at - 1, -1, -1) if members[k].stream in self.serial), None)
         return before is not None and Wait(members[before].id, 0) in needed
+
+    def _reader(self, kind: PassKind, at: int) -> int | None:
+        """The first task of the main stream in the pass that waits for its receive number `at`."""
+        ids = self.role.passes[kind.name]
+        wanted = Wait(ids[at], 0)
+        for k in range(at + 1, len(ids)):
+            if wanted in kind.waits[k]:
+                return k if self.role.instruction[ids[k]].stream in self.serial else None
+        return None
+
+    def _in_order(self, kind: PassKind) -> list[tuple[Instruction, tuple[Wait, ...]]]:
+        """The tasks of a pass as they are walked through: a receive right before the first that waits for it, or for a later one
+        of its stream, so that nothing that could go on waits for it.
+        """
+        members = [self.role.instruction[m] for m in self.role.passes[kind.name]]
+        place = {at: float(at) for at in range(len(members))}
+        soonest: dict[str, float] = {}
+        for at in reversed(range(len(members))):
+            i = members[at]
+            if i.kind is Kind.RECEIVE and self._walk_of[i.stream] == 0:
+                reader = self._reader(kind, at)
+                assert reader is not None
+                place[at] = soonest[i.stream] = min(reader - 0.5, soonest.get(i.stream, reader))
+        return [(members[at], kind.waits[at]) for at in sorted(place, key=lambda at: (place[at], at))]
 
     @cached_property
     def _walk_of(self) -> Mapping[str, int]:
@@ -193,12 +244,16 @@ class Script:
         posted: set[tuple[int, str]] = set()
         far: dict[int, list[Wait]] = {}
         for number, kind in enumerate(found.kinds):
+            before = ""  # in the row of the main stream and its collectives
             for member, needed in zip(self.role.passes[kind.name], kind.waits, strict=True):
+                in_row = self.role.instruction[member].stream in self.serial
+                follows, before = (before, member) if in_row else ("", before)
                 for wait in needed:
                     if wait.passes_back:
                         far.setdefault(number, []).append(wait)
                         continue
-                    heard.add((number, wait.instruction))
+                    if wait.instruction != follows:
+                        heard.add((number, wait.instruction))
                     if stream[member] != stream[wait.instruction]:
                         posted.add((number, wait.instruction))
         for position, number in enumerate(found.of_pass):
@@ -230,8 +285,7 @@ class Script:
         heard, posted = self._looked_up
         lines: list[Line] = []
         line_of: dict[str, int] = {}
-        for member, needed in zip(self.role.passes[kind.name], kind.waits, strict=True):
-            i = instruction[member]
+        for i, needed in self._in_order(kind):
             if i.stream not in mine or i.every not in running:
                 continue
             local, needs = [], []
@@ -240,15 +294,14 @@ class Script:
                     local.append(line_of[wait.instruction])
                 elif wait.passes_back or instruction[wait.instruction].stream not in mine:
                     needs.append(Need(*wait, instruction[wait.instruction].every))
-            line = Line(
-                self._op(i, live), streams.index(i.stream), (i,), tuple(local), tuple(needs), (number, i.id) in posted
-            )
+            stream = 0 if i.stream in self.serial else streams.index(i.stream)
+            line = Line(self._op(i, live), stream, (i,), tuple(local), tuple(needs), (number, i.id) in posted)
             last = lines[-1] if lines else None
             if (
                 last is not None
                 and last.op == line.op == TIMED
                 and last.stream == line.stream
-                and not needed
+                and all(w == (last.members[-1].id, 0) for w in needed)
                 and i.every == last.members[-1].every
                 and (number, last.members[-1].id) not in heard
             ):
@@ -271,7 +324,7 @@ class Script:
 
     def holds_up(self, i: Instruction) -> bool:
         """Whether a collective and computing may go on at the same time and slow each other down."""
-        beside = i.stream != self.main or len(self._computing) > 1
+        beside = i.stream not in self.serial or len(self._computing) > 1
         return self.competes and beside and i.kind.is_collective and i.phase is not Phase.HOST
 
     @cached_property
@@ -310,12 +363,15 @@ class _Spans:
 
     def run(self) -> frozenset[int] | None:
         found = waits(self.role)
-        n, main = self.script.passes, self.script.main
+        n = self.script.passes
         spans: list[tuple[int, int]] = []
+        walked = {*self.script.streams[0]}
+        of = self.role.instruction
         plain = {
             number
             for number, kind in enumerate(found.kinds)
-            if all(self.role.instruction[i].stream == main for i in self.role.passes[kind.name]) and not any(kind.waits)
+            if all(of[i].stream in walked for i in self.role.passes[kind.name])
+            and all(of[w.instruction].stream in walked for needed in kind.waits for w in needed)
         }
         for position in range(self.steps * n):
             number = found.of_pass[position % n]
@@ -334,12 +390,12 @@ class _Spans:
 
     def _task(self, i: Instruction, needed: tuple[Wait, ...], position: int) -> list[tuple[int, int]]:
         """The spans that end with this task of the main stream."""
-        main, stream = self.script.main, i.stream
-        seen = self.seen[stream]
+        serial, stream = self.script.serial, i.stream
+        seen = self.seen[self.script.main if stream in serial else stream]
         for wait in needed:
             other = self.role.instruction[wait.instruction].stream
             then = position - wait.passes_back
-            if other == main:
+            if other in serial:
                 self.began[stream] = max(self.began.get(stream, 0), then)
             elif (wait.instruction, then) in self.posts:
                 began, knows = self.posts[wait.instruction, then]
@@ -348,7 +404,7 @@ class _Spans:
                 for name, count in knows.items():
                     seen[name] = max(seen.get(name, 0), count)
         ended = []
-        if stream == main:
+        if stream in serial:
             ended = [(first, position) for other, count, first in self.open if seen.get(other, 0) >= count]
             self.open = [one for one in self.open if seen.get(one[0], 0) < one[1]]
             return ended

@@ -172,11 +172,20 @@ class _Analysis:
         """For each pass of a microbatch, what the microbatch's buffers make it wait for; positions count the microbatch's passes."""
         slots: dict[str, _Slot] = {}
         found: list[Needs] = []
+        known: dict[tuple[str, str], _At] = {}
         for k, name in enumerate(names):
             touches = self._touches(name, lambda i, scope: scope is Scope.MICROBATCH and not i.once)
             needs: dict[int, list[_At]] = {}
             for entry, places in self._pass(touches, slots, name, k).items():
-                needs[entry] = [p for p in places if isinstance(p, _At)]
+                mine, needs[entry] = self.members[name][entry], []
+                for place in sorted((p for p in places if isinstance(p, _At)), reverse=True):
+                    other = self.members[place.name][place.entry]
+                    pair = (mine.stream, other.stream)
+                    if pair in known and place <= known[pair]:
+                        continue
+                    if mine.every == other.every == 1:
+                        known[pair] = place
+                    needs[entry].append(place)
             found.append(needs)
         return found
 
