@@ -129,12 +129,12 @@ def _deal(graph: Graph, stages: int) -> list[int]:
     """
     blocks = find_blocks(graph)
     count, borders = len(graph.operators), blocks.borders
-    if len(blocks) < stages and len(blocks) + 2 < stages:
-        raise PlanError(f"{graph.name} has {len(blocks)} blocks, too few for {stages} pipeline stages.")
     if len(blocks) % stages == 0:
         each = len(blocks) // stages
         return [*borders[each:-1:each], count]
-    links = [*borders, count] if borders[0] else [*borders[1:], count]  # ends of the stem, of the blocks, of the head
+    links = sorted({*borders, count} - {0})  # ends of the stem, of the blocks, of the head
+    if len(links) < stages:
+        raise PlanError(f"{graph.name} has {len(blocks)} blocks, too few for {stages} pipeline stages.")
     taken = [-(-len(links) * (stage + 1) // stages) for stage in range(stages)]
     return [*(links[n - 1] for n in taken[:-1]), count]
 
