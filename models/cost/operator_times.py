@@ -82,6 +82,7 @@ def stratum_of(operations: Sequence[Operation], roof_s: Array, launch_s: Array) 
     return np.where(rare, 3, np.where(ratio < 1.0, 0, np.where(ratio < 8.0, 1, 2)))
 
 
+MOST_OF_RARE = 2.0  # times the roofline of sustained bandwidth
 _COMMON_ROWS = frozenset({"elementwise", "normalisation", "softmax"})
 
 
@@ -210,9 +211,12 @@ class OperatorTimes:
         else:
             logarithm = self.general[group].predict(at.rows) + self.offsets.get(key, 0.0)
         known = key in self.particular or key in self.offsets
+        strata = stratum_of(operations, at.roof_s, launch)
+        # Of copies, look-ups and the like few were measured, and none as large as whole activations: beyond what it has seen the
+        # regression says anything, the memory's bandwidth does not.
+        logarithm = np.where(strata == 3, np.minimum(logarithm, math.log(MOST_OF_RARE)), logarithm)
         seconds = np.maximum(base * np.exp(logarithm), _least(at, operations, traits))
         low, high = seconds.copy(), seconds.copy()
-        strata = stratum_of(operations, at.roof_s, launch)
         for stratum in STRATA:
             here = strata == stratum
             band = self.band(group, context, device.name if known else relatives_of(device), stratum)
