@@ -9,6 +9,8 @@ from ...errors import DataError, PlanError
 from ...hwprofiles import Cluster
 from ...models.cost import CostModel
 from ...models.onnxpp import Graph
+from ...models.plan import Strategy
+from ...models.program import Program
 from ...models.zoo import import_network
 from ...sim import Interval, Simulation, simulate_program
 from ...sim.cutting import Cutter
@@ -117,15 +119,18 @@ def simulate_setting(setting: Setting) -> Simulation:
     """A step of training; of its forward pass, or its passes without the update, where the row measures those."""
     case, cutter, strategy = setting.case, setting.cutter, setting.chosen.strategy
     if case.measured_quantity == "inference_latency":
-        program = cutter.lower_evaluation(strategy)
-    else:
-        forward_backward = case.measured_quantity == "train_fwd_bwd_latency"
-        program = cutter.lower(strategy, optimizer="sgd" if forward_backward else setting.network.optimizer)
+        return _simulate(setting, cutter.lower_evaluation(strategy), strategy)
+    without_update = case.measured_quantity == "train_fwd_bwd_latency"
+    optimizer = "sgd" if without_update else setting.network.optimizer
+    return _simulate(setting, cutter.lower(strategy, optimizer=optimizer), strategy)
+
+
+def _simulate(setting: Setting, program: Program, strategy: Strategy) -> Simulation:
     return simulate_program(
         program,
-        cutter.local(strategy).graph,
+        setting.cutter.local(strategy).graph,
         setting.cluster,
-        model=cutter.model,
+        model=setting.cutter.model,
         precision=strategy.precision,
         optimizer=setting.network.optimizer,
         strategy=str(strategy),
@@ -193,5 +198,17 @@ def _run_s(setting: Setting, simulation: Simulation) -> Interval:
     if plan is None:
         return training
     times = max(1.0, (samples - plan.first_samples) // plan.every_samples + 1)
-    # A third of a training step's work a sample.
-    return training.times(1.0 + times * plan.samples / (3.0 * samples))
+    forward = _evaluation(setting)
+    steps = -(-plan.samples // (forward.batch * setting.network.packed))
+    return training.plus(forward.figures.step_s.times(times * steps))
+
+
+def _evaluation(setting: Setting) -> Simulation:
+    """The forward pass of one microbatch on every replica; of as many as there are stages where they form a pipeline."""
+    training = setting.chosen.strategy
+    many = training.pipeline if training.pipeline > 1 else 1
+    fields = training.model_dump() | {
+        "batch": training.data * training.microbatch_samples * many, "microbatches": many, "recompute": "none",
+    }  # fmt: skip
+    strategy = Strategy.of(**fields)
+    return _simulate(setting, setting.cutter.lower_evaluation(strategy), strategy)
