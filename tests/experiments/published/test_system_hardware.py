@@ -13,7 +13,7 @@ def test_a_named_machine_with_the_network_that_the_row_gives(case):
             n_devices=32,
             devices_per_node=8,
             nic_gbytes_per_s_per_node=12.5,
-        )  # fmt: skip
+        )
     )
     assert (cluster.device.name, cluster.n_nodes, cluster.devices_per_node) == ("V100-SXM2", 4, 8)
     assert cluster.node.link.name == "nvlink2"
