@@ -147,8 +147,7 @@ class Script:
         """Whether the tasks of the streams `serial` in a pass do not wait for each other in a row from main task to main task."""
         row = [(stream, member, needed) for stream, member, needed in members if stream in serial]
         return (bool(row) and (row[0][0] != self.main or row[-1][0] != self.main)) or any(
-            stream != before and Wait(last, 0) not in needed
-            for (before, last, _), (stream, _, needed) in pairwise(row)
+            stream != before and Wait(last, 0) not in needed for (before, last, _), (stream, _, needed) in pairwise(row)
         )
 
     @cached_property
@@ -265,17 +264,16 @@ class Script:
 
     def _walk(self, streams: tuple[str, ...], running: set[int]) -> Walk:
         """The lines of `streams` in a step in which instructions with these `every` run."""
-        found, mine = waits(self.role), set(streams)
-        lines: dict[tuple[int, bool], tuple[Line, ...]] = {}
-        positions, of_position = [], []
-        for position, number in enumerate(found.of_pass):
-            key = (number, position in self.live)
-            if key not in lines:
-                lines[key] = self._lines(number, streams, mine, running, live=key[1])
-            if lines[key]:
-                positions.append(position)
-                of_position.append(lines[key])
-        return Walk(streams=streams, positions=tuple(positions), lines=tuple(of_position))
+        mine = set(streams)
+        lines = {key: self._lines(key[0], streams, mine, running, live=key[1]) for key in dict.fromkeys(self._keys)}
+        positions = [position for position, key in enumerate(self._keys) if lines[key]]
+        return Walk(streams=streams, positions=tuple(positions), lines=tuple([lines[self._keys[p]] for p in positions]))
+
+    @cached_property
+    def _keys(self) -> list[tuple[int, bool]]:
+        """For each pass of the schedule, its kind and whether it is live: all that its lines depend on."""
+        live = self.live
+        return [(number, position in live) for position, number in enumerate(waits(self.role).of_pass)]
 
     def _lines(
         self, number: int, streams: tuple[str, ...], mine: set[str], running: set[int], *, live: bool

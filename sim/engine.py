@@ -220,7 +220,8 @@ class _Engine:
         env, script, passes = self.env, rank.script, rank.script.passes
         numbers, stride = script.numbers, self.stride
         free = [0.0] * len(streams)
-        started, ended, gathered = record.starts.append, record.ends.append, record.gathered.append
+        ends = record.ends
+        started, ended, gathered = record.starts.append, ends.append, record.gathered.append
         bound: dict[int, list[_Bound]] = {}
         for step in range(self.steps):
             walk = script.walks(step)[number]
@@ -229,12 +230,12 @@ class _Engine:
                 if id(lines) not in bound:
                     bound[id(lines)] = [self._bound(rank, line) for line in lines]
                 this_pass, this_task = first_pass + position, first_task + numbers[position]
-                done: list[float] = []
+                before = len(ends)
                 for op, stream, seconds, waits, needs, post, partner, once, line in bound[id(lines)]:
                     start_s = free[stream]
                     for k in waits:
-                        if done[k] > start_s:
-                            start_s = done[k]
+                        if ends[before + k] > start_s:
+                            start_s = ends[before + k]
                     for other, passes_back, every in needs:
                         then = this_pass - passes_back
                         if then < 0 or (every > 1 and (then // passes + 1) % every):
@@ -284,7 +285,6 @@ class _Engine:
                         end_s = meeting.end_s
                         gathered(meeting.latest_s)
                     free[stream] = end_s
-                    done.append(end_s)
                     started(start_s)
                     ended(end_s)
                     if post is not None:

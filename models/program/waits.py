@@ -128,33 +128,37 @@ class _Analysis:
         for position, (_, microbatch) in enumerate(role.schedule):
             self.positions.setdefault(microbatch, []).append(position)
         self.last = {name: position for position, (name, _) in enumerate(role.schedule)}
-        self.by_hand = {n for n, members in self.members.items() if any(i.after or i.after_earlier for i in members)}
+        # The instructions of a pass that state their order by hand.
+        self.by_hand = {n: e for n, e in ((n, self._stating(m)) for n, m in self.members.items()) if e}
         # For each pair of streams, the latest task of the second that the first has waited for.
         self.known: dict[tuple[str, str], _At] = {}
 
+    @staticmethod
+    def _stating(members: Sequence[Instruction]) -> list[int]:
+        return [entry for entry, i in enumerate(members) if i.after or i.after_earlier]
+
     def run(self) -> Waits:
         lives: dict[tuple[str, ...], list[Needs]] = {}
-        life_of: dict[int | None, list[Needs]] = {}
+        of_life: list[Needs] = [{}] * len(self.schedule)  # what each pass waits for because of its microbatch's buffers
         for microbatch, positions in self.positions.items():
             names = tuple([self.schedule[p].name for p in positions])
             if names not in lives:
                 lives[names] = self._life(names) if microbatch is not None else [{} for _ in names]
-            life_of[microbatch] = lives[names]
+            for position, needs in zip(positions, lives[names], strict=True):
+                of_life[position] = needs
+        of_step = self._steps()
         kinds: dict[PassKind, int] = {}
-        plain: dict[tuple[object, ...], int] = {}  # the kind where nothing but the life of the microbatch orders
+        plain: dict[tuple[str, int], int] = {}  # the kind where nothing but the life of the microbatch orders
         of_pass: list[int] = []
-        gone = dict.fromkeys(self.positions, 0)
-        for position, (lasting, (name, microbatch)) in enumerate(zip(self._steps(), self.schedule, strict=True)):
-            within = life_of[microbatch][gone[microbatch]]
-            gone[microbatch] += 1
+        for position, (within, (name, _)) in enumerate(zip(of_life, self.schedule, strict=True)):
             key = (name, id(within))
-            is_plain = not lasting and name not in self.by_hand
-            if is_plain and key in plain:
+            if key in plain and position not in of_step:
                 of_pass.append(plain[key])
                 continue
-            kind = PassKind(name, self._waits(position, within, lasting))
+            kind = PassKind(name, self._waits(position, within, of_step.get(position, {})))
             of_pass.append(kinds.setdefault(kind, len(kinds)))
-            if is_plain and not any(w.passes_back for needed in kind.waits for w in needed):
+            repeats = position not in of_step and name not in self.by_hand
+            if repeats and not any(w.passes_back for needed in kind.waits for w in needed):
                 plain[key] = of_pass[-1]
         return Waits(kinds=tuple(kinds), of_pass=tuple(of_pass))
 
@@ -189,15 +193,14 @@ class _Analysis:
             found.append(needs)
         return found
 
-    def _steps(self) -> Iterator[Needs]:
-        """For each pass of the schedule, what all other buffers make it wait for."""
+    def _steps(self) -> dict[int, Needs]:
+        """What all other buffers make passes wait for, by position."""
         slots: dict[str, _Slot] = {}
         if any(scope is Scope.RUN for touched in self.touched.values() for _, scope, _ in touched):
-            for _ in self._walk(slots, (Scope.RUN,)):
-                pass
+            self._walk(slots, (Scope.RUN,))
         for slot in slots.values():  # what they say now is of the step before
             slot.writers, slot.readers = self._a_step_ago(slot.writers), self._a_step_ago(slot.readers)
-        yield from self._walk(slots, tuple(Scope))
+        return self._walk(slots, tuple(Scope))
 
     def _a_step_ago(self, places: Mapping[tuple[str, int, int], _Place]) -> dict[tuple[str, int, int], _Place]:
         return {
@@ -205,19 +208,18 @@ class _Analysis:
             for (stream, every, _), place in places.items()
         }
 
-    def _walk(self, slots: dict[str, _Slot], scopes: Sequence[Scope]) -> Iterator[Needs]:
-        touches: dict[tuple[str, bool], list[_Touch]] = {}
+    def _walk(self, slots: dict[str, _Slot], scopes: Sequence[Scope]) -> dict[int, Needs]:
+        touches = {
+            (name, alone): self._touches(name, partial(_of_the_step, scopes, alone))
+            for name, alone in dict.fromkeys((name, microbatch is None) for name, microbatch in self.schedule)
+        }
         settled: dict[tuple[str, bool], tuple[int, Mapping[int, list[_Place]]]] = {}
         last: dict[str, int] = {}
+        found: dict[int, Needs] = {}
         changes = 0  # of what slots say
-        nothing: Needs = {}
         for position, (name, microbatch) in enumerate(self.schedule):
-            key = (name, alone := microbatch is None)
-            if key not in touches:
-                touches[key] = self._touches(name, partial(_of_the_step, scopes, alone))
+            key = (name, microbatch is None)
             if not touches[key]:
-                last[name] = position
-                yield nothing
                 continue
             if key in settled and settled[key][0] == changes:
                 needs = settled[key][1]
@@ -229,16 +231,21 @@ class _Analysis:
                     settled[key] = changes, needs
                 else:
                     changes += 1
-            yield {
-                entry: [
-                    p
-                    if isinstance(p, _At)
-                    else _At(position if p.name == name and p.entry < entry else last[p.name], *p)
-                    for p in places
-                ]
-                for entry, places in needs.items()
-            }
+            if needs:
+                found[position] = {
+                    entry: [self._resolved(place, name, entry, position, last) for place in places]
+                    for entry, places in needs.items()
+                }
             last[name] = position
+        return found
+
+    @staticmethod
+    def _resolved(place: _Place, name: str, entry: int, position: int, last: Mapping[str, int]) -> _At:
+        """Where a place is for instruction number `entry` of the pass `name` at `position`."""
+        if isinstance(place, _At):
+            return place
+        in_this_pass = place.name == name and place.entry < entry
+        return _At(position if in_this_pass else last[place.name], place.entry, place.name)
 
     def _pass(
         self, touches: Sequence[_Touch], slots: dict[str, _Slot], name: str, position: int | None = None
@@ -265,14 +272,14 @@ class _Analysis:
     def _waits(self, position: int, within: Needs, lasting: Needs) -> tuple[tuple[Wait, ...], ...]:
         """The waits of one pass."""
         name, microbatch = self.schedule[position]
-        mine = self.positions[microbatch]
-        found = []
-        for entry, instruction in enumerate(self.members[name]):
+        mine, members = self.positions[microbatch], self.members[name]
+        found: list[tuple[Wait, ...]] = [()] * len(members)
+        for entry in sorted({*within, *lasting, *self.by_hand.get(name, ())}):
+            instruction = members[entry]
             places = [_At(mine[p.position], p.entry, p.name) for p in within.get(entry, ())]
             places += lasting.get(entry, ())
-            if name in self.by_hand:
-                places += self._stated(instruction, None if instruction.once else microbatch)
-            found.append(self._latest(position, instruction, places) if places else ())
+            places += self._stated(instruction, None if instruction.once else microbatch)
+            found[entry] = self._latest(position, instruction, places)
         return tuple(found)
 
     def _latest(self, position: int, instruction: Instruction, places: Sequence[_At]) -> tuple[Wait, ...]:
