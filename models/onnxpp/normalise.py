@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .problems import Problems
-from .weights import dtype_name, is_heavy, light_copy
+from .weights import TRAINED, dtype_name, is_heavy, light_copy
 
 __all__ = ["convert_opset", "normalise", "unique_name"]
 
@@ -98,7 +98,11 @@ def name_nodes(model: ModelProto) -> None:
 def _untie(model: ModelProto) -> None:
     """Give every use of a shared vector as a weight, and every Identity of a vector, an initializer of its own."""
     graph = model.graph
-    vectors = {t.name: t for t in graph.initializer if len(t.dims) == 1 and "float" in dtype_name(t.data_type)}
+    vectors = {
+        t.name: t
+        for t in graph.initializer
+        if len(t.dims) == 1 and "float" in dtype_name(t.data_type) and all(p.key != TRAINED for p in t.metadata_props)
+    }
     taken = {v.name for v in graph.input} | {t.name for t in graph.initializer}
     taken |= {name for node in graph.node for name in node.output}
     kept = [node for node in graph.node if not (node.op_type == "Identity" and node.input[0] in vectors)]

@@ -16,9 +16,9 @@ from onnx import ModelProto, NodeProto
 from .graph import Tensor
 from .problems import Problems, did_you_mean
 from .shapes import RANDOM
+from .weights import TRAINED
 
 __all__ = [
-    "TRAINED",
     "constant_tensors",
     "default_parameters",
     "frontier",
@@ -45,8 +45,6 @@ WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "RMSNormalization": (1,),
     "RNN": (1, 2, 3),
 }
-# Metadata of an initializer: "true" or "false" where the file says whether it is trained.
-TRAINED = "hpdlf.trained"
 REARRANGEMENTS = ("Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten")
 STATE_SLOTS = {"BatchNormalization": (3, 4)}
 

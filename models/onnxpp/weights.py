@@ -15,10 +15,22 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ...errors import ModelError
 
-__all__ = ["dtype_name", "external_path", "is_external", "is_heavy", "light_copy", "payload_bytes", "tensor_values"]
+__all__ = [
+    "TRAINED",
+    "dtype_name",
+    "external_path",
+    "is_external",
+    "is_heavy",
+    "light_copy",
+    "payload_bytes",
+    "tensor_values",
+]
 
 # Shape operands (of Reshape, Slice, Resize ...) are far smaller and must stay visible to shape inference.
 HEAVY_BYTES = 1024
+# Metadata of an initializer: "true" or "false" where the file says whether it is trained. Such a one is what it is: no
+# copies are made of it where several operators share it.
+TRAINED = "hpdlf.trained"
 MAX_RANK = 64
 PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
 

@@ -25,7 +25,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from ...errors import ModelError
-from ..onnxpp.parameters import TRAINED
+from ..onnxpp.weights import TRAINED
 
 __all__ = ["Builder", "need"]
 
@@ -100,7 +100,7 @@ class Builder:
     ) -> str:
         """A trained tensor: normal with variance 2 / `fan_in`, or all `value`; a `frozen` one takes part untrained.
 
-        `said`: the file says that it is trained, as what it is used for does not tell.
+        `said`: the file says that it is trained, and one tensor however many use it, as its use does not tell.
         """
         tensor = TensorProto(name=self._unique(name), data_type=TensorProto.FLOAT, dims=shape)
         if frozen or said:

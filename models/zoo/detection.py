@@ -147,7 +147,7 @@ def _shared_head(b: Builder, part: str, maps: list[Map], filters: int) -> list[M
         with b.scope(f"{part}.{layer}"):
             out = 256 if layer < 4 else filters
             weight = b.weight((out, 256, 3, 3), fan_in=256 * 9)
-            bias = b.weight((out,), name="bias")
+            bias = b.weight((out,), name="bias", said=True)
             for level, x in enumerate(results):
                 y = b.node("Conv", x.tensor, weight, bias, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
                 results[level] = Map(b.node("Relu", y) if layer < 4 else y, out, x.size)

@@ -55,7 +55,9 @@ def mask_rcnn(
 def _proposals(b: Builder, maps: list[Map]) -> str:
     """Loss of the proposal head: one convolution, then whether there is an object and where, shared by all maps."""
     with b.scope("proposals"):
-        dense = [(b.weight((n, 256, k, k), fan_in=256 * k * k), b.weight((n,), name="bias")) for n, k in _HEADS]
+        dense = [
+            (b.weight((n, 256, k, k), fan_in=256 * k * k), b.weight((n,), name="bias", said=True)) for n, k in _HEADS
+        ]
         columns: list[tuple[str, str]] = []
         total = 0
         for x in maps:
