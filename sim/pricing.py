@@ -24,12 +24,13 @@ from ..models.cost import (
     transfer_workload,
     update_workload,
 )
+from ..models.cost.roofline import MATRIX_FAMILIES
 from ..models.cost.software import Software
 from ..models.cost.workload import together
 from ..models.onnxpp import Graph
 from ..models.program import Group, Instruction, Kind, Peer, Phase, Program, Role
 
-__all__ = ["Pricing"]
+__all__ = ["Pricing", "product_share"]
 
 _FREE = Estimate(
     seconds=0.0, low_s=0.0, high_s=0.0, joules=0.0, low_j=0.0, high_j=0.0, provenance="modelled", bound="host"
@@ -237,16 +238,24 @@ class Pricing:
 
 
 def _by_software(found: Estimate, workload: Workload, software: Software | None) -> Estimate:
-    """The estimate as `software` takes it: longer by its factor, and no shorter than the host takes to call the kernels."""
+    """The estimate as `software` takes it: its parts longer by their factors, and no shorter than the host takes to call the kernels."""
     if software is None or workload.kind == "host":
         return found
-    factor = software.communication.value if workload.payload_bytes else software.compute.value
-    least_s = 0.0
-    if not workload.payload_bytes:
-        least_s = software.call_s.value * sum(o.count * o.own_kernel for o in workload.operations)
+    if workload.payload_bytes:
+        factor, least_s = software.communication.value, 0.0
+    else:
+        share = product_share(workload)
+        factor = share * software.products.value + (1.0 - share) * software.rows.value
+        least_s = software.call_s * sum(o.count * o.own_kernel for o in workload.operations)
     return replace(
         found,
         seconds=max(found.seconds * factor, least_s),
         low_s=max(found.low_s * factor, least_s),
         high_s=max(found.high_s * factor, least_s),
     )
+
+
+def product_share(workload: Workload) -> float:
+    """The part of a device's work that is matrix products, convolutions and attention."""
+    products = sum(s for name, s in workload.components.items() if name.partition(".")[0] in MATRIX_FAMILIES)
+    return products / max(sum(workload.components.values()), 1e-30)

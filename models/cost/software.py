@@ -1,14 +1,15 @@
 """What a framework makes of devices and links: three numbers that were fitted on published runs, and facts about its kernels.
 
 Operators' times come from measurements of kernels one by one. A framework that strings them together adds what such tables do not
-show: glue between kernels, allocation, streams that wait for each other, a host that is too slow. All of it is put into
+show, and saves what it fuses: glue between kernels, allocation, layouts, streams that wait for each other. All of it is put into
 
-* ``compute``, a factor on the time of operators and updates,
-* ``communication``, a factor on the time of messages and collectives, and
-* ``call_s``, the host's time for one call of a kernel: a segment takes at least as long as the host takes to call its kernels.
+* ``products``, a factor on the time of matrix products, convolutions and attention,
+* ``rows``, a factor on the time of everything else that a device does (normalisation, activations, copies, updates), and
+* ``communication``, a factor on the time of messages and collectives.
 
 They stand in ``software.toml`` beside this module with their spread (the standard deviation of the logarithm) and what they were
-fitted on. Which neighbouring operators run as one kernel and which kernels compute attention are facts, and stand there too.
+fitted on, by :mod:`hpdlf.experiments.fit_software`. Which neighbouring operators run as one kernel, which kernels compute attention,
+and how long the host takes to call a kernel are facts, and stand there too.
 
 >>> load_software("JAX 0.4").name, load_software("a framework nobody knows").name
 ('compiled', 'any')
@@ -53,9 +54,15 @@ class Software:
     names: tuple[str, ...]
     fuses: Fuses
     attention: int
-    compute: Scalar
+    call_s: float
+    products: Scalar
+    rows: Scalar
     communication: Scalar
-    call_s: Scalar
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the logarithm of a step's time that the framework alone accounts for."""
+        return self.products.spread
 
 
 def load_software(text: str) -> Software:
@@ -109,24 +116,24 @@ def _software(entry: Mapping[str, Any]) -> Software:
     name = entry["name"]
     if entry["fuses"] not in _FUSES:
         raise ValueError(f"software '{name}': fuses '{entry['fuses']}' is none of {', '.join(_FUSES)}")
-    if entry["attention"] not in (2, 3):
-        raise ValueError(f"software '{name}': attention {entry['attention']} is neither 2 nor 3")
+    if entry["attention"] not in (1, 2, 3):
+        raise ValueError(f"software '{name}': attention {entry['attention']} is none of 1, 2 and 3")
     return Software(
         name=name,
         names=tuple(entry["names"]),
         fuses=entry["fuses"],
         attention=entry["attention"],
-        compute=_scalar(entry, "compute"),
+        call_s=float(entry["call_s"]),
+        products=_scalar(entry, "products"),
+        rows=_scalar(entry, "rows"),
         communication=_scalar(entry, "communication"),
-        call_s=_scalar(entry, "call_s"),
     )
 
 
 def _scalar(entry: Mapping[str, Any], field: str) -> Scalar:
     said = entry[field]
     value, spread = float(said["value"]), float(said["spread"])
-    least = 0.0 if field == "call_s" else 1e-3
-    if not (least <= value < math.inf and 0.0 <= spread < math.inf):
+    if not (1e-3 <= value < math.inf and 0.0 <= spread < math.inf):
         raise ValueError(f"software '{entry['name']}': {field} of {value} with spread {spread} is out of range")
     return Scalar(value=value, spread=spread, on=str(said["on"]))
 
