@@ -65,7 +65,7 @@ def _row(case: Case) -> Row:
             low=value.low,
             high=value.high,
             peak_bytes=found.peak_bytes,
-            how=f"{found.setting.cluster.name}: {found.setting.chosen.strategy}",
+            how=f"{found.setting.cluster.name}: {found.setting.strategy}",
         )
     except HpdlfError as error:
         return Row(case=case, refused=_sentence(str(error)))

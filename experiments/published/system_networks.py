@@ -76,7 +76,7 @@ def _network(family: str, name: str, *, language: bool = True, tokens: int | Non
     )  # fmt: skip
 
 
-def _sizes(case: Case) -> dict[str, int]:
+def _sizes(case: Case) -> dict[str, Any]:
     """Layers, hidden size, heads and sequence of a transformer.
 
     Raises:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from .system_cases import Case
+from .system_networks import Network
 from .system_text import dimensions
 
 __all__ = ["IMAGENET", "Evaluations", "evaluations_of", "samples_of"]
@@ -28,6 +29,10 @@ class Evaluations:
     every_samples: float
     samples: int
     first_samples: float
+
+    def times(self, samples: float) -> int:
+        """Evaluations of a run that stops after so many samples: at least that at its end."""
+        return max(1, int((samples - self.first_samples) // self.every_samples) + 1)
 
 
 def evaluations_of(case: Case, family: str) -> Evaluations | None:
@@ -64,6 +69,9 @@ def evaluations_of(case: Case, family: str) -> Evaluations | None:
     return None
 
 
-def samples_of(case: Case) -> float | None:
-    """Samples until the run stopped: the column's, or the note's."""
-    return case.samples_to_stop or dimensions(case).run_samples
+def samples_of(case: Case, network: Network) -> float | None:
+    """Samples until the run stopped: the column's, or the note's, which may count tokens ("366B tokens")."""
+    said = dimensions(case)
+    if case.samples_to_stop or said.run_samples:
+        return case.samples_to_stop or said.run_samples
+    return said.run_tokens / network.tokens if said.run_tokens and network.tokens else None

@@ -17,7 +17,17 @@ from ...hwprofiles import find_device
 from ...hwprofiles.loader import profile_files
 from .system_cases import Case
 
-__all__ = ["Dimensions", "Machine", "Precision", "Schedule", "dimensions", "machine", "precision", "schedule"]
+__all__ = [
+    "Dimensions",
+    "Machine",
+    "Precision",
+    "Schedule",
+    "dimensions",
+    "machine",
+    "precision",
+    "schedule",
+    "software_name",
+]
 
 T = TypeVar("T")
 
@@ -219,6 +229,7 @@ class Dimensions:
     tokens_per_device     of a batch that is counted in tokens
     samples_per_device    of one optimiser step, "accumulated batch"
     run_samples           of a whole run, where the log counts them as epochs
+    run_tokens            of a whole run
     validated             whether the time includes an evaluation after every epoch
     direct_current        power is that of the node's own supply, behind the conversion from the grid
     """
@@ -238,6 +249,7 @@ class Dimensions:
     tokens_per_device: int | None
     samples_per_device: int | None
     run_samples: float | None
+    run_tokens: float | None
     validated: bool
     direct_current: bool
 
@@ -274,9 +286,23 @@ def dimensions(case: Case) -> Dimensions:
         tokens_per_device=whole(r"batch (\d+) tokens per (?:gpu|device)"),
         samples_per_device=whole(r"accumulated batch(?: per |/)(?:gpu|device) (\d+)"),
         run_samples=number(r"epochs field of the log ([\d.]+e?\+?\d*)"),
+        run_tokens=None if (tokens := number(r"\b(\d+(?:\.\d+)?)b tokens")) is None else 1e9 * tokens,
         validated="includes validation" in text,
         direct_current="dc power" in text,
     )
+
+
+# Stacks that a row's schedule names beside its framework.
+STACKS = ((r"zero-?3", r"^megatron$", "deepspeed zero-3"),)
+
+
+def software_name(case: Case) -> str:
+    """What :func:`hpdlf.models.cost.load_software` is asked for: the framework with how its graphs are compiled, if they are."""
+    framework, plan = case.framework.lower(), case.schedule.lower()
+    for pattern, of, name in STACKS:
+        if re.search(pattern, plan) and re.search(of, framework):
+            return name
+    return f"{case.framework} {case.compiled}".removesuffix(" eager").strip()
 
 
 def _first(rules: Iterable[tuple[str, T]], text: str) -> T | None:
