@@ -50,6 +50,7 @@ class Cutter:
         key = (
             *_split(strategy), stages, strategy.cut, bucket_bytes, samples if times else None,
             strategy.precision if times else None, strategy.recompute, strategy.zero == 3, bool(strategy.simulated_only),
+            strategy.data * strategy.context > 1,
         )  # fmt: skip
         if key not in self._cuts:
             link = self.cluster.link or self.cluster.node.link
