@@ -115,15 +115,6 @@ def test_full_sharding_gathers_one_block_ahead(chain: Graph, lower_network: Lowe
     assert computing[-1].start_s == 0.5 + (len(computing) - 1) * 1.0
 
 
-def test_the_next_step_waits_only_for_the_parameters_it_needs(chain: Graph, lower_network: Lower) -> None:
-    """ZeRO-1: parameters gathered behind the update are waited for bucket by bucket."""
-    program = lower_network(chain, batch=8, data=2, zero=1, bucket_bytes=1)
-    events = played(program, steps=2, talking=lambda i: 0.25 if i.kind is Kind.ALL_GATHER else 0.0)
-    first = next(e for e in events if e.step == 1 and e.kind == "compute" and e.rank == 0)
-    last = max(e.end_s for e in events if e.step == 0 and e.kind == "all_gather")
-    assert first.start_s < last
-
-
 # --- solvers -----------------------------------------------------------------------------------------------------------
 
 
