@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..errors import PlanError
-from ..hwprofiles import Cluster
+from ..hwprofiles import Cluster, Device
 from ..models.cost import (
     CostModel,
     Estimate,
@@ -24,6 +24,7 @@ from ..models.cost import (
     transfer_workload,
     update_workload,
 )
+from ..models.cost.power import busy_energy
 from ..models.cost.roofline import MATRIX_FAMILIES
 from ..models.cost.software import Software
 from ..models.cost.workload import together
@@ -208,7 +209,7 @@ class Pricing:
         if key not in self._estimates:
             device = None if workload.kind == "host" else self.cluster.device
             found = self.model.price(workload, device, ranks_on_node=self._ranks_on_node)
-            self._estimates[key] = _by_software(found, workload, self.software)
+            self._estimates[key] = _by_software(found, workload, self.software, device)
         return self._estimates[key]
 
     def estimates(self, rank: int) -> Mapping[str, Estimate]:
@@ -237,8 +238,12 @@ class Pricing:
         return together(workloads)
 
 
-def _by_software(found: Estimate, workload: Workload, software: Software | None) -> Estimate:
-    """The estimate as `software` takes it: its parts longer by their factors, and no shorter than the host takes to call the kernels."""
+def _by_software(
+    found: Estimate, workload: Workload, software: Software | None, device: Device | None
+) -> Estimate:
+    """The estimate as `software` takes it: its parts longer by their factors, and no shorter than the host takes to call the kernels.
+    Over a longer time a device is used less, and draws less.
+    """
     if software is None or workload.kind == "host":
         return found
     if workload.payload_bytes:
@@ -247,9 +252,13 @@ def _by_software(found: Estimate, workload: Workload, software: Software | None)
         share = product_share(workload)
         factor = share * software.products.value + (1.0 - share) * software.rows.value
         least_s = software.call_s * sum(o.count * o.own_kernel for o in workload.operations)
+    seconds = max(found.seconds * factor, least_s)
+    energy = busy_energy(workload, seconds, device) if device is not None and seconds != found.seconds else None
+    if energy is not None:
+        found = replace(found, joules=energy.value, low_j=energy.low, high_j=energy.high)
     return replace(
         found,
-        seconds=max(found.seconds * factor, least_s),
+        seconds=seconds,
         low_s=max(found.low_s * factor, least_s),
         high_s=max(found.high_s * factor, least_s),
     )
