@@ -158,7 +158,7 @@ class _Engine:
 
     def run(self) -> Played:
         for rank in self.ranks:
-            for number, streams in enumerate(rank.script.streams):
+            for number, streams in enumerate(rank.script.of.streams):
                 record = Record(rank=rank.number, script=rank.script, walk=number, seconds=rank.seconds)
                 self.records.append(record)
                 self.env.process(self._walk(rank, number, streams, record))
