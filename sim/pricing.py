@@ -24,6 +24,7 @@ from ..models.cost import (
     transfer_workload,
     update_workload,
 )
+from ..models.cost.attention import newest, share_of_peak
 from ..models.cost.power import busy_energy
 from ..models.cost.roofline import MATRIX_FAMILIES
 from ..models.cost.software import Software
@@ -233,14 +234,14 @@ class Pricing:
         if any(p.phase is Phase.UPDATE for p in instruction.parts):
             elements = self.program.updated[role.name]
             workloads.append(
-                update_workload(elements, optimizer=self.optimizer, device=device, precision=self.precision)
+                update_workload(
+                    elements, optimizer=self.optimizer, device=device, precision=self.precision, mixed=self.mixed
+                )
             )
         return together(workloads)
 
 
-def _by_software(
-    found: Estimate, workload: Workload, software: Software | None, device: Device | None
-) -> Estimate:
+def _by_software(found: Estimate, workload: Workload, software: Software | None, device: Device | None) -> Estimate:
     """The estimate as `software` takes it: its parts longer by their factors, and no shorter than the host takes to call the kernels.
     Over a longer time a device is used less, and draws less.
     """
@@ -251,6 +252,7 @@ def _by_software(
     else:
         share = product_share(workload)
         factor = share * software.products.value + (1.0 - share) * software.rows.value
+        factor += software.products.value * _older_attention(workload, software, device)
         least_s = software.call_s * sum(o.count * o.own_kernel for o in workload.operations)
     seconds = max(found.seconds * factor, least_s)
     energy = busy_energy(workload, seconds, device) if device is not None and seconds != found.seconds else None
@@ -262,6 +264,20 @@ def _by_software(
         low_s=max(found.low_s * factor, least_s),
         high_s=max(found.high_s * factor, least_s),
     )
+
+
+def _older_attention(workload: Workload, software: Software, device: Device | None) -> float:
+    """How much longer than priced the work takes, as a share, where attention runs by kernels older than the device could."""
+    if device is None or software.attention >= newest(device):
+        return 0.0
+    longer = 0.0
+    for name, seconds in workload.components.items():
+        family, *rest = name.split(".")
+        if family == "attention":
+            backward = "backward" in rest
+            shares = [share_of_peak(device, g, backward=backward) for g in (newest(device), software.attention)]
+            longer += seconds * (shares[0] / shares[1] - 1.0)
+    return longer / max(sum(workload.components.values()), 1e-30)
 
 
 def product_share(workload: Workload) -> float:

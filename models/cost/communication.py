@@ -168,8 +168,11 @@ def host_workload(kind: str, nbytes: int, node: Node) -> Workload:
     )
 
 
-def update_workload(parameter_elements: int, *, optimizer: str, device: Device, precision: str = "float32") -> Workload:
+def update_workload(
+    parameter_elements: int, *, optimizer: str, device: Device, precision: str = "float32", mixed: bool = False
+) -> Workload:
     """One optimiser update of `parameter_elements`: memory traffic of :data:`OPTIMIZER_TRAFFIC` words each, one launch.
+    `mixed`: the words are float32, and a copy in `precision` is written besides.
 
     Raises:
         PlanError: an optimiser that the table does not have.
@@ -181,11 +184,14 @@ def update_workload(parameter_elements: int, *, optimizer: str, device: Device, 
         raise PlanError(f"optimiser '{optimizer}' is not known; {hint}")
     roof = roof_of(device, precision)
     words = OPTIMIZER_TRAFFIC[optimizer]
-    item = item_bytes(storage(precision))
-    nbytes = parameter_elements * words * item
+    copied = 0
+    item = item_bytes("bfloat16" if precision == "float8" else storage(precision))
+    if mixed and item < item_bytes("float32"):
+        copied, item = item * parameter_elements, item_bytes("float32")
+    nbytes = parameter_elements * words * item + copied
     flops = 2.0 * words * parameter_elements
     arithmetic_s, traffic_s = roof.times("elementwise", flops, nbytes)
-    written = (words - 1) // 2 * parameter_elements * item  # the parameter, and each state tensor
+    written = (words - 1) // 2 * parameter_elements * item + copied  # the parameter, its copy, and each state tensor
     operation = Operation(
         family="update",
         op=optimizer,
@@ -201,7 +207,7 @@ def update_workload(parameter_elements: int, *, optimizer: str, device: Device, 
         subject=device.name,
         subject_kind="cpu" if device.kind == "cpu" else "gpu",
         kind="update",
-        key=f"{optimizer}:{parameter_elements}:{precision}",
+        key=f"{optimizer}:{parameter_elements}:{precision}{':mixed' if copied else ''}",
         operations=(operation,) if device.kind == "cpu" else (),
         components={
             component_name("update", phase="update", precision=precision): max(arithmetic_s, traffic_s),

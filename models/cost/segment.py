@@ -35,12 +35,15 @@ import numpy as np
 from ...hwprofiles import Device
 from ..onnxpp.count import PHASES, Phase
 from ..onnxpp.graph import Graph, Operator
+from .attention import SPREAD as ATTENTION_SPREAD
+from .attention import attention_seconds
 from .factors import NINETY
 from .memo import memo_of
 from .operation import Operation, operations_of
 from .operator_times import OperatorTimes, relatives_of
 from .residuals import residual_tensors, wants_gradient
 from .roofline import dominant, roof_of, storage
+from .traits import traits_of
 from .workload import Workload
 
 __all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion", "operations_in", "seconds_of"]
@@ -168,6 +171,11 @@ def _regressed(operations: Sequence[Operation], device: Device) -> list[tuple[fl
         seen.clear()
         _SEEN_FOR[device.name] = device
     new = list(dict.fromkeys(o for o in operations if o not in seen))
+    for attended in [o for o in new if o.family == "attention"]:
+        traits = traits_of(device, attended.precision)
+        seconds = attention_seconds(attended, device, traits) * attended.count
+        seen[attended] = seconds + traits.launch_s * attended.own_kernel * attended.count, ATTENTION_SPREAD, True
+    new = [o for o in new if o.family != "attention"]
     if new:
         times = OperatorTimes.default().times(new, device)
         spread = np.log(times.high_s / times.low_s) / (2 * NINETY)

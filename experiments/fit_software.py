@@ -1,0 +1,194 @@
+"""Fits the three numbers of every framework to whole training steps that were published.
+
+    python -m hpdlf.experiments.fit_software CASES.csv [--write] [--jobs N]
+
+A row's time grows with a framework's factors on products, on rows and on communication. How much it grows with each (the *elasticity*)
+is read off its simulation: the shares of the step in which devices compute products, compute anything else, or wait for
+communication; the bubble of a pipeline goes with what fills it. To first order the logarithm of a row's time is linear in the
+logarithms of the factors, so a ridge regression finds them, with Huber's weights (1964) against rows that something else is wrong
+with. Versions of a framework are drawn towards the framework, frameworks towards the mean of all; what no row supports stays there.
+Every source weighs as the square root of its rows. Since shares change with the factors, rows are simulated again and fitted twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import HpdlfError
+from ..models.cost.segment import compute_workload
+from ..models.cost.software import SOFTWARE_FILE, softwares
+from ..sim.pricing import product_share
+from .published.system_cases import Case, read_cases
+from .published.system_prediction import predict
+from .published.system_simulation import setting_of
+
+__all__ = ["Row", "fit", "row_of"]
+
+FACTORS = ("products", "rows", "communication")
+# Standard deviations of logarithms: of a version about its framework, of a framework about the mean of all, of the mean about 1,
+# and of a row about its prediction.
+VERSION, FRAMEWORK, MEAN, NOISE = 0.12, 0.25, 0.3, 0.08
+HUBER = 1.5  # times the noise
+ROUNDS = 2
+TIMES = ("iteration_time", "time_to_train", "train_fwd_bwd_latency", "inference_latency", "device_hours")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What a row says: by how much its measured time is longer than predicted (a logarithm), and its elasticities."""
+
+    case_id: str
+    source: str
+    software: str
+    weight: float
+    residual: float
+    elasticity: tuple[float, float, float]
+
+
+def row_of(case: Case) -> Row | None:
+    """The row of a case; None where it cannot be simulated, measures no time, or does not count."""
+    if case.weight <= 0 or not case.measured_value:
+        return None
+    try:
+        setting = setting_of(case)
+        found = predict(case).value
+        forward = case.measured_quantity == "inference_latency"
+        figures = (setting.forward() if forward else setting.train()).figures
+    except HpdlfError:
+        return None
+    inverse = case.measured_quantity not in TIMES
+    residual = np.log(case.measured_si / found.value)
+    busy = max(figures.utilisation + figures.exposed_communication, 1e-9)
+    device = figures.utilisation / busy
+    products = _products(setting)
+    return Row(
+        case_id=case.case_id,
+        source=case.source,
+        software=setting.software.name,
+        weight=case.weight,
+        residual=float(-residual if inverse else residual),
+        elasticity=(device * products, device * (1.0 - products), 1.0 - device),
+    )
+
+
+def _products(setting: object) -> float:
+    """The share of a device's time that is products, over a pass forward and back through the network."""
+    cutter, strategy = setting._cutter, setting.strategy  # type: ignore[attr-defined]
+    graph = cutter.local(strategy).graph
+    names = tuple(o.name for o in graph.operators if o.family != "collective")
+    workload = compute_workload(
+        graph,
+        [(names, "forward"), (names, "backward")],
+        batch=strategy.microbatch_samples,
+        device=cutter.cluster.device,
+        precision=strategy.precision,
+    )
+    return product_share(workload)
+
+
+def fit(rows: Sequence[Row], now: Mapping[str, Sequence[float]]) -> dict[str, tuple[tuple[float, ...], float, int]]:
+    """By software, the logarithms of its factors, the spread of what is left, and how many rows it was fitted on.
+
+    now   the logarithms with which the rows were predicted
+    """
+    names = sorted(now)
+    kinds = sorted({_framework(n) for n in names})
+    width = len(FACTORS)
+    # Unknowns: the mean of all, what frameworks add, what versions add.
+    place = {("mean", ""): 0}
+    place |= {("framework", k): width * (1 + i) for i, k in enumerate(kinds)}
+    place |= {("version", n): width * (1 + len(kinds) + i) for i, n in enumerate(names)}
+    size = width * (1 + len(kinds) + len(names))
+    design = np.zeros((len(rows), size))
+    for i, row in enumerate(rows):
+        for key in (("mean", ""), ("framework", _framework(row.software)), ("version", row.software)):
+            design[i, place[key] : place[key] + width] = row.elasticity
+    target = np.array([r.residual + float(np.dot(r.elasticity, now[r.software])) for r in rows])
+    prior = np.concatenate(
+        [np.full(width, MEAN), np.full(width * len(kinds), FRAMEWORK), np.full(width * len(names), VERSION)]
+    )
+    many: dict[str, float] = {}
+    for row in rows:
+        many[row.source] = many.get(row.source, 0.0) + row.weight
+    given = np.array([r.weight / np.sqrt(max(many[r.source], 1.0)) for r in rows]) / NOISE**2
+    solved = np.zeros(size)
+    for _ in range(25):
+        off = np.abs(target - design @ solved)
+        weights = given * np.minimum(1.0, HUBER * NOISE / np.maximum(off, 1e-12))
+        solved = np.linalg.solve(design.T * weights @ design + np.diag(prior**-2), design.T @ (weights * target))
+    left = target - design @ solved
+    found = {}
+    for name in names:
+        mine = [i for i, r in enumerate(rows) if r.software == name]
+        keys = (("mean", ""), ("framework", _framework(name)), ("version", name))
+        total = np.sum([solved[place[key] : place[key] + width] for key in keys], axis=0)
+        spread = _spread(left[mine]) if mine else float(np.hypot(FRAMEWORK, NOISE))
+        found[name] = (tuple(float(v) for v in total), spread, len(mine))
+    return found
+
+
+def _framework(name: str) -> str:
+    return re.split(r"[ -]", name)[0]
+
+
+def _spread(left: np.ndarray) -> float:
+    """The standard deviation of what is left: with few rows, drawn towards that of a framework nobody measured."""
+    few = 3.0
+    return float(np.sqrt((np.sum(left**2) + few * 0.12**2) / (len(left) + few)))
+
+
+def write(found: Mapping[str, tuple[tuple[float, ...], float, int]], path: Path) -> None:
+    """Put the numbers into the file, whose other lines stay as they are."""
+    lines, name = [], ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if said := re.fullmatch(r'name = "(.*)"', line):
+            name = said[1]
+        factor = next((i for i, f in enumerate(FACTORS) if line.startswith(f"{f} = ")), None)
+        if name in found and factor is not None:
+            logarithms, spread, count = found[name]
+            on = f"{count} published steps" if count else "what its kind has in common: no published step"
+            value = float(np.exp(logarithms[factor]))
+            line = f'{FACTORS[factor]} = {{ value = {value:.3f}, spread = {spread:.3f}, on = "{on}" }}'
+        lines.append(line)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rows_of(cases: Iterable[Case], jobs: int) -> list[Row]:
+    """All rows that say something."""
+    if jobs == 1:
+        return [row for case in cases if (row := row_of(case))]
+    with ProcessPoolExecutor(jobs) as pool:
+        return [row for row in pool.map(row_of, cases, chunksize=24) if row]
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m hpdlf.experiments.fit_software", description="Fit frameworks.")
+    parser.add_argument("cases", type=Path, metavar="CASES.csv")
+    parser.add_argument("--write", action="store_true", help="write the numbers into the package's file")
+    parser.add_argument("--jobs", type=int, default=1)
+    given = parser.parse_args()
+    cases = [c for c in read_cases(given.cases) if c.group != "energy"]
+    for turn in range(ROUNDS if given.write else 1):
+        softwares.cache_clear()
+        rows = rows_of(cases, given.jobs)
+        now = {s.name: [float(np.log(getattr(s, f).value)) for f in FACTORS] for s in softwares()}
+        found = fit(rows, now)
+        off = np.abs([r.residual for r in rows])
+        print(f"round {turn}: {len(rows)} rows, median error before {np.expm1(np.median(off)):.3f}")
+        for name, (logarithms, spread, count) in sorted(found.items()):
+            values = "  ".join(f"{f} {np.exp(v):.2f}" for f, v in zip(FACTORS, logarithms, strict=True))
+            print(f"  {name:22s} {values}  spread {spread:.2f}  rows {count}")
+        if given.write:
+            write(found, SOFTWARE_FILE)
+
+
+if __name__ == "__main__":
+    main()
