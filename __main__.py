@@ -16,6 +16,7 @@ from .errors import ApprovalError, HpdlfError, ModelError, PlanError
 from .experiments import options as o
 from .experiments.console import complain, draw, help_alone, print_json, show, status
 from .experiments.cost_commands import commands as cost_commands
+from .experiments.grouped_help import Grouped
 from .experiments.profile_commands import commands as profile_commands
 
 __all__ = ["app", "main"]
@@ -117,17 +118,27 @@ def inspect(
 # --- predicting ------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(cls=Grouped)
 def simulate(
     model: o.Model,
     on: o.Cluster,
     batch: o.Batch,
     data: o.Data = 1,
     pipeline: o.Pipeline = 1,
+    tensor: o.Tensor = 1,
+    context: o.Context = 1,
+    expert: o.Expert = 1,
+    sequence_parallel: o.SequenceParallel = False,
     microbatches: o.Microbatches = None,
     schedule: o.Schedule = "1f1b",
-    solver: o.Solver = "synchronous",
-    precision: o.Precision = None,
+    interleave: o.Interleave = 1,
+    cut: o.Cut = "time",
+    solver: o.AnySolver = "synchronous",
+    synchronise_every: o.SynchroniseEvery = 1,
+    zero: o.Zero = 0,
+    recompute: o.Recompute = "none",
+    precision: o.AnyPrecision = None,
+    mixed: o.Mixed = False,
     optimizer: o.Optimizer = "adam",
     samples: o.Samples = None,
     power_limit: o.PowerLimit = None,
@@ -147,9 +158,7 @@ def simulate(
     from .experiments.verbs import simulate as run
     from .sim.perfetto import write_perfetto
 
-    cluster = cluster_of(
-        on, power_limit_w=power_limit, clock_hz=clock and clock * 1e6, price=price, region=region
-    )
+    cluster = cluster_of(on, power_limit_w=power_limit, clock_hz=clock and clock * 1e6, price=price, region=region)
     found = run(
         model,
         on=cluster,
@@ -161,10 +170,20 @@ def simulate(
         database=database,
         data=data,
         pipeline=pipeline,
+        tensor=tensor,
+        context=context,
+        expert=expert,
+        sequence_parallel=sequence_parallel,
         microbatches=microbatches or pipeline,
         schedule=schedule,
+        interleave=interleave,
+        cut=cut,
         solver=solver,
+        synchronise_every=synchronise_every,
+        zero=zero,
+        recompute=recompute,
         precision=precision,
+        mixed=mixed,
     )
     if trace:
         write_perfetto(found.trace, trace)
@@ -179,13 +198,22 @@ def simulate(
             show(f"Wrote {written}.")
 
 
-@app.command()
+@app.command(cls=Grouped)
 def whatif(
     model: o.ModelOrName,
     on: o.Clusters = "xeon-128,dgx-a100,dgx-h100",
     devices: o.Devices = "8,16,32,64,128,256,512",
     batch_per_device: o.BatchPerDevice = 32,
-    precision: o.Precision = None,
+    tensor: o.Tensor = 1,
+    context: o.Context = 1,
+    expert: o.Expert = 1,
+    sequence_parallel: o.SequenceParallel = False,
+    interleave: o.Interleave = 1,
+    cut: o.Cut = "time",
+    zero: o.Zero = 0,
+    recompute: o.Recompute = "none",
+    precision: o.AnyPrecision = None,
+    mixed: o.Mixed = False,
     power_limit: o.PowerLimit = None,
     clock: o.Clock = None,
     price: o.Price = None,
@@ -212,6 +240,15 @@ def whatif(
             database=database,
             batch_per_device=batch_per_device,
             precision=precision or "float32",
+            tensor=tensor,
+            context=context,
+            expert=expert,
+            sequence_parallel=sequence_parallel,
+            interleave=interleave,
+            cut=cut,
+            zero=zero,
+            recompute=recompute,
+            mixed=mixed,
             progress=lambda cluster, count: now.update(f"simulating {count} devices of {cluster}"),
         )
     if out:
@@ -334,7 +371,12 @@ def refine(run: o.Run, database: o.Database = None, as_json: o.Json = False) -> 
     if as_json:
         typer.echo(found.to_frame().to_json(orient="records", indent=1))
         return
-    show(f"{found.observations} workloads of {run} are in the database.", refinement_table(found), *found.lines(), *found.findings())
+    show(
+        f"{found.observations} workloads of {run} are in the database.",
+        refinement_table(found),
+        *found.lines(),
+        *found.findings(),
+    )
 
 
 @app.command()

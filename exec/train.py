@@ -92,6 +92,11 @@ def train(
 def _prepare(plan_path: Path, folder: RunFolder, resume: bool, say: Callable[[str], None]) -> Plan:
     """Check everything that can be checked before a rank starts, and lay out the folder."""
     plan = load_plan(plan_path)
+    if beyond := plan.strategy.simulated_only:
+        raise PlanError(
+            f"{plan_path} asks for {' and '.join(beyond)}, which can only be simulated so far: plan again without, with "
+            "`hpdlf plan`."
+        )
     source = plan.recipe.data.source
     if source is None:
         raise PlanError(

@@ -9,6 +9,8 @@ from typer import Argument, Option
 
 __all__ = [
     "AllowExternal",
+    "AnyPrecision",
+    "AnySolver",
     "Approver",
     "Batch",
     "BatchDim",
@@ -19,9 +21,12 @@ __all__ = [
     "Clock",
     "Cluster",
     "Clusters",
+    "Context",
+    "Cut",
     "Data",
     "Database",
     "Devices",
+    "Expert",
     "FixedData",
     "FixedMicrobatches",
     "FixedPipeline",
@@ -30,10 +35,12 @@ __all__ = [
     "Gantt",
     "HtmlOut",
     "InspectBatch",
+    "Interleave",
     "Json",
     "Loss",
     "MaxRestarts",
     "Microbatches",
+    "Mixed",
     "Model",
     "ModelOrName",
     "Objective",
@@ -50,17 +57,22 @@ __all__ = [
     "Profile",
     "Ranks",
     "Recipe",
+    "Recompute",
     "Region",
     "Resume",
     "Run",
     "RunOut",
     "Samples",
     "Schedule",
+    "SequenceParallel",
     "Solver",
+    "SynchroniseEvery",
+    "Tensor",
     "Trace",
     "Train",
     "WithoutWeights",
     "Yes",
+    "Zero",
 ]
 
 # What a command is about
@@ -68,9 +80,7 @@ Model = Annotated[Path, Argument(metavar="MODEL", help="An ONNX or ONNX++ file."
 ModelOrName = Annotated[str, Argument(metavar="MODEL", help="An ONNX or ONNX++ file, or resnet50 (comes with onnx).")]
 Plan = Annotated[Path, Argument(metavar="PLAN", help="A plan that `hpdlf plan` wrote.")]
 Run = Annotated[Path, Argument(metavar="RUN", help="The folder of a run that `hpdlf train` made.")]
-Profile = Annotated[
-    str, Argument(metavar="NAME", help="A name of `hpdlf profile list`, NAME:NODES, or a TOML file.")
-]
+Profile = Annotated[str, Argument(metavar="NAME", help="A name of `hpdlf profile list`, NAME:NODES, or a TOML file.")]
 Cluster = Annotated[
     str, Option("--on", metavar="CLUSTER", help="A name of `hpdlf profile list`, NAME:NODES, or a TOML file.")
 ]
@@ -103,15 +113,92 @@ WithoutWeights = Annotated[
 InspectBatch = Annotated[int, Option("--batch", metavar="B", min=1, help="Samples to count for.")]
 
 # Strategies
+PARALLEL, MEMORY, HARDWARE = "Who computes what", "Memory and precision", "Hardware and its price"
+
 Batch = Annotated[int, Option("--batch", metavar="B", min=1, help="Samples per optimiser update, over all ranks.")]
-Data = Annotated[int, Option("--data", metavar="D", min=1, help="Replicas (data parallel).")]
-Pipeline = Annotated[int, Option("--pipeline", metavar="P", min=1, help="Pipeline stages.")]
+Data = Annotated[int, Option("--data", metavar="D", min=1, help="Replicas (data parallel).", rich_help_panel=PARALLEL)]
+Pipeline = Annotated[
+    int,
+    Option("--pipeline", metavar="P", min=1, help="Ranks that a replica's stages lie on.", rich_help_panel=PARALLEL),
+]
+Tensor = Annotated[
+    int,
+    Option("--tensor", metavar="T", min=1, help="Ranks that share every large product.", rich_help_panel=PARALLEL),
+]
+Context = Annotated[
+    int,
+    Option("--context", metavar="C", min=1, help="Ranks that share every sample's sequence.", rich_help_panel=PARALLEL),
+]
+Expert = Annotated[
+    int,
+    Option(
+        "--expert",
+        metavar="E",
+        min=1,
+        help="Replicas that the experts of a mixture are dealt to.",
+        rich_help_panel=PARALLEL,
+    ),
+]
+SequenceParallel = Annotated[
+    bool,
+    Option("--sequence-parallel", help="Tensor ranks split the sequence between products.", rich_help_panel=PARALLEL),
+]
 Microbatches = Annotated[
     int | None,
-    Option("--microbatches", metavar="M", min=1, help="Parts of a replica's batch (default: one per stage)."),
+    Option(
+        "--microbatches",
+        metavar="M",
+        min=1,
+        help="Parts of a replica's batch (default: one per rank of the pipeline).",
+        rich_help_panel=PARALLEL,
+    ),
 ]
-Schedule = Annotated[str, Option("--schedule", help="1f1b or gpipe.")]
+Schedule = Annotated[str, Option("--schedule", help="1f1b, gpipe or zero_bubble.", rich_help_panel=PARALLEL)]
+Interleave = Annotated[
+    int, Option("--interleave", metavar="V", min=1, help="Stages on every rank, dealt round.", rich_help_panel=PARALLEL)
+]
+Cut = Annotated[
+    str, Option("--cut", help="time or layers: what all stages have equally much of.", rich_help_panel=PARALLEL)
+]
 Solver = Annotated[str, Option("--solver", help="synchronous or asynchronous.")]
+AnySolver = Annotated[str, Option("--solver", help="synchronous, asynchronous or local.", rich_help_panel=PARALLEL)]
+SynchroniseEvery = Annotated[
+    int,
+    Option(
+        "--synchronise-every",
+        metavar="H",
+        min=1,
+        help="Steps after which local replicas average.",
+        rich_help_panel=PARALLEL,
+    ),
+]
+Zero = Annotated[
+    int,
+    Option(
+        "--zero",
+        metavar="0..3",
+        min=0,
+        max=3,
+        help="What replicas share: 1 the optimiser's state, 2 gradients too, 3 parameters too.",
+        rich_help_panel=MEMORY,
+    ),
+]
+Recompute = Annotated[
+    str,
+    Option("--recompute", help="Computed again instead of kept: none, selective or full.", rich_help_panel=MEMORY),
+]
+Mixed = Annotated[
+    bool,
+    Option("--mixed", help="Gradients and a copy of 16-bit parameters in float32.", rich_help_panel=MEMORY),
+]
+AnyPrecision = Annotated[
+    str | None,
+    Option(
+        "--precision",
+        help="float64, float32, tf32, bfloat16, float16 or float8 (default: float32).",
+        rich_help_panel=MEMORY,
+    ),
+]
 Precision = Annotated[
     str | None,
     Option("--precision", help="float64, float32, tf32, bfloat16 or float16 (default: the recipe's, float32)."),
@@ -128,16 +215,33 @@ FixedSchedule = Annotated[str | None, Option("--schedule", help="Fix the schedul
 
 # What if the hardware were set or paid otherwise
 PowerLimit = Annotated[
-    float | None, Option("--power-limit", metavar="W", help="Cap every device at so many watts.", show_default=False)
+    float | None,
+    Option(
+        "--power-limit",
+        metavar="W",
+        help="Cap every device at so many watts.",
+        show_default=False,
+        rich_help_panel=HARDWARE,
+    ),
 ]
 Clock = Annotated[
-    float | None, Option("--clock", metavar="MHZ", help="Run every device at this clock.", show_default=False)
+    float | None,
+    Option(
+        "--clock", metavar="MHZ", help="Run every device at this clock.", show_default=False, rich_help_panel=HARDWARE
+    ),
 ]
 Price = Annotated[
-    str | None, Option("--price", metavar="KIND", help="on_demand, spot or own (default: the cluster's choice).")
+    str | None,
+    Option(
+        "--price",
+        metavar="KIND",
+        help="on_demand, spot or own (default: the cluster's choice).",
+        rich_help_panel=HARDWARE,
+    ),
 ]
 Region = Annotated[
-    str | None, Option("--region", metavar="NAME", help="Electricity of another region, such as sweden.")
+    str | None,
+    Option("--region", metavar="NAME", help="Electricity of another region, such as sweden.", rich_help_panel=HARDWARE),
 ]
 
 # Planning, approving and running

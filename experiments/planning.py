@@ -17,7 +17,7 @@ from ..errors import PlanError
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel
 from ..models.onnxpp import Onnxpp, annotate, is_onnxpp, save_onnxpp
-from ..models.plan import HashedFile, Plan, Recipe, file_sha256, load_recipe, write_plan
+from ..models.plan import HashedFile, Plan, Recipe, Strategy, file_sha256, load_recipe, write_plan
 from ..models.trace import write_trace
 from ..sim import Candidate, Search, Simulation, build, search, simulate_program
 from ..sim.search import Objective
@@ -109,6 +109,7 @@ def plan(
         training.total_steps(samples=samples, batch=batch)  # raises where the data does not fill one batch
     parts = {"data": data, "pipeline": pipeline, "microbatches": microbatches, "schedule": schedule}
     fixed = {name: value for name, value in parts.items() if value is not None}
+    _check_executable({**fixed, "solver": solver, "precision": options["precision"]})
     if progress:
         options["progress"] = progress
     found = narrowed_search(model.graph, on, fixed=fixed, **options) if fixed else search(model.graph, on, **options)
@@ -116,6 +117,17 @@ def plan(
         places = f"choose 1 to {len(found.ranked)}" if len(found.ranked) > 1 else "there is only 1"
         raise PlanError(f"`--choose {choose}` is no place of the ranking: {places}.")
     return _write(model, on, training, found, choose, fixed, path, samples, data_sha256, max_restarts, cost_model)
+
+
+def _check_executable(parts: Mapping[str, object]) -> None:
+    """That the executor can run a strategy with these parts."""
+    beyond = Strategy.model_construct(batch=1, **parts).simulated_only  # type: ignore[arg-type]
+    if beyond:
+        left_out = " and ".join(f"`--{what.split()[0]}`" for what in beyond)
+        raise PlanError(
+            f"A plan is for running, and {' and '.join(beyond)} can only be simulated so far: leave {left_out} out, or "
+            "predict it with `hpdlf simulate`."
+        )
 
 
 def _training(recipe: Recipe | str | Path | None, folder: Path, precision: str | None) -> Recipe:

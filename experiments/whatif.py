@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HpdlfError, PlanError
 from ..hwprofiles import Cluster, load_cluster
@@ -137,12 +137,14 @@ def whatif(
     optimizer: str = "momentum",
     cost_model: CostModel | None = None,
     progress: Callable[[str, int], None] | None = None,
+    **parts: Any,
 ) -> WhatIf:
     """Simulate `model` on so many devices of every cluster, and keep the fastest strategy that fits in memory.
 
     devices           a cluster's devices are GPUs, or sockets of a CPU cluster
     batch_per_device  samples per device and step: the global batch grows with the devices
     pipelines         stages to try, each with data parallelism over the rest
+    parts             fields that all strategies tried have: tensor, context, zero, recompute, ... of :class:`hpdlf.Strategy`
     progress          told of each (cluster, devices) before it is simulated
 
     Raises:
@@ -164,22 +166,31 @@ def whatif(
         for count in devices:
             if progress:
                 progress(cluster.name, count)
-            tried = list(_strategies(count, batch_per_device, pipelines, precision))
-            outcomes.append(_best(cluster, count, tried, single, run))
+            tried, why = _strategies(count, batch_per_device, pipelines, {"precision": precision, **parts})
+            outcomes.append(_best(cluster, count, tried, why, single, run))
     return WhatIf(model=graph.name, batch_per_device=batch_per_device, outcomes=tuple(outcomes))
 
 
-def _strategies(devices: int, batch_per_device: int, pipelines: Sequence[int], precision: str) -> Iterator[Strategy]:
+def _strategies(
+    devices: int, batch_per_device: int, pipelines: Sequence[int], parts: Mapping[str, Any]
+) -> tuple[list[Strategy], str]:
+    """The strategies to try, and why another was none."""
+    shared = parts.get("tensor", 1) * parts.get("context", 1)  # ranks that a stage of a replica lies on
+    found, why = [], f"{devices} devices do not divide into groups of tensor {shared}"
     for stages in pipelines:
+        if devices % (stages * shared) or (stages == 1 and parts.get("interleave", 1) > 1):
+            continue
+        data = devices // (stages * shared)
+        batch = batch_per_device * devices
         microbatches = 1 if stages == 1 else MICROBATCHES_PER_STAGE * stages
-        if devices % stages == 0 and (batch_per_device * stages) % microbatches == 0:
-            yield Strategy(
-                batch=batch_per_device * devices,
-                data=devices // stages,
-                pipeline=stages,
-                microbatches=microbatches,
-                precision=precision,  # type: ignore[arg-type]
-            )
+        if batch % (data * microbatches):
+            why = "the batch per device divides into no strategy tried"
+            continue
+        try:
+            found.append(Strategy.of(batch=batch, data=data, pipeline=stages, microbatches=microbatches, **parts))
+        except PlanError as error:
+            why = str(error)
+    return found, why
 
 
 Run = Callable[[Cluster, Strategy], Simulation]
@@ -191,7 +202,9 @@ def _single(cluster: Cluster, batch: int, precision: str, run: Run) -> Interval 
     return one.figures.samples_per_s if all(m.fits for m in one.memory) else None
 
 
-def _best(cluster: Cluster, devices: int, tried: Sequence[Strategy], single: Interval | None, run: Run) -> Outcome:
+def _best(
+    cluster: Cluster, devices: int, tried: Sequence[Strategy], why: str, single: Interval | None, run: Run
+) -> Outcome:
     considered: dict[str, str] = {}
     best: tuple[Strategy, Simulation] | None = None
     for strategy in tried:
@@ -210,7 +223,7 @@ def _best(cluster: Cluster, devices: int, tried: Sequence[Strategy], single: Int
         considered[str(strategy)] = f"{found.figures.samples_per_s.value:.4g} samples/s"
         if best is None or found.figures.step_s.value < best[1].figures.step_s.value:
             best = strategy, found
-    refused = "" if best else _why_not(cluster, devices, considered)
+    refused = "" if best else _why_not(cluster, devices, considered, why)
     efficiency = None
     if best and single:
         # Both rest on the same operators' times, whose error cancels: the interval would only pretend to know less.
@@ -227,10 +240,10 @@ def _best(cluster: Cluster, devices: int, tried: Sequence[Strategy], single: Int
     )
 
 
-def _why_not(cluster: Cluster, devices: int, considered: dict[str, str]) -> str:
+def _why_not(cluster: Cluster, devices: int, considered: dict[str, str], otherwise: str) -> str:
     if devices > cluster.n_devices:
         return f"the cluster has {cluster.n_devices} devices"
-    return next(iter(considered.values()), "the batch per device divides into no strategy tried")
+    return next(iter(considered.values()), otherwise)
 
 
 def resnet50() -> Onnxpp:

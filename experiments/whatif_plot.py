@@ -126,7 +126,7 @@ def table(found: WhatIf) -> Table:
     refused = "".join(f"\n{o.cluster}, {o.devices} devices: {o.refused}" for o in found.outcomes if o.refused)
     shown.caption_justify = "left"
     shown.caption = (
-        "best: d data, p pipeline, m microbatches; scaling: speed over that of as many single devices; "
+        "best: d data, p pipeline, m microbatches, t tensor, c context; scaling: speed over that of as many single devices; "
         "$/M: rent for a million samples; GB: per device; "
         f"–: unavailable, the profile lacks what it needs{refused}"
     )
@@ -140,6 +140,9 @@ def _cells(o: Outcome) -> list[str]:
     strategy = f"d{o.strategy.data}"
     if o.strategy.pipeline > 1:
         strategy += f" p{o.strategy.pipeline} m{o.strategy.microbatches}"
+    for axis in ("tensor", "context"):
+        if (size := getattr(o.strategy, axis)) > 1:
+            strategy += f" {axis[0]}{size}"
     step = f.step_s
     return [
         o.cluster,

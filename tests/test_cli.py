@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hpdlf.__main__ import main
-from hpdlf.models.zoo import digits_cnn, mlp
+from hpdlf.models.zoo import build, digits_cnn, mlp
 
 FLOAT = TensorProto.FLOAT
 STEPS = ["import", "inspect", "profile", "simulate", "whatif", "plan", "approve", "train", "refine", "report", "export"]
@@ -444,3 +444,75 @@ def test_names_with_brackets_are_no_markup(hpdlf: Hpdlf, tmp_path: Path) -> None
     model.graph.node[0].name = "layers[red]/dense"
     onnx.save(model, tmp_path / "m.onnx")
     assert "layers[red]" in hpdlf("inspect", "m.onnx").out
+
+
+# --- strategies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Path:
+    """gpt.onnx: four layers wide enough to be split."""
+    model = build("gpt", layers=4, hidden=512, heads=8, seq_len=32, vocab=512, seed=0)
+    onnx.save(model, tmp_path / "gpt.onnx")
+    return tmp_path / "gpt.onnx"
+
+
+def test_every_part_of_a_strategy_can_be_asked_for(hpdlf: Hpdlf, decoder: Path) -> None:
+    simulate = ("simulate", "gpt.onnx", "--on", "dgx-a100:2", "--batch", "32")
+    parts = "--data 2 --pipeline 2 --tensor 2 --context 2 --sequence-parallel --interleave 2 --cut layers"
+    more = "--zero 1 --recompute full --precision bfloat16 --mixed --microbatches 4"
+    said = hpdlf(*simulate, *parts.split(), *more.split())
+    assert said.code == 0, said.err
+    told = " ".join(said.out.split())
+    assert "data 2 x pipeline 2 x tensor 2 x context 2, 4 microbatches of 4, 1f1b interleaved 2" in told
+    said = hpdlf(*simulate, "--data", "4", "--solver", "local", "--synchronise-every", "8")
+    assert "averaged every 8 steps" in " ".join(said.out.split())
+    assert hpdlf(*simulate, "--pipeline", "4", "--schedule", "zero_bubble").code == 0
+
+
+def test_whatif_tries_strategies_with_these_parts(hpdlf: Hpdlf, decoder: Path) -> None:
+    words = (
+        "--on",
+        "dgx-a100:2",
+        "--devices",
+        "6,8",
+        "--tensor",
+        "4",
+        "--zero",
+        "1",
+        "--batch-per-device",
+        "8",
+        "--json",
+    )
+    said = hpdlf("whatif", "gpt.onnx", *words)
+    assert said.code == 0, said.err
+    six, eight = json.loads(said.out)
+    assert "tensor 4" in six["refused"]
+    assert eight["strategy"].startswith("data 2 x pipeline 1 x tensor 4")
+    assert "zero 1" in eight["strategy"]
+
+
+def test_strategies_that_cannot_be(hpdlf: Hpdlf, decoder: Path) -> None:
+    simulate = ("simulate", "gpt.onnx", "--on", "dgx-a100:2", "--batch", "32")
+    refused(hpdlf(*simulate, "--recompute", "ful"), "recompute", "'selective'")
+    refused(hpdlf(*simulate, "--interleave", "2"), "interleave needs a pipeline")
+    refused(hpdlf(*simulate, "--sequence-parallel"), "sequence_parallel", "tensor 2 or more")
+    refused(hpdlf(*simulate, "--data", "4", "--expert", "4"), "no experts", "Leave `expert` at 1")
+    refused(hpdlf(*simulate, "--pipeline", "8", "--cut", "layers"), "4 blocks, too few for 8 pipeline stages")
+    refused(hpdlf(*simulate, "--zero", "4"), "--zero", "`hpdlf simulate --help`")
+
+
+def test_what_can_only_be_simulated_is_not_planned(hpdlf: Hpdlf, digits: Path) -> None:
+    refused(
+        hpdlf(*PLAN, "--schedule", "zero_bubble"), "schedule zero_bubble", "leave `--schedule` out", "`hpdlf simulate`"
+    )
+    refused(hpdlf(*PLAN, "--solver", "local"), "solver local", "leave `--solver` out")
+    assert not digits.with_name("plan.json").exists()
+
+
+def test_help_puts_like_things_together(hpdlf: Hpdlf) -> None:
+    said = hpdlf("simulate", "--help").out
+    headings = ["Arguments:", "Options:", "Who computes what:", "Memory and precision:", "Hardware and its price:"]
+    assert [line for line in said.splitlines() if line in headings] == headings
+    assert max(map(len, said.splitlines())) <= 100
+    assert said.index("Who computes") < said.index("--tensor T") < said.index("Memory and") < said.index("--zero 0..3")
