@@ -7,7 +7,7 @@ schedule, times from the lines of :mod:`.played`, and the trace is written out w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from math import inf, lcm
 
@@ -27,10 +27,12 @@ from .folding import fold as fold_ranks
 from .played import Played
 from .pricing import Pricing
 from .result import Figures, Interval, RoleMemory, Simulation
+from .uncertainty import Makeup, bounds_of, priced
 
 __all__ = ["middle_figures", "role_memory", "simulate_program"]
 
 MOST_STEPS = 8
+MOST_LINES_DRAWN = 4000
 
 
 def simulate_program(
@@ -69,14 +71,9 @@ def simulate_program(
     replaying = _Replaying(
         program, graph, cluster, model, precision, optimizer, steps, fold, jitter, slowdown or {}, seed, software, mixed
     )
-    # Errors of one family and link go the same way everywhere, so the bounds of the step are its times with all tasks at theirs.
-    steady = replaying.run("seconds")
-    step_s = Interval(
-        value=steady.step_s,
-        low=replaying.run("low_s").step_s,
-        high=replaying.run("high_s").step_s,
-        provenance=replaying.provenance,
-    )
+    steady = replaying.run(replaying.prices())
+    low_s, high_s = _bounds(replaying, steady, seed)
+    step_s = Interval(value=steady.step_s, low=low_s, high=high_s, provenance=replaying.provenance)
     return Simulation(
         model=graph.name,
         cluster=cluster.name,
@@ -91,7 +88,7 @@ def simulate_program(
         program=program,
         hardware=cluster,
         estimates=replaying.estimates,
-        prices=replaying.prices("seconds"),
+        prices=replaying.prices(),
     )
 
 
@@ -111,7 +108,7 @@ def middle_figures(
     for them. A search ranks by them.
     """
     replaying = _Replaying(program, graph, cluster, model, precision, optimizer, steps, software=software, mixed=mixed)
-    steady = replaying.run("seconds")
+    steady = replaying.run(replaying.prices())
     step_s = steady.step_s
     return _figures(replaying, steady, Interval(value=step_s, low=step_s, high=step_s, provenance=replaying.provenance))
 
@@ -182,7 +179,7 @@ class _Replaying:
         mixed: bool = False,
     ) -> None:
         self.program, self.cluster, self.model, self.steps = program, cluster, model, steps
-        pricing = Pricing(
+        self.pricing = pricing = Pricing(
             program=program,
             graph=graph,
             cluster=cluster,
@@ -227,11 +224,15 @@ class _Replaying:
         instructions = [i for role in self.program.roles for i in role.instructions if i.phase is not Phase.HOST]
         return lcm(*{i.every for i in instructions}, 1)
 
-    def prices(self, bound: str) -> dict[int, dict[str, float]]:
-        """Seconds of every instruction of every simulated rank at one `bound` of its price, a rank's own slowness included."""
+    def prices(self, drawn: Mapping[Hashable, float] | None = None) -> dict[int, dict[str, float]]:
+        """Seconds of every instruction of every simulated rank, a rank's own slowness included; `drawn` are the seconds of the
+        prices by their keys, in place of what was estimated.
+        """
         seconds = {}
         for rank, estimates in self.estimates.items():
-            prices = {name: getattr(estimate, bound) for name, estimate in estimates.items()}
+            prices = {name: estimate.seconds for name, estimate in estimates.items()}
+            if drawn is not None:
+                prices |= {name: drawn[key] for name, key in self.makeup[1][rank].items()}
             if self.speed[rank] != 1.0:
                 for instruction in self.program.role_of(rank).instructions:
                     if instruction.kind is Kind.COMPUTE:
@@ -239,13 +240,17 @@ class _Replaying:
             seconds[rank] = prices
         return seconds
 
-    def run(self, bound: str) -> _Steady:
-        """A replay with every task at one `bound` of its price: "seconds", "low_s" or "high_s".
+    @cached_property
+    def makeup(self) -> tuple[Makeup, Mapping[int, Mapping[str, Hashable]]]:
+        """What the prices consist of, and by rank and instruction the key of its price."""
+        return priced(self.pricing, self.multiplicity)
+
+    def run(self, seconds: Mapping[int, Mapping[str, float]]) -> _Steady:
+        """A replay at these prices.
 
         One warm and one steady period suffice where both end alike: what comes after depends on what came before only through
         when each stream of each rank is free, so it repeats. Where they do not, longer replays are tried.
         """
-        seconds = self.prices(bound)
         overlap = float(self.cluster.device.communication_overlap)
         periods = 2
         while True:
@@ -255,6 +260,34 @@ class _Replaying:
             if self.steps or steady.is_steady or 2 * steps > MOST_STEPS * self.period:
                 return steady
             periods *= 2
+
+
+def _bounds(replaying: _Replaying, steady: _Steady, seed: int) -> tuple[float, float]:
+    """Between what the step lies in nine cases of ten: replayed for a number of draws of all errors, or, where that would take long,
+    by how much of the step each price fills.
+    """
+    makeup, keys = replaying.makeup
+    if sum(len(record.ends) for record in steady.played.records) <= MOST_LINES_DRAWN:
+        drawn = [replaying.run(replaying.prices(draw)).step_s for draw in makeup.draws(seed=seed)]
+        return bounds_of(steady.step_s, drawn)
+    kinds = {True: Counter[Hashable](), False: Counter[Hashable]()}
+    for rank, times in replaying.multiplicity.items():
+        role = replaying.program.role_of(rank)
+        for i in role.instructions:
+            if i.id in keys[rank] and i.phase is not Phase.HOST:
+                seconds = times * replaying.counts[role.name][i.id] * replaying.estimates[rank][i.id].seconds / i.every
+                kinds[i.kind is Kind.COMPUTE][keys[rank][i.id]] += seconds
+    covered = steady.played.busy_s(steady.start_s)
+    computing = sum(n * covered[r][0] for r, n in replaying.multiplicity.items())
+    either = sum(n * covered[r][1] for r, n in replaying.multiplicity.items())
+    filled = {True: computing / max(either, 1e-300), False: 1.0 - computing / max(either, 1e-300)}
+    weights = {
+        key: filled[kind] * seconds / max(sum(found.values()), 1e-300)
+        for kind, found in kinds.items()
+        for key, seconds in found.items()
+    }
+    low, high = makeup.bounds(weights)
+    return steady.step_s * low, steady.step_s * high
 
 
 def _counts(role: Role) -> Counter[str]:

@@ -199,13 +199,15 @@ def test_shares_add_up_and_one_device_only_computes(digits: Graph) -> None:
     assert many.exposed_communication > 0.1
 
 
-def test_the_interval_is_where_all_tasks_go_the_same_way(make_chain: MakeChain) -> None:
+def test_the_interval_is_within_that_of_all_errors_going_the_same_way(make_chain: MakeChain) -> None:
     graph, cluster = make_chain(2, 16384), load_cluster("dgx-a100:1")
     _, program = build(graph, cluster, Strategy(batch=256))
     found = simulate_program(program, graph, cluster).figures.step_s
     pricing = Pricing(program=program, graph=graph, cluster=cluster, model=CostModel.default())
     (step,) = (e for name, e in pricing.estimates(0).items() if "forward" in name)
-    assert (found.value, found.low, found.high) == pytest.approx((step.seconds, step.low_s, step.high_s))
+    assert found.value == pytest.approx(step.seconds)
+    assert step.low_s < found.low < 0.95 * found.value
+    assert 1.05 * found.value < found.high < step.high_s
 
 
 def a_simulation(cluster: Cluster, graph: Graph, ranks: int) -> Simulation:
