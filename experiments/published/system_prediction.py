@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from ...errors import DataError, PlanError
+from ...models.cost.power import Energy
 from ...sim import Interval
+from ...sim.energy import idle_node
 from .system_cases import QUANTITIES, Case
+from .system_hardware import ranks_of
 from .system_runs import evaluations_of, samples_of
 from .system_simulation import Setting, setting_of
+from .system_text import dimensions
 
 __all__ = ["Prediction", "predict", "step_flops"]
 
@@ -64,7 +69,35 @@ def _quantity(case: Case, setting: Setting, step: Interval) -> Interval:
             return _run_s(case, setting, step).times(case.n_devices)
         case "time_to_train":
             return _run_s(case, setting, step)
-    raise PlanError(f"{case.measured_quantity} is not simulated yet.")
+        case "avg_node_power":
+            return _node_w(case, setting)
+    watts, seconds = _node_w(case, setting), _run_s(case, setting, step)
+    nodes = ceil(ranks_of(case) / setting.cluster.devices_per_node)
+    return Interval(
+        value=nodes * watts.value * seconds.value,
+        low=nodes * watts.low * seconds.low,
+        high=nodes * watts.high * seconds.high,
+        provenance=seconds.provenance,
+    )
+
+
+def _node_w(case: Case, setting: Setting) -> Interval:
+    """Mean power of the row's nodes: those that train, and those that the batch leaves over, which wait for an evaluation.
+
+    Raises:
+        PlanError: the profile lacks a power.
+    """
+    figures = setting.train().figures
+    if figures.power is None:
+        raise PlanError(f"the power of {setting.cluster.name} is not known: its profile lacks an idle or host power.")
+    direct = dimensions(case).direct_current
+    watts = figures.power.dc_w if direct else figures.power.ac_w
+    nodes = ceil(ranks_of(case) / setting.cluster.devices_per_node)
+    spare = max(nodes - figures.power.nodes, 0)
+    if spare and (waiting := idle_node(setting.cluster, nodes=spare, waiting=True)) is not None:
+        left = waiting.dc_w if direct else waiting.ac_w
+        watts = Energy(*((w * (nodes - spare) + s * spare) / nodes for w, s in zip(watts, left, strict=True)))
+    return Interval(value=watts.value, low=watts.low, high=watts.high, provenance=figures.step_s.provenance)
 
 
 def _counted(case: Case, setting: Setting) -> float:

@@ -28,6 +28,8 @@ from .system_text import software_name
 __all__ = ["Setting", "setting_of"]
 
 T = TypeVar("T")
+# What vendors call a GB of memory on a device is a GiB, of which contexts and buffers of libraries hold some percent.
+USABLE = 0.96 * 2**30 / 1e9
 MOST_CUTTERS, MOST_PROGRAMS, MOST_SIMULATIONS = 24, 4, 8
 
 
@@ -103,7 +105,7 @@ class Setting:
             program = self._program(self.network.optimizer)
         except PlanError:
             return False
-        return all(memory.fits for memory in role_memory(program, self.cluster))
+        return all(memory.peak_bytes <= USABLE * memory.capacity_bytes for memory in role_memory(program, self.cluster))
 
     @property
     def _cutter(self) -> Cutter:
