@@ -41,6 +41,7 @@ from ..models.program import (
 from ..models.program.schedules import one_f_one_b
 from ..sim.engine import play
 from ..sim.folding import fold, unfolded
+from .benchmark_scale import CASES, Scale, measure_apart
 
 __all__ = ["WORKLOADS", "Row", "Workload", "benchmark", "main", "program_of", "replayed_end_s"]
 
@@ -188,7 +189,9 @@ def _role(workload: Workload, stage: int) -> Role:
 
     def message(kind: Kind, name: str, offset: int, phase: Phase, **more: Any) -> str:
         side = "next" if offset > 0 else "previous"
-        return does(f"{kind}.{name}", kind, f"{kind}.{side}", phase, peer=Peer("pipeline", offset), message=name, **more)
+        return does(
+            f"{kind}.{name}", kind, f"{kind}.{side}", phase, peer=Peer("pipeline", offset), message=name, **more
+        )
 
     first, last = stage == 0, stage == stages - 1
     names = [str(layer) for layer in range(layers)]
@@ -328,14 +331,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hpdlf.experiments.benchmark_simulator", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON and nothing else")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default: 3)")
+    parser.add_argument("--no-scale", action="store_true", help="leave out the large plans")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: give at least 1")
     rows = [benchmark(workload, repeats=options.repeats) for workload in WORKLOADS]
+    scales = [] if options.no_scale else [measure_apart(case, repeats=options.repeats) for case in CASES]
     if options.json:
-        print(json.dumps({"workloads": [asdict(row) for row in rows]}, indent=1))
+        figures = {"workloads": [asdict(row) for row in rows], "scale": [asdict(scale) for scale in scales]}
+        print(json.dumps(figures, indent=1))
     else:
         _show(rows)
+        _show_scale(scales)
     return 0
 
 
@@ -358,6 +365,32 @@ def _show(rows: Sequence[Row]) -> None:
             f"≥ {least:.0f}",
             f"{row.unfolded_s:.3f}",
             f"{row.end_folded_s:.6f} s, {apart:.0e} apart",
+        )
+    Console().print(table)
+
+
+def _show_scale(scales: Sequence[Scale]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not scales:
+        return
+    most_s = {case.name: case.most_s for case in CASES}
+    table = Table(title="Large plans, seconds to simulate")
+    for column in ("plan", "devices", "microbatches", "classes", "tasks", "prepared", "simulated", "wanted", "memory"):
+        table.add_column(column, justify="left" if column == "plan" else "right")
+    for scale in scales:
+        wanted_s = most_s[scale.name]
+        table.add_row(
+            scale.name,
+            f"{scale.devices:,}",
+            f"{scale.microbatches:,}",
+            f"{scale.classes:,}",
+            f"{scale.tasks:,}",
+            f"{scale.prepare_s:.2f}",
+            f"{scale.wall_s:.3f}",
+            "" if wanted_s is None else f"< {wanted_s:g}",
+            f"{scale.peak_bytes / 1e6:.0f} MB",
         )
     Console().print(table)
 

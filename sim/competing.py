@@ -6,7 +6,7 @@ begins or ends, so what is left of everybody is settled there and the end is set
 
 >>> env = simpy.Environment()
 >>> competition = Competition(env, computing_share=0.5, collective_share=1.0)
->>> device = competition.device()
+>>> device = Device()
 >>> collective, computing = competition.collective([device], 1.5), competition.compute(device, 2.0)
 >>> env.run(until=computing)
 >>> env.now  # 1.5 s at half speed leave 1.25 s
@@ -49,10 +49,6 @@ class Competition:
     def __init__(self, env: simpy.Environment, *, computing_share: float, collective_share: float) -> None:
         self.env = env
         self.computing_share, self.collective_share = computing_share, collective_share
-
-    def device(self) -> Device:
-        """A device on which nothing runs."""
-        return Device()
 
     def compute(self, device: Device, seconds: float) -> simpy.Event:
         """Compute for so many seconds at full speed, from now on. Returns the event at its end."""
@@ -97,6 +93,7 @@ class Competition:
         if rate or not activity.left_s:
             version = activity.version
             alarm = self.env.timeout(activity.left_s / rate if activity.left_s else 0.0)
+            assert alarm.callbacks is not None
             alarm.callbacks.append(lambda _: self._ring(activity, version))
 
     def _ring(self, activity: _Activity, version: int) -> None:

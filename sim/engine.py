@@ -177,7 +177,7 @@ class _Engine:
         key = (role.name, alone)
         if key not in self.scripts:
             self.scripts[key] = Script(role=role, alone=alone, competes=self.competes)
-        return _Rank(number, role, self.scripts[key], seconds, self.competition.device())
+        return _Rank(number, role, self.scripts[key], seconds, Device())
 
     def _met(self, rank: int, group: Group) -> tuple[int, ...]:
         if (rank, group) not in self.met:
