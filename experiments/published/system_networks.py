@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import ModelError
 from .system_cases import Case
+from .system_models import known
 from .system_text import Dimensions, dimensions
 
 __all__ = ["FAMILIES", "LORA_RANK", "MLPERF_BERT_PACKED", "MLPERF_BERT_TOKENS", "Network", "network_of"]
@@ -24,10 +25,8 @@ LORA_RANK = 16
 MLPERF_BERT_TOKENS, MLPERF_BERT_PACKED = 256, 2
 # A sentence pair of WMT'14 English-German in subwords: about 30 tokens on either side (recalled).
 WMT_TOKENS = 32
-# Widths of the perceptrons of Llama by hidden size, for vocabularies of Llama 3 (128,256) and of those before (32,000):
-# config.json of the published models, recalled.
+# Widths of the perceptrons of Llama 3 by hidden size, for slices and other sizes (config.json of the models, recalled).
 LLAMA3_FEED_FORWARD = {2048: 8192, 3072: 8192, 4096: 14336, 8192: 28672, 16384: 53248}
-LLAMA2_FEED_FORWARD = {4096: 11008, 5120: 13824, 6656: 17920, 8192: 28672}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +76,19 @@ def _network(family: str, name: str, *, language: bool = True, tokens: int | Non
 
 
 def _sizes(case: Case) -> dict[str, Any]:
-    """Layers, hidden size, heads and sequence of a transformer.
+    """Layers, hidden size, heads, sequence and vocabulary of a transformer: the row's, else those of the published model.
 
     Raises:
-        ModelError: one of them is missing.
+        ModelError: one of them is missing (the vocabulary apart).
     """
-    sizes = {"layers": case.layers, "hidden": case.hidden, "heads": case.heads, "seq_len": case.seq_len}
+    sizes: dict[str, Any] = {"seq_len": case.seq_len}
+    for key in ("layers", "hidden", "heads"):
+        sizes[key] = getattr(case, key) or known(case.model).get(key)
     if missing := [key for key, value in sizes.items() if not value]:
         raise ModelError(f"{case.model}: the row does not say {', '.join(missing)}.")
-    return {key: value for key, value in sizes.items() if value}
+    if vocab := case.vocab or known(case.model).get("vocab"):
+        sizes["vocab"] = vocab
+    return sizes
 
 
 def _attention(case: Case) -> str:
@@ -109,34 +112,34 @@ def _dropout(case: Case) -> float:
 
 def _gpt(case: Case, said: Dimensions, family: str) -> Network:
     """Learned positions, embedding tied to the output. 51,200 words (Megatron's padded vocabulary) unless the row says."""
-    sizes = _sizes(case)
+    sizes = {"vocab": 51200, **_sizes(case)}
     return _network(
-        family, "gpt", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=case.vocab or 51200, ffn=said.feed_forward,
-        attention=_attention(case), dropout=_dropout(case), positions="alibi" if family == "bloom" else "learned", **sizes,
+        family, "gpt", tokens=sizes["seq_len"], blocks=sizes["layers"], ffn=said.feed_forward, attention=_attention(case),
+        dropout=_dropout(case), positions="alibi" if family == "bloom" else "learned", **sizes,
     )  # fmt: skip
 
 
 def _mpt(case: Case, said: Dimensions, family: str) -> Network:
     """MPT as its benchmarks ran it: learned positions of the sequence's length and biases, as its parameter counts tell."""
-    sizes = _sizes(case)
+    sizes = {"vocab": 50368, **_sizes(case)}
     return _network(
-        family, "gpt", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=case.vocab or 50368, attention=_attention(case),
-        dropout=0.0, **sizes,
+        family, "gpt", tokens=sizes["seq_len"], blocks=sizes["layers"], attention=_attention(case), dropout=0.0, **sizes
     )  # fmt: skip
 
 
 def _llama(case: Case, said: Dimensions, family: str) -> Network:
     """Grouped queries over 8 key-value heads in Llama 3 and in the largest of Llama 2; perceptrons as wide as published."""
-    sizes = _sizes(case)
     third = re.search(r"llama[-_ ]?[34]", case.model.lower()) is not None
-    vocab = case.vocab or (128256 if third else 32000)
+    sizes = {"vocab": 128256 if third else 32000, **_sizes(case)}
+    kind = known(case.model)
     grouped = third or sizes["hidden"] >= 8192
-    width = said.feed_forward or (LLAMA3_FEED_FORWARD if third else LLAMA2_FEED_FORWARD).get(sizes["hidden"])
     lora = "lora" in case.model.lower()
     return _network(
-        family, "llama", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=vocab, ffn=width or _gated(sizes["hidden"]),
-        kv_heads=said.kv_heads or (8 if grouped else sizes["heads"]), rope_base=500000.0 if third else 10000.0,
-        tied=third and sizes["hidden"] <= 3072, lora_rank=LORA_RANK if lora else 0, lora_dropout=0.1 if lora else 0.0, **sizes,
+        family, "llama", tokens=sizes["seq_len"], blocks=sizes["layers"],
+        ffn=said.feed_forward or kind.get("ffn") or (LLAMA3_FEED_FORWARD if third else {}).get(sizes["hidden"]) or _gated(sizes["hidden"]),
+        kv_heads=said.kv_heads or kind.get("kv_heads") or (8 if grouped else sizes["heads"]), rope_base=500000.0 if third else 10000.0,
+        qkv_bias="qwen" in case.model.lower(), tied=third and sizes["hidden"] <= 3072, lora_rank=LORA_RANK if lora else 0,
+        lora_dropout=0.1 if lora else 0.0, **sizes,
     )  # fmt: skip
 
 
@@ -163,32 +166,34 @@ def _bert(case: Case, said: Dimensions, family: str) -> Network:
 
 
 def _mixture(case: Case, said: Dimensions, family: str) -> Network:
-    """Sizes of experts from the note; those of Mixtral 8x7B where it has none."""
-    sizes = _sizes(case)
+    """Sizes of experts from the note, else those of the published model, else Mixtral's."""
+    sizes, kind = {"vocab": 32000, **_sizes(case)}, known(case.model)
     return _network(
-        family, "mixtral", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=case.vocab or 32000, kv_heads=said.kv_heads or 8,
-        experts=said.experts, top_k=said.top_k, ffn=said.expert_feed_forward or said.feed_forward,
+        family, "mixtral", tokens=sizes["seq_len"], blocks=sizes["layers"], kv_heads=said.kv_heads or kind.get("kv_heads") or 8,
+        head_width=said.head_dim or kind.get("head_width"), experts=said.experts or kind.get("experts"),
+        top_k=said.top_k or kind.get("top_k"), ffn=said.expert_feed_forward or said.feed_forward or kind.get("ffn"),
         shared_ffn=said.shared_feed_forward, capacity_factor=said.capacity_factor, **sizes,
     )  # fmt: skip
 
 
 def _deepseek(case: Case, said: Dimensions, family: str) -> Network:
-    """Latent attention; sizes from the note, else those of DeepSeek-V2 or, where the name says so, V3 (their technical reports)."""
-    sizes = _sizes(case)
-    third = re.search(r"v3|r1", case.model.lower()) is not None
+    """Latent attention; sizes of experts from the note, else those of the published model."""
+    sizes, kind = {"vocab": 102400, **_sizes(case)}, known(case.model)
     return _network(
-        family, "deepseek_v2", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=case.vocab or (129280 if third else 102400),
-        head_width=said.head_dim, rope_width=said.rotary_dim, q_rank=said.q_lora, kv_rank=said.kv_lora,
-        ffn=said.expert_feed_forward or (2048 if third else None), experts=said.experts or (256 if third else None),
-        top_k=said.top_k or (8 if third else None), shared_ffn=said.shared_feed_forward or (2048 if third else None),
-        dense_layers=3 if third else 1, dense_ffn=said.first_dense_feed_forward or (18432 if third else None),
-        capacity_factor=said.capacity_factor, **sizes,
+        family, "deepseek_v2", tokens=sizes["seq_len"], blocks=sizes["layers"], head_width=said.head_dim, rope_width=said.rotary_dim,
+        q_rank=said.q_lora, kv_rank=said.kv_lora, ffn=said.expert_feed_forward or kind.get("ffn"),
+        experts=said.experts or kind.get("experts"), top_k=said.top_k or kind.get("top_k"),
+        shared_ffn=said.shared_feed_forward or kind.get("shared_ffn"), dense_layers=kind.get("dense_layers"),
+        dense_ffn=said.first_dense_feed_forward or kind.get("dense_ffn"), capacity_factor=said.capacity_factor, **sizes,
     )  # fmt: skip
 
 
 def _t5(case: Case, said: Dimensions, family: str) -> Network:
-    sizes = _sizes(case)
-    return _network(family, "t5", tokens=sizes["seq_len"], blocks=sizes["layers"], vocab=case.vocab or 32128, **sizes)
+    """As many decoder layers as encoder layers, which `layers` counts."""
+    sizes = {"vocab": 32128, **_sizes(case)}
+    return _network(
+        family, "t5", tokens=sizes["seq_len"], blocks=2 * sizes["layers"], ffn=known(case.model).get("ffn"), **sizes
+    )
 
 
 def _transformer(case: Case, said: Dimensions, family: str) -> Network:
@@ -244,10 +249,10 @@ def _efficientnet(case: Case, said: Dimensions, family: str) -> Network:
 
 
 def _vit(case: Case, said: Dimensions, family: str) -> Network:
-    """The base size where the row says none."""
+    """The sizes of the name, the base's where it has none."""
+    sizes = {key: getattr(case, key) or known(case.model).get(key) for key in ("layers", "hidden", "heads")}
     return _network(
-        family, "vit", language=False, blocks=case.layers or 12, layers=case.layers, hidden=case.hidden, heads=case.heads,
-        image=case.seq_len,
+        family, "vit", language=False, blocks=sizes["layers"] or 12, image=case.seq_len, **sizes
     )  # fmt: skip
 
 
@@ -270,9 +275,9 @@ FAMILIES: Mapping[str, tuple[str, Callable[[Case, Dimensions, str], Network]]] =
     "bert": (r"bert", _bert),
     "mpt": (r"\bmpt", _mpt),
     "bloom": (r"^bloom", _gpt),
-    "deepseek": (r"deepseek", _deepseek),
-    "mixture": (r"mixtral|\bmoe\b|qwen.*a\d+b|mixture", _mixture),
-    "llama": (r"llama|mistral|qwen|vicuna|nemotron", _llama),
+    "deepseek": (r"deepseek|kimi", _deepseek),
+    "mixture": (r"mixtral|\bmoe\b|qwen.*a\d+b|mixture|gpt[-_ ]?oss", _mixture),
+    "llama": (r"llama|mistral|qwen|vicuna", _llama),
     "t5": (r"\bt5", _t5),
     "transformer": (r"transformer", _transformer),
     "gpt": (r"gpt|\bopt|mt-nlg|megatron|palm|turing", _gpt),
