@@ -6,7 +6,7 @@ schedule, times from the lines of :mod:`.played`, and the trace is written out w
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
 from functools import cached_property
 from math import inf, lcm
@@ -20,10 +20,11 @@ from ..models.cost.software import Software
 from ..models.onnxpp import Graph
 from ..models.program import Kind, Phase, Program, Role, peak_memory
 from ..models.trace import Trace
-from .energy import NodePower, node_power, nodes_in_use
+from .energy import NodePower, node_power
 from .engine import play
 from .folding import Folding, unfolded
 from .folding import fold as fold_ranks
+from .money import money
 from .played import Played
 from .pricing import Pricing
 from .result import Figures, Interval, RoleMemory, Simulation
@@ -270,7 +271,7 @@ def _bounds(replaying: _Replaying, steady: _Steady, seed: int) -> tuple[float, f
     if sum(len(record.ends) for record in steady.played.records) <= MOST_LINES_DRAWN:
         drawn = [replaying.run(replaying.prices(draw)).step_s for draw in makeup.draws(seed=seed)]
         return bounds_of(steady.step_s, drawn)
-    kinds = {True: Counter[Hashable](), False: Counter[Hashable]()}
+    kinds: dict[bool, dict[Hashable, float]] = {True: defaultdict(float), False: defaultdict(float)}
     for rank, times in replaying.multiplicity.items():
         role = replaying.program.role_of(rank)
         for i in role.instructions:
@@ -318,7 +319,7 @@ def _figures(replaying: _Replaying, steady: _Steady, step_s: Interval) -> Figure
     either = sum(n * covered[r][1] for r, n in multiplicity.items()) / ranks / span_s
     power = _power(replaying, steady, busy * ranks * span_s, either * ranks * span_s)
     energy = _energy(replaying.cluster, power, step_s)
-    cost, basis = _money(step_s, energy, ranks, replaying.cluster, replaying.model)
+    cost, basis = money(step_s, energy, ranks, replaying.cluster, replaying.model)
     carbon = replaying.cluster.carbon_kg_per_j
     return Figures(
         step_s=step_s,
@@ -365,23 +366,6 @@ def _energy(cluster: Cluster, power: NodePower | None, step_s: Interval) -> Inte
         high=watts.high * step_s.high * pue,
         provenance=step_s.provenance,
     )
-
-
-def _money(
-    step_s: Interval, energy: Interval | None, ranks: int, cluster: Cluster, model: CostModel
-) -> tuple[Interval | None, str | None]:
-    """Rent of the nodes in use where the profile has a price; of own nodes, amortisation and energy; else the price of the
-    energy; else unknown. And which of them.
-    """
-    nodes_usd_per_s = model.money_usd(1.0, cluster.with_nodes(nodes_in_use(cluster, ranks)))
-    price = cluster.energy_price_usd_per_j
-    electricity = energy.times(price.value) if energy is not None and price is not None else None
-    if nodes_usd_per_s is None:
-        return (None, None) if electricity is None else (electricity, "energy")
-    nodes = step_s.times(nodes_usd_per_s)
-    if cluster.price_kind != "own":
-        return nodes, "rent"
-    return (None, None) if electricity is None else (nodes.plus(electricity), "own")
 
 
 def role_memory(program: Program, cluster: Cluster) -> tuple[RoleMemory, ...]:
