@@ -43,8 +43,9 @@ WITHIN: tuple[tuple[str, int | None, str], ...] = (
     (r"^TPU-v5e", None, "ici-v5e"),
     (r"^TPU-v5p", None, "ici-v5p"),
     (r"^TPU", None, "ici-v6e"),
-    (r"^Gaudi2", None, "roce-100g-24"),
-    (r"^Gaudi", None, "gaudi-mesh"),
+    (r"^Gaudi3", None, "gaudi3-mesh"),
+    (r"^Gaudi2", None, "gaudi2-mesh"),
+    (r"^Gaudi", None, "roce-gaudi-hls-1h"),
     (r"^(H100|H200|L40S|RTX-PRO|GH200)", None, "pcie5"),
     (r"^(A\d|L4|RTX-[34A6]|MI[12])", None, "pcie4"),
     (r"^(Xeon|EPYC|generic-x86)", None, "upi-2-socket"),
@@ -98,6 +99,9 @@ def cluster_of(case: Case) -> Cluster:
     sized = dataclasses.replace(base, link=link).with_nodes(nodes, per_node)
     if case.schedule.startswith("synchronous data parallel, parameter_server"):
         sized = dataclasses.replace(sized, node=dataclasses.replace(sized.node, link=load_link("pcie3")))
+    if said.link_bytes_per_s is not None and sized.node.link is not None:
+        within = _scaled(sized.node.link, said.link_bytes_per_s)
+        sized = dataclasses.replace(sized, node=dataclasses.replace(sized.node, link=within))
     limit = sized.device.limit_w
     if said.limit_w is not None and (limit is None or abs(said.limit_w / limit.value - 1.0) > _SAME):
         sized = sized.limited(limit_w=said.limit_w)

@@ -36,21 +36,30 @@ T = TypeVar("T")
 SYSTEMS = (
     (r"jean ?zay", "jean-zay-a100"),
     (r"hgx node.*8462y|immersion", "hgx-h100-immersed"),
-    (r"habana gaudi$|hls-1h", "hls-1h"),
+    (r"gaudi ?([23])", r"gaudi\1-8"),
+    (r"\bgaudi\b|hls-1h", "hls-1h"),
     (r"meta.*h100|h100.*meta", "meta-h100"),
     (r"grand teton", "meta-h100"),
 )
+# Devices that are sold with slower NVLink, bytes per second of one device in one direction.
+SLOWER_LINKS = ((r"\b[ah]800", 200e9),)
 # Devices whose name in a text is not a name that profiles have, or leaves open what it means.
 DEVICES = (
     (r"\bh100-96gb hbm2e", "H100-SXM-96"),
     (r"\bgb200", "GB200"),
     (r"\bgb300", "GB300"),
-    (r"\bdgx-(h100|h200|b200|b300)", r"\1-SXM"),
+    (r"\bdgx-h100", "H100-SXM"),
+    (r"\bdgx-h200", "H200-SXM"),
+    (r"\bdgx-b(\d)00", r"B\g<1>00-SXM"),
     (r"\bv100-sxm3", "V100-SXM3-32"),
     (r"\ba100-sxm(?!\S*-\d\dgb)", "A100-SXM-80"),  # the larger of the two is what clusters were mostly built of
     (r"\ba100-pcie(?!\S*-\d\dgb)", "A100-PCIE-80"),
     (r"^(nvidia )?a100( gpu)?$", "A100-SXM-80"),
-    (r"\bhabana gaudi$|\bgaudi ?1\b", "Gaudi"),
+    (r"\bgaudi ?3", "Gaudi3"),
+    (r"\bgaudi ?2", "Gaudi2"),
+    (r"\bgaudi\b", "Gaudi"),
+    (r"\bh800", "H100-SXM"),
+    (r"\ba800-sxm", "A100-SXM-80"),
     (r"\bxeon.*8124m", "Xeon-Platinum-8124M"),
     (r"trillium|tpu[- ]?v6", "TPU-v6e"),
 )
@@ -70,6 +79,7 @@ _MEMORY_FORMS = (r"\(.*$", r"/.*$", r"\bhgx\b.*$", r"\bx\d+ per node.*$", r",.*$
 class Machine:
     """device    name of a device's profile
     system    name of a cluster's profile that the text names; None where it names none
+    link_bytes_per_s   of a device within its node, where it is not what such devices mostly have
     fabric    of the network between nodes
     adapters  of a node for it, as "4x HDR" says
     limit_w   power limit of a device
@@ -78,6 +88,7 @@ class Machine:
 
     device: str
     system: str | None
+    link_bytes_per_s: float | None
     fabric: str | None
     adapters: int | None
     limit_w: float | None
@@ -100,7 +111,8 @@ def machine(case: Case) -> Machine:
     sockets = re.search(r"\bx(\d+) per node|\((\d+) sockets", text)
     return Machine(
         device=_device(case.hardware),
-        system=instance or _first(SYSTEMS, text),
+        system=instance or _expanded(SYSTEMS, text),
+        link_bytes_per_s=_first(SLOWER_LINKS, text),
         fabric=_first(FABRICS, words),
         adapters=int(adapters[1]) if adapters else None,
         limit_w=float(watts[1]) if watts else _first(LIMITS, text),
@@ -111,9 +123,8 @@ def machine(case: Case) -> Machine:
 def _device(hardware: str) -> str:
     """The profile of the device: by the table above, else by the longest part of the text that names one device."""
     text = hardware.lower()
-    for pattern, name in DEVICES:
-        if found := re.search(pattern, text):
-            return found.expand(name).upper() if "\\" in name else name
+    if named := _expanded(DEVICES, text):
+        return named
     trials = [hardware, *(re.sub(form, "", text) for form in _MEMORY_FORMS)]
     trials += re.findall(r"\(([^)]*)\)", hardware)
     words = re.sub(r"\(.*?\)", " ", hardware).split()
@@ -303,6 +314,11 @@ def software_name(case: Case) -> str:
         if re.search(pattern, plan) and re.search(of, framework):
             return name
     return f"{case.framework} {case.compiled}".removesuffix(" eager").strip()
+
+
+def _expanded(rules: Iterable[tuple[str, str]], text: str) -> str | None:
+    """The first meaning whose pattern fits, with what the pattern's groups found."""
+    return next((found.expand(meaning) for pattern, meaning in rules if (found := re.search(pattern, text))), None)
 
 
 def _first(rules: Iterable[tuple[str, T]], text: str) -> T | None:
