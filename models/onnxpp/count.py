@@ -208,6 +208,8 @@ def _multiply_adds(operator: Operator, graph: Graph, batch: int) -> int:
         seen = queries * keys
         if operator.attributes.get("is_causal"):
             seen = most * (most + 1) // 2 + (queries - most) * keys
+            if operator.attributes.get("queries_shared"):  # ranks have parts of the queries that see equally much
+                seen = queries * (keys + 1) // 2
         return (prod(shapes[0]) + result) // queries * seen
     return result * (shapes[0][-1] if shapes[0] else 1)
 
