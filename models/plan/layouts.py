@@ -346,7 +346,13 @@ class Rules:
         more_out = (None,) * (len(operator.outputs) - 1)
         have = held[0]
         if have == sequence:
-            return Wanted(inputs=(sequence, None, None, *rest), outputs=(sequence, *more_out), shared=True)
+            # Parts are dealt so that all ranks' queries see equally many keys (a stripe of the front and one of the back each).
+            return Wanted(
+                inputs=(sequence, None, None, *rest),
+                outputs=(sequence, *more_out),
+                shared=True,
+                attributes={"queries_shared": self.size},
+            )
         if have == heads and self._kv_divides(operator):
             local = {
                 key: operator.attributes[key] // self.size

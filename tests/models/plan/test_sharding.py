@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hpdlf.errors import PlanError
-from hpdlf.models.onnxpp import Graph
+from hpdlf.models.onnxpp import Graph, work
 from hpdlf.models.onnxpp.graph import Dim, Operator, Tensor
 from hpdlf.models.plan import Strategy, localise
 from hpdlf.models.plan.sharding import is_collective, shard
@@ -141,6 +141,20 @@ def test_context_ranks_gather_keys_and_values(network: str) -> None:
     assert exchanges(local, "backward") == {"reduce_scatter": 2 * LAYERS}
     assert exchanged_elements(local, "forward", samples=1) == {TOKENS * WIDTH}
     assert local.tensors[whole.inputs[0]].dims(1) == (1, TOKENS // 4)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_context_ranks_share_the_arithmetic_of_attention(size: int) -> None:
+    """Queries of a causal model see half of all keys on average, on every rank (striped as in Llama 3, section 3.3.2)."""
+    whole = import_network("gpt", **SMALL).graph
+    local = shard(whole, axis="context", size=size)
+    flops = [
+        sum(work(o, g, batch=2, phase=phase).flops for o in g.operators if o.op_type == "Attention")
+        for g in (whole, local)
+        for phase in ("forward", "backward")
+    ]
+    assert flops[2] == pytest.approx(flops[0] / size, rel=1e-3)
+    assert flops[3] == pytest.approx(flops[1] / size, rel=1e-3)
 
 
 def test_context_and_tensor_share_attention() -> None:
