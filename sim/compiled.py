@@ -4,8 +4,8 @@ Neighbours of a stream between which nothing happens that anybody else waits for
 members are all of one class and so arrive at once. A *walk* is the lines of some streams (:mod:`.walks`), pass by pass.
 
 Where computing and collectives hold each other up, tasks that may do so are *live*: the engine lets the clock come to them. That is
-the computing of passes in which a collective of another stream may run (:mod:`.spans`), and those collectives. Collectives of phase
-"host" (a few numbers for reports) hold up nobody.
+the computing of passes in which a collective of another stream may run (:mod:`.spans`), those collectives, and transfers that share
+links with others. Collectives of phase "host" (a few numbers for reports) hold up nobody's computing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # What a line asks of the engine.
-TIMED, SEND, RECEIVE, COLLECTIVE, LIVE_COMPUTE, LIVE_COLLECTIVE = range(6)
+TIMED, SEND, RECEIVE, COLLECTIVE, LIVE_COMPUTE, LIVE_COLLECTIVE, LIVE_SEND = range(7)
 
 
 class Need(NamedTuple):
@@ -76,11 +76,13 @@ class Script:
 
     alone      groups whose members are all of the rank's class: their collectives wait for nobody
     competes   whether computing and collectives hold each other up
+    flows      messages and collectives that share links with others
     """
 
     role: Role
     alone: frozenset[Group]
     competes: bool
+    flows: frozenset[str] = frozenset()
     _walks: dict[tuple[bool, ...], tuple[Walk, ...]] = field(default_factory=dict)
 
     @cached_property
@@ -108,7 +110,9 @@ class Script:
     @cached_property
     def of(self) -> Walks:
         """Which streams are walked through together."""
-        return walks_of(self.role)
+        instruction = self.role.instruction
+        sends = {instruction[i].stream for i in self.flows if instruction[i].kind is Kind.SEND}
+        return walks_of(self.role, frozenset(sends))
 
     @cached_property
     def _orders(self) -> list[list[tuple[Instruction, tuple[Wait, ...]]]]:
@@ -212,11 +216,11 @@ class Script:
 
     def _op(self, i: Instruction, live: bool) -> int:
         if i.kind is Kind.SEND:
-            return SEND
+            return LIVE_SEND if i.id in self.flows else SEND
         if i.kind is Kind.RECEIVE:
             return RECEIVE
         if i.kind.is_collective:
-            if self.holds_up(i):
+            if i.id in self.flows or self.holds_up(i):
                 return LIVE_COLLECTIVE
             return TIMED if i.group in self.alone else COLLECTIVE
         return LIVE_COMPUTE if live and i.kind is Kind.COMPUTE else TIMED

@@ -6,7 +6,8 @@ its price says:
 * a send occupies its stream while the bytes travel, the receive ends when they have arrived;
 * a collective starts when the last member has come and ends for all at once;
 * a one-sided access takes its own time and asks nobody;
-* where collectives and computing hold each other up (see :mod:`.competing`), both go on at a share of their speed meanwhile.
+* where collectives and computing hold each other up, or transfers meet on a link, they go on at a share of their speed meanwhile
+  (see :mod:`.competing`).
 
 **Who runs.** One rank of every class (:mod:`.folding`), and of each rank a SimPy process for each walk (:mod:`.compiled`).
 
@@ -25,7 +26,7 @@ The same input gives the same times: processes are started and woken in a fixed 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +36,9 @@ from ..errors import PlanError
 from ..models.program import Group, Instruction, Program, Role, Task
 from ..models.trace import Event
 from .competing import Competition, Device
-from .compiled import COLLECTIVE, LIVE_COLLECTIVE, LIVE_COMPUTE, RECEIVE, SEND, TIMED, Line, Script
+from .compiled import COLLECTIVE, LIVE_COLLECTIVE, LIVE_COMPUTE, LIVE_SEND, RECEIVE, SEND, TIMED, Line, Script
 from .folding import Folding, unfolded
+from .network import Shares
 from .played import Played, Record
 
 __all__ = ["play", "replay"]
@@ -62,17 +64,21 @@ def play(
     steps: int,
     communication_overlap: float = 1.0,
     collective_share: float = 1.0,
+    shares: Mapping[int, Mapping[str, Shares]] | None = None,
 ) -> Played:
     """Run `steps` steps of one rank of every class.
 
     seconds                 for every rank to simulate, the duration of each of its instructions by id
     communication_overlap   share of its speed at which a device computes while a collective runs beside
     collective_share        share of its speed at which a collective runs while a device of it computes
+    shares                  for every rank to simulate, the links that a send or a collective of its uses, by the instruction's id,
+                            and how much of each when alone (:func:`.network.shares_of`): transfers that meet there slow down.
+                            A link has the transfers of the simulated ranks only
 
     Raises:
         PlanError: tasks wait for each other in a circle; the message names them.
     """
-    return _Engine(program, seconds, folding, steps, communication_overlap, collective_share).run()
+    return _Engine(program, seconds, folding, steps, communication_overlap, collective_share, shares or {}).run()
 
 
 @dataclass(eq=False, slots=True)
@@ -142,7 +148,14 @@ _Bound = tuple[int, int, float, tuple[int, ...], tuple[tuple[_Post, int, int], .
 
 class _Engine:
     def __init__(
-        self, program: Program, seconds: Prices, folding: Folding, steps: int, overlap: float, collective_share: float
+        self,
+        program: Program,
+        seconds: Prices,
+        folding: Folding,
+        steps: int,
+        overlap: float,
+        collective_share: float,
+        shares: Mapping[int, Mapping[str, Shares]],
     ) -> None:
         self.env = simpy.Environment()
         self.program, self.mesh, self.folding, self.steps = program, program.mesh, folding, steps
@@ -151,8 +164,9 @@ class _Engine:
         self.stride = 1 + max((m + 1 for role in program.roles for _, m in role.schedule if m is not None), default=0)
         self.channels: dict[tuple[int, int, str], _Channel] = {}
         self.gatherings: dict[tuple[Group, tuple[int, ...], str], _Gathering] = {}
-        self.scripts: dict[tuple[str, frozenset[Group]], Script] = {}
+        self.scripts: dict[tuple[object, ...], Script] = {}
         self.met: dict[tuple[int, Group], tuple[int, ...]] = {}
+        self.shares = self._contended(shares)
         self.records: list[Record] = []
         self.ranks = [self._rank(r, seconds[r]) for r in folding.representatives]
 
@@ -174,10 +188,28 @@ class _Engine:
         role = self.program.role_of(number)
         groups = {i.group for i in role.instructions if i.group is not None and i.kind.is_collective}
         alone = frozenset(g for g in groups if len(self._met(number, g)) == 1)
-        key = (role.name, alone)
+        flows = frozenset(self.shares.get(number, ()))
+        key = (role.name, alone, flows)
         if key not in self.scripts:
-            self.scripts[key] = Script(role=role, alone=alone, competes=self.competes)
+            self.scripts[key] = Script(role=role, alone=alone, competes=self.competes, flows=flows)
         return _Rank(number, role, self.scripts[key], seconds, Device())
+
+    def _contended(self, shares: Mapping[int, Mapping[str, Shares]]) -> dict[int, dict[str, Shares]]:
+        """The shares of links that more than one stream uses: nobody else is ever held up."""
+        users: dict[Hashable, set[tuple[object, ...]]] = {}
+        for rank, of in shares.items():
+            instruction = self.program.role_of(rank).instruction
+            for id, used in of.items():
+                i = instruction[id]
+                who = (i.stream, rank) if i.group is None else (i.stream, i.group, self._met(rank, i.group))
+                for link in used:
+                    users.setdefault(link, set()).add(who)
+        crowded = {link for link, of_link in users.items() if len(of_link) > 1}
+        kept = {
+            rank: {id: {k: v for k, v in used.items() if k in crowded} for id, used in of.items()}
+            for rank, of in shares.items()
+        }
+        return {rank: {id: used for id, used in of.items() if used} for rank, of in kept.items()}
 
     def _met(self, rank: int, group: Group) -> tuple[int, ...]:
         if (rank, group) not in self.met:
@@ -193,10 +225,10 @@ class _Engine:
         return line.op, line.stream, seconds, line.waits, needs, post, partner, first.once, line
 
     def _partner(self, rank: _Rank, i: Instruction, op: int) -> _Channel | _Gathering | None:
-        if op in (SEND, RECEIVE):
+        if op in (SEND, RECEIVE, LIVE_SEND):
             assert i.peer is not None
             mine, theirs = int(self.folding.class_of[rank.number]), self.folding.peer(rank.number, i.peer)
-            pair = (mine, theirs) if op == SEND else (theirs, mine)
+            pair = (theirs, mine) if op == RECEIVE else (mine, theirs)
             key = (*pair, i.message)
             if key not in self.channels:
                 sender = self.folding.representatives[pair[0]]
@@ -223,6 +255,7 @@ class _Engine:
         ends = record.ends
         started, ended, gathered = record.starts.append, ends.append, record.gathered.append
         bound: dict[int, list[_Bound]] = {}
+        shares = self.shares.get(rank.number, {})
         for step in range(self.steps):
             walk = script.walks(step)[number]
             first_pass, first_task = step * passes, step * stride
@@ -255,8 +288,13 @@ class _Engine:
                             partner.reader = env.event()
                             yield partner.reader
                         end_s = arrival_s if arrival_s > start_s else start_s
-                    elif op == SEND:
+                    elif op in (SEND, LIVE_SEND):
                         end_s = start_s + seconds
+                        if op == LIVE_SEND:
+                            if start_s > env.now:
+                                yield env.timeout(start_s - env.now)
+                            yield self.competition.transfer(seconds, shares=shares[line.members[0].id])
+                            end_s = env.now
                         partner.arrivals[first_task if once else this_task] = end_s
                         if partner.reader is not None:
                             partner.reader.succeed()
@@ -278,7 +316,8 @@ class _Engine:
                         else:
                             if meeting.latest_s > env.now:
                                 yield env.timeout(meeting.latest_s - env.now)
-                            yield self.competition.collective(meeting.devices, meeting.longest_s)
+                            used = shares.get(line.members[0].id)
+                            yield self.competition.transfer(meeting.longest_s, devices=meeting.devices, shares=used)
                             meeting.end_s = env.now
                         if meeting.ended is not None and not meeting.ended.triggered:
                             meeting.ended.succeed()

@@ -30,12 +30,12 @@ class Walks:
     streams: tuple[tuple[str, ...], ...]
 
 
-def walks_of(role: Role) -> Walks:
-    """How the streams of `role` are walked through."""
-    memo = vars(role)  # a role never changes, and every class that plays it asks
-    if "_walks" not in memo:
-        memo["_walks"] = _Choice(role).made()
-    found: Walks = memo["_walks"]
+def walks_of(role: Role, timed: frozenset[str] = frozenset()) -> Walks:
+    """How the streams of `role` are walked through. Streams that are `timed` take the clock's time and go by themselves."""
+    memo = vars(role).setdefault("_walks", {})  # a role never changes, and every class that plays it asks
+    if timed not in memo:
+        memo[timed] = _Choice(role).made(timed)
+    found: Walks = memo[timed]
     return found
 
 
@@ -76,7 +76,7 @@ class _Choice:
                 for wait in task.needed:
                     self.waiters.setdefault(wait.instruction, set()).add(stream)
 
-    def made(self) -> Walks:
+    def made(self, timed: frozenset[str]) -> Walks:
         streams = self.role.streams
         computing = {s: sum(t.instruction.kind is Kind.COMPUTE for t in self.tasks[s]) for s in streams}
         main = max(computing, key=lambda stream: computing[stream]) if computing else ""
@@ -89,7 +89,7 @@ class _Choice:
         walks = Walks(main=main, serial=frozenset(serial), streams=())
         together = dict.fromkeys((main, *(s for s in streams if s in serial))) if streams else {}
         waiting = [s for s in streams if s not in together]
-        while fitting := [s for s in waiting if self._fits(s, {*together, s}, walks)]:
+        while fitting := [s for s in waiting if s not in timed and self._fits(s, {*together, s}, walks)]:
             together |= dict.fromkeys(fitting)
             waiting = [s for s in waiting if s not in together]
         first = (tuple(together),) if together else ()

@@ -29,7 +29,7 @@ def ends(env: simpy.Environment, **events: simpy.Event) -> dict[str, float]:
 def test_alone_everything_takes_its_time() -> None:
     env, competition = competition_of(0.5, 0.5)
     a, b = Device(), Device()
-    events = {"compute": competition.compute(a, 2.0), "collective": competition.collective([b], 3.0)}
+    events = {"compute": competition.compute(a, 2.0), "collective": competition.transfer(3.0, devices=[b])}
     assert ends(env, **events) == {"compute": 2.0, "collective": 3.0}
 
 
@@ -37,7 +37,7 @@ def test_both_sides_pay_while_both_go_on() -> None:
     """Computing for 2 s at 0.8, a collective of 3 s at 0.5: computing ends at 2.5, of the collective 1.75 s are left."""
     env, competition = competition_of(0.8, 0.5)
     device = Device()
-    events = {"compute": competition.compute(device, 2.0), "collective": competition.collective([device], 3.0)}
+    events = {"compute": competition.compute(device, 2.0), "collective": competition.transfer(3.0, devices=[device])}
     assert ends(env, **events) == pytest.approx({"compute": 2.5, "collective": 4.25})
 
 
@@ -45,7 +45,7 @@ def test_a_collective_is_as_slow_as_its_busiest_member() -> None:
     """One of two devices computes for 1 s at 0.5: for 2 s the collective goes at half its speed, then alone."""
     env, competition = competition_of(0.5, 0.5)
     a, b = Device(), Device()
-    events = {"compute": competition.compute(a, 1.0), "collective": competition.collective([a, b], 3.0)}
+    events = {"compute": competition.compute(a, 1.0), "collective": competition.transfer(3.0, devices=[a, b])}
     assert ends(env, **events) == pytest.approx({"compute": 2.0, "collective": 4.0})
 
 
@@ -54,8 +54,8 @@ def test_two_collectives_hold_computing_up_once() -> None:
     device = Device()
     events = {
         "compute": competition.compute(device, 2.0),
-        "short": competition.collective([device], 1.0),
-        "long": competition.collective([device], 2.0),
+        "short": competition.transfer(1.0, devices=[device]),
+        "long": competition.transfer(2.0, devices=[device]),
     }
     assert ends(env, **events) == pytest.approx({"short": 1.0, "long": 2.0, "compute": 3.0})
 
@@ -63,14 +63,14 @@ def test_two_collectives_hold_computing_up_once() -> None:
 def test_computing_that_cannot_go_on_stands_still() -> None:
     env, competition = competition_of(0.0, 1.0)
     device = Device()
-    events = {"collective": competition.collective([device], 1e6), "compute": competition.compute(device, 1e-6)}
+    events = {"collective": competition.transfer(1e6, devices=[device]), "compute": competition.compute(device, 1e-6)}
     assert ends(env, **events) == pytest.approx({"collective": 1e6, "compute": 1e6 + 1e-6}, rel=1e-12)
 
 
 def test_what_takes_no_time_ends_at_once_even_where_nothing_goes_on() -> None:
     env, competition = competition_of(0.0, 0.5)
     device = Device()
-    events = {"collective": competition.collective([device], 1.0), "compute": competition.compute(device, 0.0)}
+    events = {"collective": competition.transfer(1.0, devices=[device]), "compute": competition.compute(device, 0.0)}
     assert ends(env, **events)["compute"] == 0.0
 
 
@@ -99,7 +99,7 @@ def test_time_lost_is_what_overlapped(
     def collect(at_s: float, seconds: float) -> object:
         yield env.timeout(at_s)
         start_s = env.now
-        yield competition.collective([device], seconds)
+        yield competition.transfer(seconds, devices=[device])
         spans.append((start_s, env.now))
 
     env.process(compute())  # type: ignore[arg-type]

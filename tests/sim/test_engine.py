@@ -30,7 +30,8 @@ from hpdlf.models.program import (
 )
 from hpdlf.models.program.lower import lower
 from hpdlf.models.trace import Event
-from hpdlf.sim.engine import replay
+from hpdlf.sim.engine import play, replay
+from hpdlf.sim.folding import fold, unfolded
 
 MakeChain = Callable[..., Graph]
 
@@ -295,3 +296,69 @@ def test_an_instruction_that_is_rare_runs_when_it_is_due(make_chain: MakeChain) 
     # The next update changes what is being written: it waits. The one after that does not.
     compute = [e for e in events if e.kind == "compute"]
     assert [round(b.start_s - a.end_s) for a, b in pairwise(compute)] == [0, 0, 10, 0, 0, 10]
+
+
+def test_messages_that_meet_on_a_link_share_it() -> None:
+    """Two pairs of ranks send over one link from 2 s on, 3 s each when alone. Both take 6 s for the first message; the second pair's
+    next one is ready at 4 s and waits for its stream.
+    """
+    program = two_ranks_and_a_link()
+    program = replace(program, mesh=Mesh(axes={"pipeline": 2, "data": 2}))
+    seconds = {rank: {"make": 2.0, "send.b": 3.0} if rank < 2 else {"receive.b": 0.0, "use": 1.0} for rank in range(4)}
+    folding = unfolded(program.mesh)
+
+    def played(shares: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str, tuple[float, float]]:
+        return times(play(program, seconds, folding=folding, steps=1, shares=shares).events)
+
+    alone = played({0: {"send.b": {"link": 1.0}}, 1: {"send.b": {"other": 1.0}}})
+    assert alone["0:send.b[0]"] == alone["1:send.b[0]"] == (2.0, 5.0)
+    shared = played({0: {"send.b": {"link": 1.0}}, 1: {"send.b": {"link": 1.0}}})
+    for rank in (0, 1):
+        assert shared[f"{rank}:send.b[0]"] == pytest.approx((2.0, 8.0))
+        assert shared[f"{rank}:send.b[1]"] == pytest.approx((8.0, 14.0))
+        assert shared[f"{rank}:make[1]"] == (2.0, 4.0)  # computing goes on
+        assert shared[f"{rank + 2}:use[1]"] == pytest.approx((14.0, 15.0))
+    half = played({0: {"send.b": {"link": 1.0}}, 1: {"send.b": {"link": 0.5}}})
+    # The second pair is never slowed and has half the link until 8 s.
+    assert half["1:send.b[1]"] == pytest.approx((5.0, 8.0))
+    assert half["0:send.b[0]"] == pytest.approx((2.0, 8.0))
+    assert half["0:send.b[1]"] == pytest.approx((8.0, 11.0))
+
+
+def test_transfers_that_use_a_link_one_after_the_other_change_nothing(make_chain: MakeChain) -> None:
+    program, seconds = overlapping(make_chain)
+    folding = unfolded(program.mesh)
+    shares = {rank: {"reduce.1": {"link": 1.0}, "share.loss": {"link": 1.0}} for rank in (0, 1)}
+    found = times(play(program, seconds, folding=folding, steps=1, shares=shares).events)
+    assert found == times(play(program, seconds, folding=folding, steps=1).events)
+
+
+def test_both_sides_pay_where_computing_and_an_all_reduce_meet(make_chain: MakeChain) -> None:
+    """Backward for 2 s at 0.8 beside an all-reduce of 1.5 s at 0.5: of the all-reduce 0.25 s are left after 2.5 s."""
+    program, seconds = overlapping(make_chain)
+    played = play(program, seconds, folding=fold(program), steps=1, communication_overlap=0.8, collective_share=0.5)
+    found = times(played.events)
+    assert found["0:backward.0[0]"] == pytest.approx((4.0, 6.5))
+    assert found["0:reduce.1"] == pytest.approx((4.0, 6.75))
+    assert found["0:reduce.0"] == pytest.approx((6.75, 7.25))  # its stream was busy
+    assert found["0:update"] == pytest.approx((7.25, 8.25))
+
+
+def test_a_deadlock_says_what_is_waited_for(make_chain: MakeChain) -> None:
+    program = lowered(make_chain(2), batch=2, pipeline=2, microbatches=1)
+    first, last = program.roles
+    backward = [t for t in first.order if "cot" in t.instruction or t.instruction.startswith("backward")]
+    first = first.reordered((*backward, *(t for t in first.order if t not in backward)))
+    wrong = replace(program, roles=(first, last))
+    with pytest.raises(PlanError, match=r"receive.act.0\[0\] of step 0 waits for stage0 rank 0 to send it") as caught:
+        replay(wrong, priced(wrong, {Phase.FORWARD: 1.0}), steps=1)
+    assert "waits for receive.cot.0[0]" in str(caught.value)
+    assert "waits for 1 of 2 simulated members, who have not come" in str(caught.value)
+
+
+def test_a_long_step_is_played_without_writing_its_tasks_out(make_chain: MakeChain) -> None:
+    program = lowered(make_chain(4), batch=256, pipeline=4, microbatches=256)
+    prices = priced(program, {Phase.FORWARD: 1.0, Phase.BACKWARD: 2.0})
+    played = play(program, prices, folding=fold(program), steps=1)
+    assert played.end_s == (256 + 4 - 1) * 3.0
+    assert not any("order" in vars(role) for role in program.roles)
