@@ -201,7 +201,8 @@ class _Replaying:
     def batch(self) -> int:
         """Samples in one step."""
         program = self.program
-        return program.microbatch_samples * program.microbatches * program.mesh.axes["data"]
+        replicas = program.mesh.axes["data"] * program.mesh.axes.get("expert", 1)  # experts are dealt over replicas
+        return program.microbatch_samples * program.microbatches * replicas
 
     @property
     def provenance(self) -> str:

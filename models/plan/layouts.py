@@ -133,12 +133,20 @@ class Rules:
             if isinstance(have, int) and self.rank(name) <= rank:
                 target = have + rank - self.rank(name)
                 break
+        if isinstance(target, Experts) and not all(
+            self._goes_along(n, h, rank) for n, h in zip(operator.inputs, held, strict=True)
+        ):
+            return self._whole(operator)  # one way back is cheaper than another operand's way there
         if isinstance(target, Experts):
             wanted = tuple(self._dealt(n, target, rank) for n in operator.inputs)
             return Wanted(inputs=wanted, outputs=(target,) * len(operator.outputs))
         inputs = tuple(self._aligned_to(name, target, rank) for name in operator.inputs)
         outputs = tuple(target if n and self.rank(n) == rank else None for n in operator.outputs)
         return Wanted(inputs=inputs, outputs=outputs)
+
+    def _goes_along(self, name: str, held: Layout, rank: int) -> bool:
+        """Whether an operand is where an expert's rows are already."""
+        return not name or name in self.fixed or self.rank(name) < rank or isinstance(held, Experts)
 
     def _dealt(self, name: str, target: Experts, rank: int) -> Layout:
         if not name or self.rank(name) != rank:
@@ -436,7 +444,9 @@ class Rules:
                 return groups == 1 or (groups % self.size == 0 and self._flow(out, 1))
             case "elementwise":
                 at = dim + self.rank(out) - self.rank(name)
-                met = [n for n in others if self._aligned_to(n, at, self.rank(out)) is not None]  # not broadcast over it
+                met = [
+                    n for n in others if self._aligned_to(n, at, self.rank(out)) is not None
+                ]  # not broadcast over it
                 return all(self._comes_split(n) for n in met) and self._flow(out, at)
             case "normalisation":
                 by_channel = reader.op_type in ("BatchNormalization", "InstanceNormalization")

@@ -220,6 +220,16 @@ def test_rows_travel_to_their_experts_and_back(mixture: Graph) -> None:
     assert local.graph.tensors["h"].elements(1) == mixture.tensors["h"].elements(1)
 
 
+def test_a_mixture_of_experts_sends_rows_twice_a_layer() -> None:
+    """Dispatch and combine (Lepikhin et al. 2021): all-to-alls of experts * capacity rows, whatever the gates."""
+    whole = import_network("mixtral", **SMALL, kv_heads=8, ffn=1024, experts=8, top_k=2).graph
+    local = localise(whole, Strategy(batch=4, data=4, expert=4))
+    assert exchanges(local.graph, "forward") == exchanges(local.graph, "backward") == {"all_to_all": 2 * LAYERS}
+    rows = TOKENS * 2  # of a sample: top_k of every token
+    assert exchanged_elements(local.graph, "forward", samples=3) == {3 * rows * WIDTH}
+    assert len(local.experts) == 3 * LAYERS
+
+
 # --- what cannot be or does not divide -------------------------------------------------------------------------------------
 
 

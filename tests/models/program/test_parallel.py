@@ -151,6 +151,24 @@ def test_context_ranks_are_replicas_of_the_weights(gpt: Graph, lower_network: Lo
     assert sent(role, [Kind.ALL_GATHER], "context") == keys_and_values
 
 
+# --- experts -----------------------------------------------------------------------------------------------------------------
+
+
+def test_experts_are_summed_over_those_who_hold_the_same(lower_network: Lower) -> None:
+    """A rank of 4 has a quarter of the experts' weights, and sums their gradients with the replicas that have the same ones; all
+    else it sums with everybody.
+    """
+    graph = import_network("mixtral", layers=2, hidden=64, heads=4, kv_heads=2, ffn=128, seq_len=16, vocab=64).graph
+    inside = sum(t.nbytes(1) for p in graph.parameters if len((t := graph.tensors[p]).shape) == 3)
+    (role,) = lower_network(graph, batch=16, data=8, expert=4).roles
+    reduced = {i.group: 0 for i in role.instructions if i.stream == "reduce"}
+    for i in role.instructions:
+        if i.stream == "reduce":
+            reduced[i.group] += role.payload_bytes(i)
+    everybody, alike = Group(axes=("data", "expert")), Group(axes=("data",))
+    assert reduced == {everybody: 4 * graph.parameter_count - inside, alike: inside // 4}
+
+
 # --- recomputation -----------------------------------------------------------------------------------------------------------------
 
 
