@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -304,14 +305,14 @@ def benchmark(workload: Workload, *, repeats: int = 3) -> Row:
     best = dict.fromkeys(("replay", "generate", "folded", "unfolded"), float("inf"))
     ends: dict[str, float] = {}
     for _ in range(repeats):
-        taken_s, ends["replay"] = _timed(lambda: replayed_end_s(workload))
+        taken_s, ends["replay"] = _timed(partial(replayed_end_s, workload))
         best["replay"] = min(best["replay"], taken_s)
-        taken_s, program = _timed(lambda: program_of(workload))
+        taken_s, program = _timed(partial(program_of, workload))
         best["generate"] = min(best["generate"], taken_s)
-        taken_s, ends["folded"] = _timed(lambda program=program: folded_end_s(workload, program))
+        taken_s, ends["folded"] = _timed(partial(folded_end_s, workload, program))
         best["folded"] = min(best["folded"], taken_s)
         fresh = program_of(workload)
-        taken_s, _ = _timed(lambda program=fresh: unfolded_end_s(workload, program, speed))
+        taken_s, _ = _timed(partial(unfolded_end_s, workload, fresh, speed))
         best["unfolded"] = min(best["unfolded"], taken_s)
     return Row(
         name="P{} D{} L{} M{}".format(*workload),

@@ -117,6 +117,8 @@ def middle_figures(
 class _Trace(Trace):
     """The trace of a replay, whose events are written out when somebody looks at them."""
 
+    _played: Played
+
     def __init__(self, played: Played, about: Mapping[str, str]) -> None:
         for name, value in (("source", "simulated"), ("about", about), ("_played", played)):
             object.__setattr__(self, name, value)
