@@ -81,6 +81,20 @@ def _cotangents(draft: Draft, chain: Chain, segment: Segment) -> str:
     return draft.buffer(f"cot.{segment.number}", Content.GRADIENTS, Scope.MICROBATCH, chain.nbytes(tensors), tensors)
 
 
+def _handed(draft: Draft, chain: Chain, segment: Segment) -> list[str]:
+    """The buffers that the next segment reads, in this stage or the next."""
+    between = chain.between(segment)
+    plain = [_activations(draft, chain, segment)] if between.tensors else []
+    return [*plain, *_exchanged(draft, chain, between.made, Content.ACTIVATIONS)]
+
+
+def _handed_back(draft: Draft, chain: Chain, segment: Segment) -> list[str]:
+    """The buffers of gradients that the next segment writes for `segment`."""
+    between = chain.between(segment)
+    plain = [_cotangents(draft, chain, segment)] if between.gradients else []
+    return [*plain, *_exchanged(draft, chain, between.back_given, Content.GRADIENTS)]
+
+
 def _residuals(draft: Draft, chain: Chain, segment: Segment) -> str:
     """What is kept for the backward pass; of a core that is computed again, its operands."""
     size = chain.residual_bytes(segment)
@@ -117,7 +131,8 @@ def forward_pass(draft: Draft, chain: Chain, stage: int, *, training: bool, hook
             )
         )
     if (previous := chain.before(first)) is not None:
-        _message(draft, chain, Kind.RECEIVE, _activations(draft, chain, previous), -1, Phase.FORWARD)
+        for buffer in _handed(draft, chain, previous):
+            _message(draft, chain, Kind.RECEIVE, buffer, -1, Phase.FORWARD)
     scored = not training and chain.after(last) is None  # then the score reads the labels last
     begun: set[str] = set()
     for segment in segments:
@@ -133,10 +148,10 @@ def forward_pass(draft: Draft, chain: Chain, stage: int, *, training: bool, hook
             and not scored
             and not (training and any(map(chain.recomputed, readers))),
         )
-        if segment is not last:
-            _exchange(draft, chain, segment, Phase.FORWARD)
+        _exchange(draft, chain, segment, Phase.FORWARD)
     if chain.after(last):
-        _message(draft, chain, Kind.SEND, _activations(draft, chain, last), +1, Phase.FORWARD)
+        for buffer in _handed(draft, chain, last):
+            _message(draft, chain, Kind.SEND, buffer, +1, Phase.FORWARD)
 
 
 def backward_pass(draft: Draft, chain: Chain, stage: int, *, hooks: Hooks | None = None, weights: bool = True) -> None:
@@ -146,7 +161,8 @@ def backward_pass(draft: Draft, chain: Chain, stage: int, *, hooks: Hooks | None
     segments = chain.of_stage(stage)
     last, first = segments[-1], segments[0]
     if chain.returns_gradient(last):
-        _message(draft, chain, Kind.RECEIVE, _cotangents(draft, chain, last), +1, Phase.BACKWARD)
+        for buffer in _handed_back(draft, chain, last):
+            _message(draft, chain, Kind.RECEIVE, buffer, +1, Phase.BACKWARD)
     begun: set[str] = set()
     # Blocks are computed again from the last to the first: data are kept for the first that reads them.
     again = [s for s in segments if s.data and chain.recomputed(s)]
@@ -172,14 +188,14 @@ def backward_pass(draft: Draft, chain: Chain, stage: int, *, hooks: Hooks | None
         for segment in members:
             if not segment.backward:
                 continue
-            if segment is not last:
-                _exchange_back(draft, chain, segment)
+            _exchange_back(draft, chain, segment)
             _begin(draft, chain, segment, Phase.BACKWARD, hooks, begun)
             _backward(draft, chain, segment, phase)
             if weights:
                 _finish(draft, chain, segment, hooks)
     if (previous := chain.before(first)) is not None and first.backward and first.differentiable:
-        _message(draft, chain, Kind.SEND, _cotangents(draft, chain, previous), -1, Phase.BACKWARD)
+        for buffer in _handed_back(draft, chain, previous):
+            _message(draft, chain, Kind.SEND, buffer, -1, Phase.BACKWARD)
 
 
 def weight_pass(draft: Draft, chain: Chain, stage: int, *, hooks: Hooks | None = None) -> None:
@@ -273,9 +289,7 @@ def _forward(
         if training and not again:
             writes.append(state(draft, chain, segment))
     if (previous := chain.before(segment)) is not None:
-        handed = [_activations(draft, chain, previous)]
-        if previous.stage == segment.stage:
-            handed += _exchanged(draft, chain, chain.between(previous).made, Content.ACTIVATIONS)
+        handed = _handed(draft, chain, previous)
         reads += handed
         if again or not (training and _needed_again(chain, segment, previous)):
             frees += handed
@@ -285,8 +299,9 @@ def _forward(
         if frees_data:
             frees.append(name)
     if chain.after(segment) and not ends:
-        writes.append(_activations(draft, chain, segment))
-        writes += _exchanged(draft, chain, chain.between(segment).given, Content.ACTIVATIONS)
+        between = chain.between(segment)
+        writes += [_activations(draft, chain, segment)] if between.tensors else []
+        writes += _exchanged(draft, chain, between.given, Content.ACTIVATIONS)
     elif not training:
         size = chain.nbytes(segment.outputs)
         writes.append(draft.buffer("predictions", Content.ACTIVATIONS, Scope.MICROBATCH, size, segment.outputs))
@@ -374,9 +389,7 @@ def _backward(draft: Draft, chain: Chain, segment: Segment, phase: Phase) -> Non
     reads += arrived
     frees += [] if later else arrived
     if segment.differentiable and (previous := chain.before(segment)) is not None:
-        writes.append(_cotangents(draft, chain, previous))
-        if previous.stage == segment.stage:
-            writes += _exchanged(draft, chain, chain.between(previous).back_given, Content.GRADIENTS)
+        writes += _handed_back(draft, chain, previous)
     parts = [Part(segment.name, phase)]
     if _drops_core(chain, segment):
         parts.insert(0, Part(segment.name, Phase.RECOMPUTE))
@@ -398,11 +411,9 @@ def _arrived(draft: Draft, chain: Chain, segment: Segment) -> list[str]:
     """The buffers of gradients that come back to a segment."""
     if not chain.returns_gradient(segment):
         return []
-    found = [_cotangents(draft, chain, segment)]
-    after = chain.after(segment)
-    if after is not None and after.stage == segment.stage:
-        found += _exchanged(draft, chain, chain.between(segment).back_made, Content.GRADIENTS)
-    return found
+    between = chain.between(segment)
+    plain = [_cotangents(draft, chain, segment)] if between.gradients else []
+    return [*plain, *_exchanged(draft, chain, between.back_made, Content.GRADIENTS)]
 
 
 def _has_weights(segment: Segment) -> bool:
