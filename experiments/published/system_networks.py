@@ -250,7 +250,9 @@ def _efficientnet(case: Case, said: Dimensions, family: str) -> Network:
 
 def _vit(case: Case, said: Dimensions, family: str) -> Network:
     """The sizes of the name, the base's where it has none."""
-    sizes = {key: getattr(case, key) or known(case.model).get(key) for key in ("layers", "hidden", "heads")}
+    sizes: dict[str, Any] = {
+        key: getattr(case, key) or known(case.model).get(key) for key in ("layers", "hidden", "heads")
+    }
     return _network(
         family, "vit", language=False, blocks=sizes["layers"] or 12, image=case.seq_len, **sizes
     )  # fmt: skip

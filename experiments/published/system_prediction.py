@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 from ...errors import DataError, PlanError
-from ...models.cost.power import Energy
 from ...sim import Interval
-from ...sim.energy import idle_node
+from ...sim.energy import idle_node, nodes_in_use
+from ...sim.run import EvaluationPlan, Run, run_of
+from ...sim.run_result import RunSimulation
 from .system_cases import QUANTITIES, Case
 from .system_hardware import ranks_of
 from .system_runs import evaluations_of, samples_of
 from .system_simulation import Setting, setting_of
 from .system_text import dimensions
 
-__all__ = ["Prediction", "predict", "step_flops"]
+__all__ = ["Prediction", "predict", "step_flops", "whole_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def _quantity(case: Case, setting: Setting, step: Interval) -> Interval:
     """What a row of training measures, from the time of its steps.
 
     Raises:
-        PlanError: the row does not say over how many samples.
+        PlanError: the row does not say over how many samples, or a profile lacks what the quantity needs.
     """
     match case.measured_quantity:
         case "iteration_time":
@@ -65,39 +67,65 @@ def _quantity(case: Case, setting: Setting, step: Interval) -> Interval:
             return step.inverse(setting.samples * _counted(case, setting) / case.n_devices)
         case "achieved_flops_per_device":
             return step.inverse(step_flops(case, setting.samples) / case.n_devices)
-        case "device_hours":
-            return _run_s(case, setting, step).times(case.n_devices)
-        case "time_to_train":
-            return _run_s(case, setting, step)
-        case "avg_node_power":
-            return _node_w(case, setting)
-    watts, seconds = _node_w(case, setting), _run_s(case, setting, step)
+    run = whole_run(case, setting)
     nodes = ceil(ranks_of(case) / setting.cluster.devices_per_node)
-    return Interval(
-        value=nodes * watts.value * seconds.value,
-        low=nodes * watts.low * seconds.low,
-        high=nodes * watts.high * seconds.high,
-        provenance=seconds.provenance,
+    match case.measured_quantity:
+        case "time_to_train":
+            return run.time_to_train_s
+        case "device_hours":
+            return run.time_to_train_s.times(case.n_devices)
+        case "avg_node_power":
+            return _node_w(case, run, nodes)
+    watts, seconds = _node_w(case, run, nodes), run.time_to_train_s
+    bounds = {name: nodes * getattr(watts, name) * getattr(seconds, name) for name in ("value", "low", "high")}
+    return Interval(**bounds, provenance=seconds.provenance)
+
+
+def whole_run(case: Case, setting: Setting) -> RunSimulation:
+    """The row's run from the first step to the last evaluation. Where the source packs samples, lengths are in packed ones.
+
+    Raises:
+        PlanError: the row does not say after how many samples the run stopped.
+    """
+    samples, packed = samples_of(case, setting.network), setting.network.packed
+    if samples is None and case.measured_quantity == "avg_node_power":
+        samples = 1e3 * setting.samples  # the mean of steps, whatever their number
+    if samples is None:
+        raise PlanError("the row does not say after how many samples the run stopped.")
+    found = evaluations_of(case, setting.network.family)
+    plan = None
+    if found is not None:
+        plan = EvaluationPlan(
+            every_samples=found.every_samples / packed,
+            samples=ceil(found.samples / packed),
+            first_samples=found.first_samples / packed,
+        )
+    evaluation = setting.evaluate() if plan else None
+    return run_of(
+        setting.train(), Run(samples=samples / packed, evaluation=plan), evaluation=evaluation, cluster=setting.cluster
     )
 
 
-def _node_w(case: Case, setting: Setting) -> Interval:
+def _node_w(case: Case, run: RunSimulation, nodes: int) -> Interval:
     """Mean power of the row's nodes: those that train, and those that the batch leaves over, which wait for an evaluation.
 
     Raises:
         PlanError: the profile lacks a power.
     """
-    figures = setting.train().figures
-    if figures.power is None:
-        raise PlanError(f"the power of {setting.cluster.name} is not known: its profile lacks an idle or host power.")
-    direct = dimensions(case).direct_current
-    watts = figures.power.dc_w if direct else figures.power.ac_w
-    nodes = ceil(ranks_of(case) / setting.cluster.devices_per_node)
-    spare = max(nodes - figures.power.nodes, 0)
-    if spare and (waiting := idle_node(setting.cluster, nodes=spare, waiting=True)) is not None:
-        left = waiting.dc_w if direct else waiting.ac_w
-        watts = Energy(*((w * (nodes - spare) + s * spare) / nodes for w, s in zip(watts, left, strict=True)))
-    return Interval(value=watts.value, low=watts.low, high=watts.high, provenance=figures.step_s.provenance)
+    meter: Literal["ac", "dc"] = "dc" if dimensions(case).direct_current else "ac"
+    watts = run.node_power_w(meter)
+    if watts is None:
+        raise PlanError(f"the power of {run.cluster.name} is not known: its profile lacks an idle or host power.")
+    spare = max(nodes - nodes_in_use(run.cluster, run.ranks), 0)
+    waiting = idle_node(run.cluster, nodes=spare, waiting=True) if spare else None
+    if waiting is None:
+        return watts
+    left = waiting.dc_w if meter == "dc" else waiting.ac_w
+    mixed = {
+        name: ((nodes - spare) * getattr(watts, name) + spare * getattr(left, name)) / nodes
+        for name in ("value", "low", "high")
+    }
+    return Interval(**mixed, provenance=watts.provenance)
 
 
 def _counted(case: Case, setting: Setting) -> float:
@@ -125,17 +153,3 @@ def step_flops(case: Case, batch: int) -> float:
         raise PlanError("FLOPs of a step need layers, hidden size and sequence length.")
     whole = 96.0 * batch * length * layers * hidden**2 * (1 + length / (6 * hidden) + vocab / (16 * layers * hidden))
     return whole if case.recompute == "full" else 0.75 * whole
-
-
-def _run_s(case: Case, setting: Setting, step: Interval) -> Interval:
-    """Seconds from the first step to the last evaluation."""
-    samples = samples_of(case, setting.network)
-    if samples is None:
-        raise PlanError("the row does not say after how many samples the run stopped.")
-    training = step.times(samples / setting.samples)
-    plan = evaluations_of(case, setting.network.family)
-    if plan is None:
-        return training
-    forward = setting.evaluate()
-    steps = -(-plan.samples // (forward.batch * setting.network.packed))
-    return training.plus(forward.figures.step_s.times(plan.times(samples) * steps))

@@ -30,10 +30,6 @@ class Evaluations:
     samples: int
     first_samples: float
 
-    def times(self, samples: float) -> int:
-        """Evaluations of a run that stops after so many samples: at least that at its end."""
-        return max(1, int((samples - self.first_samples) // self.every_samples) + 1)
-
 
 def evaluations_of(case: Case, family: str) -> Evaluations | None:
     """The evaluations within a time to train; None where none is within it."""
