@@ -31,17 +31,20 @@ def validate(cases: Sequence[Case], *, jobs: int = 1) -> list[Row]:
     """One scored row a case, in their order. Rows that share a network go to the same process, so that what is built once serves all."""
     if jobs <= 1:
         return [_row(case) for case in cases]
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
     from multiprocessing import get_context
 
-    order: dict[tuple[Any, ...], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, case in enumerate(cases):
-        order.setdefault((case.model, case.layers, case.hidden, case.hardware, case.framework), []).append(index)
+        groups.setdefault((case.model, case.layers, case.hidden, case.hardware, case.framework), []).append(index)
     rows: dict[int, Row] = {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for indices, found in zip(
-            order.values(), pool.map(_rows, [[cases[i] for i in g] for g in order.values()]), strict=True
-        ):
+        started = [(indices, pool.submit(_rows, [cases[i] for i in indices])) for indices in groups.values()]
+        for indices, future in started:
+            try:
+                found = future.result()
+            except BrokenExecutor:  # a process was killed, for want of memory say: its rows are refused, not all
+                found = [Row(case=cases[i], refused="the process that simulated this row was killed.") for i in indices]
             rows |= dict(zip(indices, found, strict=True))
     return [rows[index] for index in range(len(cases))]
 
