@@ -26,7 +26,9 @@ The same input gives the same times: processes are started and woken in a fixed 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable, Mapping, Sequence
+import gc
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +148,18 @@ class _Rank:
 _Bound = tuple[int, int, float, tuple[int, ...], tuple[tuple[_Post, int, int], ...], _Post | None, Any, bool, Line]
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would look through everything again and again while events come and go by the million."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 class _Engine:
     def __init__(
         self,
@@ -176,7 +190,8 @@ class _Engine:
                 record = Record(rank=rank.number, script=rank.script, walk=number, seconds=rank.seconds)
                 self.records.append(record)
                 self.env.process(self._walk(rank, number, streams, record))
-        self.env.run()
+        with _uncollected():
+            self.env.run()
         stuck = [record for record in self.records if record.waits is not None]
         if stuck:
             raise PlanError(_deadlock(stuck, self.program))

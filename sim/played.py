@@ -135,6 +135,7 @@ class Played:
     steps: int
     records: tuple[Record, ...]
     multiplicity: Mapping[int, int]
+    _busy_s: dict[float, Mapping[int, tuple[float, float]]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def step_ends_s(self) -> tuple[float, ...]:
@@ -157,14 +158,16 @@ class Played:
         found.sort(key=itemgetter(*map(COLUMNS.index, ("start_s", "rank", "stream", "end_s"))))
         return tuple(found)
 
-    def busy_s(self, start_s: float) -> dict[int, tuple[float, float]]:
+    def busy_s(self, start_s: float) -> Mapping[int, tuple[float, float]]:
         """For each simulated rank, the seconds from `start_s` on in which its device computes, and in which it computes or
         communicates. A collective counts from when all have come.
         """
-        of_rank: dict[int, list[Intervals]] = {}
-        for record in self.records:
-            of_rank.setdefault(record.rank, []).append(record.intervals())
-        return {rank: _covered(each, start_s) for rank, each in of_rank.items()}
+        if start_s not in self._busy_s:
+            of_rank: dict[int, list[Intervals]] = {}
+            for record in self.records:
+                of_rank.setdefault(record.rank, []).append(record.intervals())
+            self._busy_s[start_s] = {rank: _covered(each, start_s) for rank, each in of_rank.items()}
+        return self._busy_s[start_s]
 
 
 def _covered(each: list[Intervals], start_s: float) -> tuple[float, float]:
