@@ -21,10 +21,20 @@ from ..models.program import Instruction, Kind, Phase, Program
 from ..models.trace import Event
 from .result import Simulation
 
-__all__ = ["GROUPS", "Activity", "Cause", "Window", "activities", "begun", "cause_of", "steady_window", "waits_for"]
+__all__ = [
+    "GROUPS",
+    "Activity",
+    "Cause",
+    "Window",
+    "activities",
+    "begun",
+    "cause_of",
+    "program_of",
+    "steady_window",
+    "waits_for",
+]
 
 GROUPS = ("computing", "communication", "host", "waiting", "idle")
-IDLE_NAME = "idle"
 
 
 class Cause(NamedTuple):
@@ -34,7 +44,7 @@ class Cause(NamedTuple):
     name: str
 
 
-IDLE = Cause("idle", IDLE_NAME)
+IDLE = Cause("idle", "idle")
 REPORT = Cause("host", "report")
 SLOWED = Cause("computing", "slowed by communication")
 _PHASES = {
@@ -88,7 +98,8 @@ def program_of(simulation: Simulation) -> Program:
 
 def steady_window(simulation: Simulation) -> Window:
     """The steps that :class:`~.result.Figures` speak of: the last period of the replay."""
-    program, ends = program_of(simulation), {}
+    program = program_of(simulation)
+    ends: dict[int, float] = {}
     for event in simulation.trace.events:
         ends[event.step] = max(ends.get(event.step, 0.0), event.end_s)
     steps = len(ends)

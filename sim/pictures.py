@@ -53,7 +53,7 @@ def stacked(bars: Mapping[str, Mapping[Cause, float] | Mapping[str, float]], *, 
     labels = [_shortened(name) for name in bars]
     left = [0.0] * len(bars)
     for cause in shown:
-        widths = [parts.get(cause, 0.0) * factor for parts in bars.values()]  # type: ignore[call-overload]
+        widths = [dict[Cause | str, float](parts.items()).get(cause, 0.0) * factor for parts in bars.values()]
         axes.barh(range(len(bars)), widths, left=left, color=colours[cause], height=0.62, label=_name(cause))
         for y, (start, width) in enumerate(zip(left, widths, strict=True)):
             if width > 0.05 * longest * factor:
