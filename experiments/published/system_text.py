@@ -212,7 +212,7 @@ PRECISIONS = (
 # Where "mixed" means bfloat16: TPU, Gaudi and processors have no float16 units, and AMD's stacks train with bfloat16.
 BFLOAT16_DEVICES = r"tpu|gaudi|xeon|epyc|^mi\d"
 # Stacks whose large transformers of MLPerf rounds from v4.0 on compute products in 8 bits or less where "mixed" stands.
-EIGHT_BITS = r"nemo|maxtext|^pytorch 2\.|megatron-bridge"
+EIGHT_BITS = r"nemo|maxtext|^pytorch 2\.|^pytorch( ngc 2.*)?$|megatron-bridge"
 
 
 def precision(case: Case, device: str, *, language_model: bool, eight_bits: bool) -> Precision:
