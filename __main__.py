@@ -151,49 +151,60 @@ def simulate(
     as_json: o.Json = False,
     trace: o.Trace = None,
     gantt: o.Gantt = None,
+    breakdown: o.Breakdown = False,
+    power: o.PowerPicture = None,
+    versus: o.Versus = None,
 ) -> None:
     """Predict time, energy, cost and memory of one strategy."""
+    from .experiments.looking import breakdown_table, comparison_table, told, variant
     from .experiments.tables import memory_table, simulation_table
     from .experiments.verbs import cluster_of
     from .experiments.verbs import simulate as run
     from .sim.perfetto import write_perfetto
 
     cluster = cluster_of(on, power_limit_w=power_limit, clock_hz=clock and clock * 1e6, price=price, region=region)
-    found = run(
-        model,
-        on=cluster,
-        batch=batch,
-        loss=loss,
-        allow_external=allow_external or (),
-        optimizer=optimizer,
-        samples=samples,
-        database=database,
-        data=data,
-        pipeline=pipeline,
-        tensor=tensor,
-        context=context,
-        expert=expert,
-        sequence_parallel=sequence_parallel,
-        microbatches=microbatches or pipeline,
-        schedule=schedule,
-        interleave=interleave,
-        cut=cut,
-        solver=solver,
-        synchronise_every=synchronise_every,
-        zero=zero,
-        recompute=recompute,
-        precision=precision,
-        mixed=mixed,
-    )
+    asked: dict[str, Any] = {
+        "on": cluster,
+        "batch": batch,
+        "loss": loss,
+        "allow_external": allow_external or (),
+        "optimizer": optimizer,
+        "samples": samples,
+        "database": database,
+        "data": data,
+        "pipeline": pipeline,
+        "tensor": tensor,
+        "context": context,
+        "expert": expert,
+        "sequence_parallel": sequence_parallel,
+        "microbatches": microbatches or pipeline,
+        "schedule": schedule,
+        "interleave": interleave,
+        "cut": cut,
+        "solver": solver,
+        "synchronise_every": synchronise_every,
+        "zero": zero,
+        "recompute": recompute,
+        "precision": precision,
+        "mixed": mixed,
+    }
+    found = run(model, **asked)
+    other = run(model, **variant(asked, versus)) if versus else None
     if trace:
         write_perfetto(found.trace, trace)
     if gantt:
         draw(found.plot(), gantt)
+    if power:
+        draw(found.power_trace().plot(), power)
     if as_json:
-        print_json(found.to_dict())
+        print_json(told(found, breakdown=breakdown, other=other))
         return
     show(simulation_table(found), memory_table(found))
-    for written in (trace, gantt):
+    if breakdown:
+        show(breakdown_table(found))
+    if other is not None:
+        show(comparison_table(found, other), found.compare(other).reason)
+    for written in (trace, gantt, power):
         if written:
             show(f"Wrote {written}.")
 

@@ -16,6 +16,7 @@ __all__ = [
     "BatchDim",
     "BatchPerDevice",
     "Bind",
+    "Breakdown",
     "Budget",
     "Choose",
     "Clock",
@@ -52,6 +53,7 @@ __all__ = [
     "Plan",
     "PlanOut",
     "PowerLimit",
+    "PowerPicture",
     "Precision",
     "Price",
     "Profile",
@@ -70,6 +72,7 @@ __all__ = [
     "Tensor",
     "Trace",
     "Train",
+    "Versus",
     "WithoutWeights",
     "Yes",
     "Zero",
@@ -270,4 +273,16 @@ Trace = Annotated[
     Path | None, Option("--trace", metavar="FILE", help="Write the timeline for ui.perfetto.dev (.json).")
 ]
 Gantt = Annotated[Path | None, Option("--gantt", metavar="FILE", help="Draw the timeline (.png, .svg, .pdf).")]
+Breakdown = Annotated[bool, Option("--breakdown", help="Show what the step's time goes to, and its critical path.")]
+Versus = Annotated[
+    str | None,
+    Option(
+        "--versus",
+        metavar="FIELDS",
+        help="Say why a variant is slower or faster: what differs, such as 'data=2,pipeline=4' or 'on=dgx-h100'.",
+    ),
+]
+PowerPicture = Annotated[
+    Path | None, Option("--power", metavar="FILE", help="Draw watts through a step (.png, .svg, .pdf).")
+]
 Json = Annotated[bool, Option("--json", help="Print JSON instead of tables.")]

@@ -29,6 +29,7 @@ __all__ = [
     "memory_table",
     "model_sentence",
     "operators_table",
+    "plain_table",
     "profile_table",
     "profiles_table",
     "refinement_table",
@@ -47,7 +48,8 @@ class _Plain(Table):
         super().add_row(*(Text(c) if isinstance(c, str) else c for c in cells), **options)
 
 
-def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
+def plain_table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table in the style of all."""
     table = _Plain(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
     table.collapse_padding = True
     for column in columns:
@@ -79,7 +81,7 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
 
     trained = set(graph.parameters)
     numbers = ("FLOP", "bytes", "parameters")
-    table = _table(f"{graph.name}, batch {batch}", "operator", "type", "family", *numbers, "result", right=numbers)
+    table = plain_table(f"{graph.name}, batch {batch}", "operator", "type", "family", *numbers, "result", right=numbers)
     given = ", ".join(_tensor(graph, name) for name in (*graph.inputs, *graph.targets))
     table.caption = (
         f"forward pass; bytes: operands read and results written, each once\nfed with: {given}\n"
@@ -124,7 +126,7 @@ def _tensor(graph: Graph, name: str) -> str:
 def accuracy_table(report: Sequence[Mapping[str, Any]]) -> Table:
     """Errors on measurements that were left out of fitting."""
     numbers = ("n", "median", "p90", "bias", "covered", "width")
-    table = _table("Errors on what was left out", "left out", "table", "device", "operators", *numbers, right=numbers)
+    table = plain_table("Errors on what was left out", "left out", "table", "device", "operators", *numbers, right=numbers)
     for row in report:
         table.add_row(
             row["left_out"].removesuffix(" left out"),
@@ -151,7 +153,7 @@ def explanation_table(found: Explanation, *, rows: int) -> Table:
     numbers = ("times", "time (9 of 10)", "share", "peak")
     columns = ("operator", "type", "phase", "result", *numbers, "bound", "rests on")
     title = f"{found.model} on {found.device}, batch {found.batch}, {found.precision}"
-    table = _table(title, *columns, right=numbers)
+    table = plain_table(title, *columns, right=numbers)
     for row in found.operators[:rows]:
         table.add_row(
             row.name if len(row.name) <= 18 else f"{row.name[:8]}…{row.name[-9:]}",
@@ -180,7 +182,7 @@ def explanation_table(found: Explanation, *, rows: int) -> Table:
 
 def profiles_table(rows: Sequence[ProfileRow]) -> Table:
     """The profiles that there are."""
-    table = _table("Hardware profiles", "name", "kind", "what it is")
+    table = plain_table("Hardware profiles", "name", "kind", "what it is")
     for row in rows:
         table.add_row(row.name, row.kind, f"cannot be read: {row.problem}" if row.problem else row.summary)
     return table
@@ -188,7 +190,7 @@ def profiles_table(rows: Sequence[ProfileRow]) -> Table:
 
 def profile_table(name: str, rows: Sequence[ValueRow]) -> Table:
     """Every value of a profile with its source."""
-    table = _table(name, "field", "value", "tier", "source")
+    table = plain_table(name, "field", "value", "tier", "source")
     for row in rows:
         table.add_row(row.field, row.value, row.tier, row.source)
     return table
@@ -198,7 +200,7 @@ def simulation_table(simulation: Simulation) -> Table:
     """The figures of a simulation, each with unit, interval and provenance."""
     f = simulation.figures
     title = f"{simulation.model} on {simulation.cluster}: {simulation.strategy}"
-    table = _table(title, "", "predicted (9 cases of 10)", "rests on")
+    table = plain_table(title, "", "predicted (9 cases of 10)", "rests on")
     basis = {"rent": " (rent)", "own": " (own nodes and energy)", "energy": " (energy alone)", None: ""}[f.cost_basis]
     rows: list[tuple[str, Interval | None, Callable[[float], str]]] = [
         ("step time", f.step_s, seconds),
@@ -222,7 +224,7 @@ def simulation_table(simulation: Simulation) -> Table:
 
 def memory_table(simulation: Simulation) -> Table:
     """Peak memory per rank, and of what."""
-    table = _table("Peak memory per rank", "role", "peak", "of", "made of", "at", right=("peak", "of"))
+    table = plain_table("Peak memory per rank", "role", "peak", "of", "made of", "at", right=("peak", "of"))
     for memory in simulation.memory[:MOST_ROWS]:
         parts = sorted(memory.by_content.items(), key=lambda item: -item[1])
         made = ", ".join(f"{name} {nbytes(size)}" for name, size in parts if size >= 0.01 * memory.peak_bytes)
@@ -235,7 +237,7 @@ def candidates_table(found: Search) -> Table:
     """The ranking, best first."""
     columns = ("#", "ranks", "data", "pipe", "micro", "order", "step", "samples/s", "energy", "cost", "memory", "busy")
     right = tuple(column for column in columns if column != "order")
-    table = _table(f"Ranked by {found.objective}", *columns, right=right)
+    table = plain_table(f"Ranked by {found.objective}", *columns, right=right)
     for place, candidate in enumerate(found.ranked[:MOST_ROWS], start=1):
         _candidate_row(table, place, candidate)
     more = len(found.ranked) - MOST_ROWS
@@ -274,7 +276,7 @@ def _candidate_row(table: Table, place: int, candidate: Candidate) -> None:
 
 def refused_table(found: Search) -> Table:
     """What was refused, and why."""
-    table = _table("Refused", "strategy", "because")
+    table = plain_table("Refused", "strategy", "because")
     for candidate in found.refused[:MOST_ROWS]:
         table.add_row(str(candidate.strategy), candidate.refused)
     if len(found.refused) > MOST_ROWS:
@@ -285,7 +287,7 @@ def refused_table(found: Search) -> Table:
 def approval_table(plan: Plan, *, steps: int | None) -> Table:
     """What an approved plan will run, and what it is predicted to take."""
     figures, recipe = plan.prediction["figures"], plan.recipe
-    table = _table(f"Plan {plan.configuration}", "", "")
+    table = plain_table(f"Plan {plan.configuration}", "", "")
     length = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs or 10} epochs"
     rows = [
         ("model", f"{plan.model.path} ({plan.prediction['model']})"),
@@ -336,7 +338,7 @@ def _span(numbers: Sequence[int]) -> str:
 def refinement_table(found: Refinement) -> Table:
     """Predicted beside measured, class by class of tasks, before and after refining."""
     numbers = ("before", "after", "measured (8 of 10)", "error before", "after", "share")
-    table = _table("Median time of a task", "task", *numbers, right=numbers)
+    table = plain_table("Median time of a task", "task", *numbers, right=numbers)
     earlier = {(r.instruction, r.phase): r for r in found.before.rows}
     for row in found.after.rows:
         if not row.share or row.share < 0.002:
@@ -362,7 +364,7 @@ def refinement_table(found: Refinement) -> Table:
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """What was examined, and how to mend it."""
-    table = _table("hpdlf doctor", "what", "state", "found", "mend")
+    table = plain_table("hpdlf doctor", "what", "state", "found", "mend")
     colour = {"ok": "green", "warn": "yellow", "missing": "red"}
     for finding in findings:
         table.add_row(finding.name, Text(finding.status, style=colour[finding.status]), finding.value, finding.mend)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .breakdown import Breakdown
+    from .comparison import Comparison
     from .critical_path import CriticalPath
     from .power_trace import PowerTrace
 
@@ -187,6 +188,12 @@ class Simulation:
         from .critical_path import critical_path
 
         return critical_path(self)
+
+    def compare(self, other: Simulation) -> Comparison:
+        """Why `other` is slower or faster: :mod:`.comparison`."""
+        from .comparison import compare
+
+        return compare(self, other)
 
     def power_trace(self) -> PowerTrace:
         """Watts of devices and nodes through a step: :mod:`.power_trace`."""

@@ -218,6 +218,15 @@ def test_import_inspect_simulate(hpdlf: Hpdlf, digits: Path) -> None:
     told = json.loads(hpdlf("simulate", "d.onnx", *options, "--json").out)
     assert told["figures"]["energy_j"] is None
     step, epoch = told["figures"]["step_s"], told["epoch_s"]
+    said = hpdlf("simulate", "d.onnx", *options, "--breakdown", "--versus", "data=4,on=dgx-a100:1")
+    assert said.code == 0, said.err
+    for word in ("What a step's time goes to", "critical path", "forward", "Time of a step", "shorter a step than"):
+        assert word in said.out
+    looked = hpdlf("simulate", "d.onnx", *options, "--breakdown", "--versus", "data=1", "--json").out
+    assert sum(row["share"] for row in json.loads(looked)["breakdown"] if row["role"] == "all") == pytest.approx(1.0)
+    assert json.loads(looked)["comparison"]["reason"]
+    assert "did you mean 'pipeline'" in hpdlf("simulate", "d.onnx", *options, "--versus", "pipelin=2").err
+    assert "host_active_power" in hpdlf("simulate", "d.onnx", *options, "--power", "watts.png").err
     assert step["low"] <= step["value"] <= step["high"]
     assert epoch["value"] == pytest.approx(10 * step["value"])
 
