@@ -101,7 +101,9 @@ def _configured(row: Mapping[Any, Any]) -> Operation | None:
         return None if any(v != v for v in values) else [int(v) for v in values]
 
     n, module = int(row["batch"]), row["module"]
-    if module == "Conv2d" and (v := whole("in_channels", "out_channels", "image_size", "kernel_size", "stride", "padding")):
+    if module == "Conv2d" and (
+        v := whole("in_channels", "out_channels", "image_size", "kernel_size", "stride", "padding")
+    ):
         return convolution(n, *v)
     if module == "MaxPool2d" and (v := whole("in_channels", "image_size", "kernel_size", "stride", "padding")):
         return max_pool(n, *v)

@@ -18,8 +18,9 @@ from .system_text import Dimensions, dimensions
 
 __all__ = ["FAMILIES", "LORA_RANK", "MLPERF_BERT_PACKED", "MLPERF_BERT_TOKENS", "Network", "network_of"]
 
-# Low-rank adapters of MLPerf's Llama 2: rank 16 on the four products of attention (rules of the benchmark, recalled).
-LORA_RANK = 16
+# Low-rank adapters of MLPerf's Llama 2: rank 16 on attention (rules of the benchmark, recalled). Stacks compute queries, keys and
+# values by one product, which has one adapter: here that of the queries stands for it.
+LORA_RANK, LORA_ON = 16, ("q", "out")
 # MLPerf's BERT pretrains on sequences of up to 512 tokens, about half of which are padding. From round v1.0 on NVIDIA's stacks
 # compute without the padding: as long a step as one of sequences of this many tokens. Others pack two into one of 512.
 MLPERF_BERT_TOKENS, MLPERF_BERT_PACKED = 256, 2
@@ -138,7 +139,8 @@ def _llama(case: Case, said: Dimensions, family: str) -> Network:
         family, "llama", tokens=sizes["seq_len"], blocks=sizes["layers"],
         ffn=said.feed_forward or kind.get("ffn") or (LLAMA3_FEED_FORWARD if third else {}).get(sizes["hidden"]) or _gated(sizes["hidden"]),
         kv_heads=said.kv_heads or kind.get("kv_heads") or (8 if grouped else sizes["heads"]), rope_base=500000.0 if third else 10000.0,
-        qkv_bias="qwen" in case.model.lower(), tied=third and sizes["hidden"] <= 3072, lora_rank=LORA_RANK if lora else 0,
+        qkv_bias="qwen" in case.model.lower(), tied=third and sizes["hidden"] <= 3072,
+        lora_rank=LORA_RANK if lora else 0, lora_on=LORA_ON if lora else None,
         lora_dropout=0.1 if lora else 0.0, **sizes,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from ...models.onnxpp import Graph
 from ...models.plan import Strategy
 from ...models.program import Program
 from ...models.zoo import import_network
-from ...sim import Simulation, simulate_program
+from ...sim import RoleMemory, Simulation, simulate_program
 from ...sim.cutting import Cutter
 from ...sim.simulate import role_memory
 from .system_cases import Case
@@ -30,6 +30,9 @@ __all__ = ["Setting", "setting_of"]
 T = TypeVar("T")
 # What vendors call a GB of memory on a device is a GiB, of which contexts and buffers of libraries hold some percent.
 USABLE = 0.96 * 2**30 / 1e9
+# Stacks that train in 8 bits keep the operands of products in 8 bits for the backward pass, which are two fifths of what a layer
+# keeps (2 + 2 + 2 + 8 of 34 bytes a token and channel: Korthikanti et al. 2022, section 4.1), and weights that are not trained, too.
+EIGHT_BIT_RESIDUALS, EIGHT_BIT_FROZEN = 0.8, 0.5
 MOST_CUTTERS, MOST_PROGRAMS, MOST_SIMULATIONS = 24, 4, 8
 
 
@@ -105,7 +108,21 @@ class Setting:
             program = self._program(self.network.optimizer)
         except PlanError:
             return False
-        return all(memory.peak_bytes <= USABLE * memory.capacity_bytes for memory in role_memory(program, self.cluster))
+        return all(
+            self._held_bytes(memory) <= USABLE * memory.capacity_bytes for memory in role_memory(program, self.cluster)
+        )
+
+    def _held_bytes(self, memory: RoleMemory) -> float:
+        """What a role holds at its peak, with what is kept in 8 bits."""
+        if self.strategy.precision != "float8":
+            return memory.peak_bytes
+        held = memory.by_content
+        frozen = held.get("parameters", 0) if dict(self.network.hyper).get("lora_rank") else 0
+        return (
+            memory.peak_bytes
+            - (1.0 - EIGHT_BIT_RESIDUALS) * held.get("residuals", 0)
+            - (1.0 - EIGHT_BIT_FROZEN) * frozen
+        )
 
     @property
     def _cutter(self) -> Cutter:

@@ -54,7 +54,14 @@ def training_runs(folder: Path) -> Iterator[TrainingPower]:
     for gpu, data, network, batch, optimizer, limit, seconds, watts in zip(*(table[c] for c in needed), strict=True):
         if seconds > 0 and watts > 0:
             yield TrainingPower(
-                gpu, profiles[gpu], f"{network}/{data}", optimizer, int(batch), float(limit), float(seconds), float(watts)
+                gpu,
+                profiles[gpu],
+                f"{network}/{data}",
+                optimizer,
+                int(batch),
+                float(limit),
+                float(seconds),
+                float(watts),
             )
 
 
