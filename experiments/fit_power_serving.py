@@ -116,9 +116,9 @@ def fit_utilisation(folder: Path, active_share: float) -> tuple[dict[str, Any], 
         "compute_power": _digits(v[1]),
         "memory_share": _digits(v[2]),
         "memory_power": _digits(v[3]),
-        # Recalled: between the passes of a step, while they communicate, GPUs draw about half of their limit, clocks up
-        # included (Patel et al., "Characterizing power management opportunities for LLMs in the cloud", ASPLOS 2024).
-        "network_share": 0.38,
+        # Recalled: between the passes of a step, while they communicate, GPUs draw half to three quarters of their limit,
+        # clocks up included (Patel et al., "Characterizing power management opportunities for LLMs in the cloud", ASPLOS 2024).
+        "network_share": 0.5,
         "steady_softness": STEADY_SOFTNESS,
     }
     report = {
