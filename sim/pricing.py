@@ -229,7 +229,14 @@ class Pricing:
         workloads = []
         if segments:
             workloads.append(
-                compute_workload(self.graph, segments, batch=samples, device=device, precision=self.precision)
+                compute_workload(
+                    self.graph,
+                    segments,
+                    batch=samples,
+                    device=device,
+                    precision=self.precision,
+                    fuses=self.software.fuses if self.software else "all",
+                )
             )
         if any(p.phase is Phase.UPDATE for p in instruction.parts):
             elements = self.program.updated[role.name]

@@ -26,6 +26,7 @@ from math import prod
 
 from ..onnxpp.count import Phase, Work, work
 from ..onnxpp.graph import Graph, Operator
+from .memo import memo_of
 
 __all__ = ["DIMS", "Operation", "operations_of"]
 
@@ -111,8 +112,15 @@ def operations_of(
 
     `stored` is the dtype of tensors in memory. `saved_bytes` of the traffic are spared by fusion (the first operation
     spares them). `own_kernel` as in :class:`Operation`.
+
+    "float8" is that of products with weights: their operands are cast first, by rows and by columns as the products of both
+    passes want them (Micikevicius et al. 2022, arXiv 2209.05433); attention, the product before the loss and all else stay at 16
+    bits.
     """
-    found = []
+    found: list[Operation] = []
+    narrow = precision == "float8" and _is_narrow(operator, graph)
+    if precision == "float8" and not narrow:
+        precision = "bfloat16"
     for part in ("backward_input", "backward_weight") if phase == "backward" else (phase,):
         done = work(operator, graph, batch=batch, phase=part, precision=stored)
         if not done.flops and not (done.read_bytes or done.write_bytes):
@@ -120,6 +128,10 @@ def operations_of(
         item = max(done.write_bytes // max(_elements(operator, graph, batch), 1), 1) if part == "forward" else 4
         done, saved_bytes = _spare(done, saved_bytes)
         op, dims, kernel_phase, count = _shape(operator, graph, batch, part)
+        if narrow:
+            if part != "backward_weight":
+                found.append(_cast(done, operator, graph, batch=batch, part=part))
+            done = Work(done.flops, done.read_bytes // 2, done.write_bytes)
         found.append(
             Operation(
                 family="attention" if op == "attention" else operator.family,
@@ -130,12 +142,61 @@ def operations_of(
                 write_bytes=done.write_bytes / count,
                 phase=kernel_phase,
                 precision=precision,
-                item_bytes=_ITEM.get(stored, min(item, 8)),
+                item_bytes=1 if narrow else _ITEM.get(stored, min(item, 8)),
                 own_kernel=own_kernel,
                 count=count,
             )
         )
     return tuple(found)
+
+
+def _is_narrow(operator: Operator, graph: Graph) -> bool:
+    """Whether an operator is a product with weights whose result is not what the loss is computed from."""
+    if operator.family != "matmul" or operator.op_type == "Attention":
+        return False
+    if not any(t in graph.parameters or t in graph.constants for t in operator.inputs[1:2]):
+        return False
+    return operator.name not in _before_loss(graph)
+
+
+def _before_loss(graph: Graph) -> frozenset[str]:
+    """The operators between the last product and the loss, that product among them."""
+    memo = memo_of(graph)
+    if "before_loss" not in memo:
+        found: set[str] = set()
+        waiting = [graph.loss] if graph.loss else list(graph.outputs)
+        while waiting:
+            maker = graph.producer.get(waiting.pop())
+            if maker is None or maker.name in found:
+                continue
+            found.add(maker.name)
+            if maker.family != "matmul":
+                waiting += [t for t in maker.inputs if t]
+        memo["before_loss"] = frozenset(found)
+    kept: frozenset[str] = memo["before_loss"]
+    return kept
+
+
+def _cast(done: Work, operator: Operator, graph: Graph, *, batch: int, part: str) -> Operation:
+    """The casts to 8 bits before a product: its operands on the way forward, the gradient on the way back; two copies each."""
+    gradient = graph.tensors[operator.outputs[0]].nbytes(batch, "bfloat16")
+    nbytes = done.read_bytes if part == "forward" else gradient
+    columns = _dims_of(graph, operator.outputs[0], batch)[-1]
+    return Operation(
+        family="elementwise",
+        op="cast",
+        dims=(max(nbytes // (2 * columns), 1), columns),
+        flops=nbytes / 2,
+        read_bytes=nbytes,
+        write_bytes=nbytes,
+        phase="forward" if part == "forward" else "backward_input",
+        precision="bfloat16",
+        item_bytes=2,
+    )
+
+
+def _dims_of(graph: Graph, tensor: str, batch: int) -> tuple[int, ...]:
+    return graph.tensors[tensor].dims(batch) or (1,)
 
 
 _ITEM = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}

@@ -31,8 +31,8 @@ _RUNS_AS = {
 
 
 def storage(precision: str) -> str:
-    """The dtype that tensors have in memory: tf32 rounds in the matrix unit only."""
-    return "float32" if precision == "tf32" else precision
+    """The dtype that tensors have in memory: tf32 rounds in the matrix unit only, float8 is what products cast to."""
+    return {"tf32": "float32", "float8": "bfloat16"}.get(precision, precision)
 
 
 @dataclass(frozen=True, slots=True)

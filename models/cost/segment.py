@@ -8,6 +8,10 @@ between them
 * is not written either, if every consumer of the graph is such a one, the tensor is no output of the graph, and the
   backward pass does not want it kept (see :mod:`.residuals`).
 
+That is what a compiler does ("all"). A framework that calls kernels has some that are fused by hand ("pairs": what is element-wise
+with what is element-wise or a normalisation before it, and a softmax with the scaling and the mask before it), or one for every
+operator ("none"), where only a bias is added by the product before it.
+
 The backward pass saves the gradient of the same tensor likewise: the consumer need not write it, nor the producer
 read it. An operator never saves more than it moves. Products (matrix products, convolutions) are taken as unfused:
 their libraries write their result. A consumer that is fused into its producer is no kernel of its own.
@@ -43,6 +47,7 @@ from .operation import Operation, operations_of
 from .operator_times import OperatorTimes, relatives_of
 from .residuals import residual_tensors, wants_gradient
 from .roofline import dominant, roof_of, storage
+from .software import Fuses
 from .traits import traits_of
 from .workload import Workload
 
@@ -50,8 +55,17 @@ __all__ = ["Fusion", "Parts", "compute_workload", "fingerprint", "fusion", "oper
 
 Parts = Sequence[tuple[Sequence[str], str]]
 
-_FUSES_INTO_CONSUMER = frozenset({"elementwise", "normalisation", "softmax"})
-_FUSES_INTO_PRODUCER = frozenset({"elementwise", "normalisation", "softmax", "reduction", "loss"})
+# By how a software fuses, the families whose results a kernel hands on, and those that take them.
+_GIVE: Mapping[Fuses, frozenset[str]] = {
+    "all": frozenset({"elementwise", "normalisation", "softmax"}),
+    "pairs": frozenset({"elementwise", "normalisation"}),
+    "none": frozenset(),
+}
+_TAKE: Mapping[Fuses, frozenset[str]] = {
+    "all": frozenset({"elementwise", "normalisation", "softmax", "reduction", "loss"}),
+    "pairs": frozenset({"elementwise", "softmax"}),
+    "none": frozenset(),
+}
 
 
 class Fusion(NamedTuple):
@@ -61,7 +75,15 @@ class Fusion(NamedTuple):
     fused: frozenset[str]
 
 
-def fusion(graph: Graph, operators: Sequence[str], *, batch: int, phase: str, precision: str = "float32") -> Fusion:
+def fusion(
+    graph: Graph,
+    operators: Sequence[str],
+    *,
+    batch: int,
+    phase: str,
+    precision: str = "float32",
+    fuses: Fuses = "all",
+) -> Fusion:
     """What fusing `operators` saves in `phase`; see the module's text for the rule."""
     inside = frozenset(operators)
     consumers = _consumers(graph)
@@ -74,13 +96,18 @@ def fusion(graph: Graph, operators: Sequence[str], *, batch: int, phase: str, pr
     )
     saved: dict[str, int] = {}
     fused: set[str] = set()
+    give, take = _GIVE[fuses], _TAKE[fuses]
+    by_product = _biases(graph, operators, inside) if fuses != "all" and phase == "forward" else frozenset()
     for name in operators:
         producer = graph.operator[name]
-        if producer.family not in _FUSES_INTO_CONSUMER:
+        if name in by_product:
+            saved[name] = 3 * graph.tensors[producer.outputs[0]].nbytes(batch, stored)
+            fused.add(name)
+        if name in by_product or producer.family not in give:
             continue
         for tensor in producer.outputs:
             readers = consumers.get(tensor, ())
-            joined = [r for r in readers if r.name in inside and r.family in _FUSES_INTO_PRODUCER]
+            joined = [r for r in readers if r.name in inside and r.family in take]
             if not joined:
                 continue
             nbytes = graph.tensors[tensor].nbytes(batch, stored)
@@ -92,27 +119,57 @@ def fusion(graph: Graph, operators: Sequence[str], *, batch: int, phase: str, pr
     return Fusion(saved, frozenset(fused))
 
 
-def compute_workload(graph: Graph, parts: Parts, *, batch: int, device: Device, precision: str = "float32") -> Workload:
-    """`parts` (operators and the phase in which they run), compiled as one, for `batch` samples on `device`.
+def _biases(graph: Graph, operators: Sequence[str], inside: frozenset[str]) -> frozenset[str]:
+    """The operators that add a row to every row of a product, whose result nothing else reads: libraries add it as they write."""
+    found = set()
+    for name in operators:
+        added = graph.operator[name]
+        if added.op_type != "Add":
+            continue
+        for product, row in (added.inputs, added.inputs[::-1]):
+            producer = graph.producer.get(product)
+            if (
+                producer is not None
+                and producer.op_type == "MatMul"
+                and producer.name in inside
+                and len(graph.tensors[row].shape) <= 1
+                and len(_consumers(graph)[product]) == 1
+            ):
+                found.add(name)
+    return frozenset(found)
 
-    Phases are "forward" ("recompute" is the same work), "backward", "backward_input" and "backward_weight".
+
+def compute_workload(
+    graph: Graph,
+    parts: Parts,
+    *,
+    batch: int,
+    device: Device,
+    precision: str = "float32",
+    fuses: Fuses = "all",
+) -> Workload:
+    """`parts` (operators and the phase in which they run), behind one call, for `batch` samples on `device`.
+
+    Phases are "forward" ("recompute" is the same work), "backward", "backward_input" and "backward_weight". `fuses`: which
+    neighbours run as one kernel ("all": compiled as one).
 
     Raises:
         ProfileError: the profile lacks a peak that `precision` needs.
     """
     roof_of(device, precision)  # refuses a precision that nobody knows
     memo = memo_of(graph)
-    memo_key = ("workload", _plain_parts(parts), batch, precision, device.name)
+    memo_key = ("workload", _plain_parts(parts), batch, precision, device.name, fuses)
     if memo_key in memo and memo[memo_key][0] is device:
         kept: Workload = memo[memo_key][1]
         return kept
-    operations = operations_in(graph, parts, batch=batch, precision=precision)
+    operations = operations_in(graph, parts, batch=batch, precision=precision, fuses=fuses)
     n_operators = sum(len(names) for names, _ in parts)
     found = Workload(
         subject=device.name,
         subject_kind="cpu" if device.kind == "cpu" else "gpu",
         kind="operator" if n_operators == 1 else "segment",
-        key=fingerprint(graph, parts, batch=batch, precision=precision),
+        # What was measured is compiled: kernels one by one are other work.
+        key=fingerprint(graph, parts, batch=batch, precision=precision) + ("" if fuses == "all" else f":{fuses}"),
         operations=operations,
         n_launches=1,
         **seconds_of(operations, device, precision),
@@ -208,16 +265,18 @@ def fingerprint(graph: Graph, parts: Parts, *, batch: int, precision: str = "flo
     return found
 
 
-def operations_in(graph: Graph, parts: Parts, *, batch: int, precision: str = "float32") -> tuple[Operation, ...]:
+def operations_in(
+    graph: Graph, parts: Parts, *, batch: int, precision: str = "float32", fuses: Fuses = "all"
+) -> tuple[Operation, ...]:
     """What `parts` ask a device to do, in order, less the traffic that fusing each part saves."""
     memo = memo_of(graph)
-    memo_key = ("operations", _plain_parts(parts), batch, precision)
+    memo_key = ("operations", _plain_parts(parts), batch, precision, fuses)
     if memo_key not in memo:
         found: list[Operation] = []
         stored = storage(precision)
         for names, phase in parts:
             phase = _work_phase(phase)
-            saved, fused = fusion(graph, names, batch=batch, phase=phase, precision=precision)
+            saved, fused = fusion(graph, names, batch=batch, phase=phase, precision=precision, fuses=fuses)
             for name in names:
                 operator = graph.operator[name]
                 wanted = _wanted_phase(graph, operator, phase)

@@ -7,7 +7,9 @@ a T4 (70 W) does matrix products at 0.48 of its nominal 8.1 TFLOP/s, an A100 of 
 ``sustained = peak * min(ATTAINABLE, FLOPS_PER_J * limit / peak_float32)``
 
 at the device's own limit (what a lower one that is set does is :func:`hpdlf.models.cost.power.slowdown_at`'s to say). Where
-the profile says what the best matrix product achieved at a precision, that is the sustained rate.
+the profile says what the best matrix product achieved at a precision, that is the sustained rate. Matrix units of recent
+silicon draw more than the limit allows at nominal clocks, so that their best products stay well below the nominal peak: there the
+share is that of the chip's measured relatives (:data:`MATRIX_SHARE`).
 
 **Sustained bandwidth.** Streams get a share of the nominal bandwidth that depends on the kind of memory
 (:data:`BANDWIDTH_SHARE`): graphics memory spends some of it on error correction, early stacked memory on its controllers.
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...hwprofiles import Device
+from .operation import HALF_PRECISIONS
 from .roofline import roof_of
 
 __all__ = [
@@ -30,8 +33,10 @@ __all__ = [
     "BANDWIDTH_SHARE",
     "FLOPS_PER_J",
     "GENERATION",
+    "MATRIX_SHARE",
     "Traits",
     "bandwidth_share",
+    "matrix_share",
     "sustained_share",
     "traits_of",
 ]
@@ -62,6 +67,16 @@ FLOPS_PER_J: dict[str, float] = {
 # Large element-wise operators (NeuSight's measurements): 0.75 to 0.77 on P4 and T4; 0.76 on P100 and 0.80 on MI100;
 # 0.87 to 0.92 on V100 and A100. The rest by likeness.
 BANDWIDTH_SHARE: dict[str, float] = {"gddr": 0.76, "hbm": 0.89, "ddr": 0.8, "": 0.8}
+# The best products of matrix units over the nominal peak, at 16 bits (and tf32) and at 8, where the power limit does not bind more:
+# A100, H100 and B200 (stas00/ml-engineering, "Maximum Achievable Matmul FLOPS"), MI300X ("Measuring Max-Achievable FLOPs", ROCm
+# blogs 2025, where MI325X reaches 0.645 and 0.58 at 1,000 W). The fourth CDNA by the third at that limit.
+MATRIX_SHARE: dict[str, tuple[float, float]] = {
+    "ampere": (0.87, 0.87),
+    "hopper": (0.80, 0.71),
+    "blackwell": (0.776, 0.763),
+    "cdna3": (0.54, 0.49),
+    "cdna4": (0.645, 0.58),
+}
 EARLY_BANDWIDTH_SHARE = 0.79
 EARLY_STACKED = frozenset({"pascal", "gcn5", "cdna1", "cdna2"})
 GENERATION: dict[str, float] = {
@@ -98,6 +113,15 @@ class Traits:
     l2_bytes: float
     launch_s: float
     generation: float
+
+
+def matrix_share(device: Device, precision: str) -> float:
+    """The share of its nominal peak that `device` sustains in large products of its matrix units in `precision`."""
+    share = sustained_share(device)
+    measured = MATRIX_SHARE.get(device.architecture)
+    if measured is None or precision not in HALF_PRECISIONS:
+        return share
+    return min(share, measured[1 if precision == "float8" else 0])
 
 
 def sustained_share(device: Device) -> float:
@@ -151,7 +175,7 @@ def _make(device: Device, precision: str) -> Traits:
     default = GENERATION["knights-landing"] if device.kind == "cpu" else _LIKE
     achieved = device.achieved_flops_per_s.get(precision)
     return Traits(
-        matrix_flops_per_s=achieved.value if achieved else roof.matrix_flops_per_s * share,
+        matrix_flops_per_s=achieved.value if achieved else roof.matrix_flops_per_s * matrix_share(device, precision),
         vector_flops_per_s=roof.vector_flops_per_s * share,
         peak_flops_per_s=roof.matrix_flops_per_s,
         bandwidth_bytes_per_s=roof.bandwidth_bytes_per_s * bandwidth_share(device),

@@ -11,8 +11,12 @@ forward FLOPs once per operand that gets a gradient: dL/dx = dL/dy · wᵀ and d
 multiply-adds each (Goodfellow, Bengio, Courville, "Deep Learning", 2016, section 6.5.6). Each gradient of an operand
 reads dL/dy and the other operands and writes as many bytes as the operand has. Attention, which keeps no scores, does
 its two products again as five (Dao et al. 2022, algorithm 4), and only what a causal one sees. Everything else reads
-dL/dy and its operands once and does the forward's FLOPs twice: one product with the derivative for every evaluation of it; a bias
-or scale adds one reduction of dL/dy. Whether the first layer's input needs a gradient is the caller's to know.
+dL/dy and the operands that its derivative depends on once and does the forward's FLOPs twice: one product with the derivative for
+every evaluation of it; a bias or scale adds one reduction of dL/dy. A sum hands dL/dy on as it is: no work, but where two
+activations join, the gradients of the two ways that parted before are added up once, which is counted here. Whether the first
+layer's input needs a gradient is the caller's to know.
+
+A batch normalisation that trains reads its operand twice: for the statistics, then to normalise.
 
 >>> from hpdlf.models.onnxpp.graph import Dim, Graph, Operator, Tensor
 >>> dims = {"x": (Dim(per_sample=1), Dim(8)), "w": (Dim(8), Dim(4)), "y": (Dim(per_sample=1), Dim(4))}
@@ -92,6 +96,9 @@ PER_ELEMENT: Mapping[str, int] = {
     "ThresholdedRelu": 2,
 }
 FREE_FORWARD = {"movement", "gather", "view"}
+# The gradient of what these compute does not depend on their operands; those of SUMS is dL/dy itself.
+SUMS = frozenset({"Add", "Sub", "Sum", "Neg", "Identity"})
+LINEAR = SUMS | {"Cast", "CastLike", "Mean", "RotaryEmbedding"}
 
 
 class Work(NamedTuple):
@@ -146,6 +153,8 @@ def _forward(operator: Operator, graph: Graph, batch: int, precision: str) -> Wo
         )
     elif operator.op_type == "Slice":
         read = write
+    elif operator.op_type == "BatchNormalization" and operator.attributes.get("training_mode"):
+        read = _bytes((operator.inputs[0], *operator.inputs), graph, batch, precision)
     else:
         read = _bytes(operator.inputs, graph, batch, precision)
     return Work(flops, read, write)
@@ -272,5 +281,22 @@ def _backward(operator: Operator, graph: Graph, batch: int, precision: str, *, w
         return Work(0 if operator.family == "gather" else flops, read, written)
     if operator.family in FREE_FORWARD:
         return Work(0, above, written)
-    read = above + _bytes(differentiable, graph, batch, precision)
+    if operator.op_type in SUMS:
+        whole = [name for name in wanted if _size(name, graph, batch) == result]
+        parts = [name for name in wanted if name not in whole]  # broadcast: dL/dy is summed up
+        joins = (len(whole) - 1) * above if len(whole) > 1 else 0
+        read = 2 * joins + len(parts) * above
+        return Work(read // max(above, 1) * result // 2, read, joins + _bytes(parts, graph, batch, precision))
+    read = above + _bytes(_derivative_reads(operator, differentiable, wanted), graph, batch, precision)
+    if operator.op_type == "Dropout":
+        read += result  # the mask, a byte an element
     return Work(2 * _forward_flops(operator, graph, batch), read, written)
+
+
+def _derivative_reads(operator: Operator, operands: list[str], wanted: list[str]) -> list[str]:
+    """The operands that the gradients of the `wanted` ones depend on."""
+    if operator.op_type in LINEAR or operator.op_type in ("Dropout", "Where"):
+        return []
+    if operator.op_type == "Mul":
+        return [name for name in operands if any(other != name for other in wanted)]
+    return operands
