@@ -22,7 +22,7 @@ from ...hwprofiles.loader import profile_files
 from .system_cases import Case
 from .system_text import Machine, machine
 
-__all__ = ["cluster_of", "ranks_of"]
+__all__ = ["cluster_of", "in_four_bits", "ranks_of"]
 
 # The link within a node by the device's profile and, where it matters, how many devices a node has at most.
 WITHIN: tuple[tuple[str, int | None, str], ...] = (
@@ -75,6 +75,9 @@ NETWORKS = (
 # GPUs that NVLink joins in a rack, and how many of them runs of several racks use: a power of two.
 RACK, RACK_USED = 72, 64
 _SAME = 0.02
+# Dense products in 4 bits, FLOP/s: NVIDIA's datasheets of Blackwell and Blackwell Ultra, recalled. A strategy has no such precision:
+# a row in 4 bits is simulated in 8 on a device whose 8-bit products are as fast.
+FOUR_BIT_FLOPS = {"B200-SXM": 9e15, "GB200": 10e15, "B300-SXM": 14e15, "GB300": 15e15}
 
 
 def cluster_of(case: Case) -> Cluster:
@@ -106,6 +109,18 @@ def cluster_of(case: Case) -> Cluster:
     if said.limit_w is not None and (limit is None or abs(said.limit_w / limit.value - 1.0) > _SAME):
         sized = sized.limited(limit_w=said.limit_w)
     return sized
+
+
+def in_four_bits(cluster: Cluster) -> Cluster:
+    """The cluster with products in 8 bits as fast as those in 4; itself where its devices have no such units."""
+    flops = FOUR_BIT_FLOPS.get(cluster.device.name)
+    if flops is None:
+        return cluster
+    fast = Quantity(value=flops, unit="FLOP/s", source="dense products in 4 bits, NVIDIA datasheet", tier="recalled")
+    device = dataclasses.replace(cluster.device, peak_flops_per_s={**cluster.device.peak_flops_per_s, "float8": fast})
+    return dataclasses.replace(
+        cluster, name=f"{cluster.name} in 4 bits", node=dataclasses.replace(cluster.node, device=device)
+    )
 
 
 def ranks_of(case: Case) -> int:

@@ -32,7 +32,7 @@ from .system_hardware import ranks_of
 from .system_networks import Network
 from .system_text import Precision, dimensions, precision, schedule
 
-__all__ = ["Chosen", "candidates"]
+__all__ = ["Chosen", "candidates", "precision_of"]
 
 # Images on a device (a socket of a CPU node) in one step where neither batch nor microbatch is told.
 DEFAULT_IMAGES = 64

@@ -190,16 +190,19 @@ def schedule(case: Case) -> Schedule:
 class Precision:
     """name    of :data:`hpdlf.models.plan.PRECISIONS`
     mixed   whether gradients and optimiser stay in float32
+    four_bits   products of weights are computed in 4 bits instead of 8
     """
 
     name: str
     mixed: bool
+    four_bits: bool = False
 
 
 # The words of `precision` that say all. "mixed" alone does not: see `precision`.
 PRECISIONS = (
     (r"fp8 for h100 gpt3/bert|fp8 for gpt3/llama2/bert", "fp8 for transformers"),
-    (r"mxfp8|nvfp4|fp8|float8", "float8"),
+    (r"nvfp4|mxfp4|fp4", "4 bits"),
+    (r"fp8|float8", "float8"),
     (r"bf16 or fp16", "bfloat16"),
     (r"bf16|bfloat16", "bfloat16"),
     (r"fp16|float16|half", "float16"),
@@ -212,6 +215,8 @@ PRECISIONS = (
 # Where "mixed" means bfloat16: TPU, Gaudi and processors have no float16 units, and AMD's stacks train with bfloat16.
 BFLOAT16_DEVICES = r"tpu|gaudi|xeon|epyc|^mi\d"
 # Stacks whose large transformers of MLPerf rounds from v4.0 on compute products in 8 bits or less where "mixed" stands.
+# On Blackwell NVIDIA's of round v5.1 compute them in 4 bits (its submissions' description).
+FOUR_BITS, FOUR_BIT_DEVICES = r"nemo", r"^G?B[23]00"
 EIGHT_BITS = r"nemo|maxtext|^pytorch 2\.|^pytorch( ngc 2.*)?$|megatron-bridge"
 
 
@@ -228,8 +233,15 @@ def precision(case: Case, device: str, *, language_model: bool, eight_bits: bool
     if said in ("mixed", "fp8 for transformers"):
         late = case.round >= "v4" and re.search(EIGHT_BITS, case.framework.lower())
         if language_model and eight_bits and (said != "mixed" or late):
-            return Precision(name="float8", mixed=True)
+            four = (
+                case.round >= "v5.1"
+                and re.search(FOUR_BITS, case.framework.lower())
+                and re.search(FOUR_BIT_DEVICES, device)
+            )
+            return Precision(name="float8", mixed=True, four_bits=bool(four))
         return Precision(name="bfloat16" if language_model and case.round >= "v2" else bits16, mixed=True)
+    if said == "4 bits":
+        return Precision(name="float8", mixed=True, four_bits=True)
     return Precision(name=said, mixed=said in ("float8", "bfloat16", "float16"))
 
 
