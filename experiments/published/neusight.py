@@ -148,7 +148,8 @@ _TRAFFIC = {
     "masked_fill_": ("clip", 1.25, 1, 1.25, 1), "lt": ("clip", 0.5, 0.25, 0, 0), "cumsum": ("reduce", 1, 1, 1, 1),
     "tanh": ("tanh", 1, 1, 2, 1), "gelu": ("gelu", 1, 1, 2, 1), "activation_fn": ("relu", 1, 1, 2, 1),
     "intermediate_act_fn": ("gelu", 1, 1, 2, 1), "relu": ("relu", 1, 1, 2, 1),
-    "dropout": ("dropout", 1, 1.25, 1.25, 1),
+    # Backward of dropout in eager mode: the mask to floats, times the scale, times the gradient, a kernel each.
+    "dropout": ("dropout", 1, 1.25, 3.25, 3),
 }  # fmt: skip
 
 
@@ -176,8 +177,9 @@ def _layer(
         return (
             (streamed("normalisation", "layernormalization", rows, columns, flops=7),),
             (
+                # Data and gradient are read once for the data's gradient and once for those of scale and shift.
                 streamed(
-                    "normalisation", "layernormalization", rows, columns, reads=2, flops=14, phase="backward_input"
+                    "normalisation", "layernormalization", rows, columns, reads=4, flops=14, phase="backward_input"
                 ),
             ),
         )
@@ -198,7 +200,9 @@ def _layer(
     if kind in ("add", "sub", "mul", "div", "pow") and len(whole) < 2:
         # The other operand is a scalar or is broadcast, and so stays in a cache. A power's exponent is a small integer
         # there, which costs no more than a product.
-        reads, back_reads, back_writes = 1, min(back_reads, 2 if kind == "pow" else 1), min(back_writes, 1)
+        # Its gradient is three kernels: the power of one less, times the exponent, times the gradient.
+        reads, back_reads, back_writes = 1, 4 if kind == "pow" else min(back_reads, 1), 3 if kind == "pow" else 1
+        back_writes = min(back_writes, _TRAFFIC[short][4] * 3)
         kind = "relu"
     family = "reduction" if kind == "reduce" else "elementwise"
     flops = _FLOPS.get(kind, 1)

@@ -319,12 +319,22 @@ def dimensions(case: Case) -> Dimensions:
 STACKS = ((r"zero-?3", r"^megatron$", "deepspeed zero-3"),)
 
 
+# Stacks of rows that name none, by model: MLPerf's of NVIDIA of that benchmark, and those that the models' papers name.
+UNNAMED = (
+    (r"v\d.*;.*(resnet-?50|ssd|u-?net)", "mxnet"),
+    (r"v\d.*;", "pytorch"),
+    (r"bloom|mt-nlg", "megatron-deepspeed"),
+)
+
+
 def software_name(case: Case) -> str:
     """What :func:`hpdlf.models.cost.load_software` is asked for: the framework with how its graphs are compiled, if they are."""
     framework, plan = case.framework.lower(), case.schedule.lower()
     for pattern, of, name in STACKS:
         if re.search(pattern, plan) and re.search(of, framework):
             return name
+    if not framework:
+        return _first(UNNAMED, f"{case.round}; {case.model.lower()}") or ""
     return f"{case.framework} {case.compiled}".removesuffix(" eager").strip()
 
 
