@@ -335,9 +335,9 @@ class Chain:
             crossed[i] = c._replace(back_reads=reads, back_writes=writes)
             if onward is None:
                 back_given[reads] = made_here
-        taken = {c.back_reads for c in crossed}
         for c in crossed:
-            if c.back_writes and (c.back_writes not in taken or c.back_writes == c.back_reads):
+            onward_read = any(d.back_reads == c.back_writes for d in crossed if d is not c)
+            if c.back_writes and not onward_read:
                 back_arrived[c.back_writes] = c.exchange.given
         return Between(
             tensors=tuple(t for t in kept if t not in made),
