@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -169,19 +169,30 @@ def replayed_end_s(workload: Workload, speed: Sequence[float] | None = None) -> 
 def program_of(workload: Workload) -> Program:
     """The step as a program of one role per stage."""
     stages, replicas, _, microbatches = workload
+    work: dict[tuple[bool, bool], Role] = {}  # stages between the first and the last do the same, only in another order
     return Program(
         name="benchmark",
         mesh=Mesh(axes={"pipeline": stages, "data": replicas}),
         microbatches=microbatches,
         microbatch_samples=1,
         loss_weight=1.0,
-        roles=tuple([_role(workload, stage) for stage in range(stages)]),
+        roles=tuple([_role(workload, stage, work) for stage in range(stages)]),
         segments={},
     )
 
 
-def _role(workload: Workload, stage: int) -> Role:
-    stages, _, layers, microbatches = workload
+def _role(workload: Workload, stage: int, work: dict[tuple[bool, bool], Role]) -> Role:
+    ends = (stage == 0, stage == workload.stages - 1)
+    if ends not in work:
+        work[ends] = _work(workload.layers, *ends)
+    order = list(one_f_one_b(workload.stages, stage, workload.microbatches))
+    schedule = [Pass("forward" if kind == "F" else "backward", m) for kind, m, _ in order]
+    schedule[-1] = Pass("last backward", order[-1].microbatch)
+    return replace(work[ends], name=f"stage{stage}", coordinates={"pipeline": stage}, schedule=tuple(schedule))
+
+
+def _work(layers: int, first: bool, last: bool) -> Role:
+    """What a stage does, without a schedule."""
     instructions: dict[str, Instruction] = {}
 
     def does(id: str, kind: Kind, stream: str, phase: Phase, **more: Any) -> str:
@@ -194,7 +205,6 @@ def _role(workload: Workload, stage: int) -> Role:
             f"{kind}.{name}", kind, f"{kind}.{side}", phase, peer=Peer("pipeline", offset), message=name, **more
         )
 
-    first, last = stage == 0, stage == stages - 1
     names = [str(layer) for layer in range(layers)]
     forward = [] if first else [message(Kind.RECEIVE, "act", -1, Phase.FORWARD, writes=("arrived",))]
     for k, name in enumerate(names):
@@ -247,20 +257,17 @@ def _role(workload: Workload, stage: int) -> Role:
         send = message(Kind.SEND, "cot", -1, Phase.BACKWARD, reads=("handed",), frees=("handed",))
         backward.append(send)
         final.append(send)
-    order = list(one_f_one_b(stages, stage, microbatches))
-    schedule = [Pass("forward" if kind == "F" else "backward", m) for kind, m, _ in order]
-    schedule[-1] = Pass("last backward", order[-1].microbatch)
     messages = {"arrived": not first, "handed": not first, "out": not last, "gradient": not last}
     buffers = [(f"grad.{name}", Content.GRADIENTS, Scope.STEP, GRADIENT_BYTES) for name in names]
     buffers += [(f"res.{name}", Content.RESIDUALS, Scope.MICROBATCH, ACTIVATION_BYTES) for name in names]
     buffers += [(b, Content.ACTIVATIONS, Scope.MICROBATCH, ACTIVATION_BYTES) for b, used in messages.items() if used]
     return Role(
-        name=f"stage{stage}",
-        coordinates={"pipeline": stage},
+        name="",
+        coordinates={},
         buffers=tuple([Buffer(name=n, content=c, scope=s, nbytes=b) for n, c, s, b in buffers]),
         instructions=tuple(instructions.values()),
         passes={"forward": tuple(forward), "backward": tuple(backward), "last backward": tuple(final)},
-        schedule=tuple(schedule),
+        schedule=(),
     )
 
 
@@ -337,7 +344,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: give at least 1")
     rows = [benchmark(workload, repeats=options.repeats) for workload in WORKLOADS]
-    scales = [] if options.no_scale else [measure_apart(case, repeats=options.repeats) for case in CASES]
+    scales = (
+        []
+        if options.no_scale
+        else [measure_apart(case, repeats=options.repeats if case.most_s else 1) for case in CASES]
+    )
     if options.json:
         figures = {"workloads": [asdict(row) for row in rows], "scale": [asdict(scale) for scale in scales]}
         print(json.dumps(figures, indent=1))
