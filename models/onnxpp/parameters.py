@@ -110,9 +110,9 @@ def select(
     freeze: str | None,
     problems: Problems,
 ) -> list[str]:
-    """The parameters: the defaults unless the file says otherwise (:data:`TRAINED`), or with `train` every floating-point tensor of the
-    frontier whose name it matches anywhere (``re.search``); less those that `freeze` matches. An expression that matches
-    nothing is a problem."""
+    """The parameters: the defaults, unless the file says otherwise (:data:`.weights.TRAINED`), or with `train` every
+    floating-point tensor of the frontier whose name it matches anywhere (``re.search``); less those that `freeze`
+    matches. An expression that matches nothing is a problem."""
     uses = frontier(model, constant_tensors(model))
     chosen = _as_told(model, default_parameters(uses, tensors, graph_inputs))
     state = {name for name, where in uses.items() for node, slot in where if slot in STATE_SLOTS.get(node.op_type, ())}

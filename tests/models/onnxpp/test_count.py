@@ -95,3 +95,22 @@ def test_every_standard_operator_has_a_family() -> None:
 def test_unknown_phase(small: Onnxpp) -> None:
     with pytest.raises(ValueError, match="expected one of forward"):
         work(small.graph.operators[0], small.graph, batch=1, phase="sideways")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_closed_form(tmp_path: Path, causal: bool) -> None:
+    """Two products of the pairs that see each other, heads of width d; backward five (Dao et al. 2022)."""
+    s, heads, kv, d = 6, 4, 2, 3
+    attributes = {"q_num_heads": heads, "kv_num_heads": kv, "is_causal": int(causal)}
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], name="op", **attributes)
+    widths = {"q": heads * d, "k": kv * d, "v": kv * d}
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", s, w]) for n, w in widths.items()]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    model = helper.make_model(
+        helper.make_graph([node], "g", ends, outputs), opset_imports=[helper.make_opsetid("", 24)]
+    )
+    graph = imported(model, tmp_path)
+    product = 2 * 5 * heads * d * (s * (s + 1) // 2 if causal else s * s)
+    assert work(graph.operators[0], graph, batch=5, phase="forward").flops == 2 * product
+    assert work(graph.operators[0], graph, batch=5, phase="backward_input").flops == 5 * product
+    assert work(graph.operators[0], graph, batch=5, phase="backward_weight") == Work(0, 0, 0)

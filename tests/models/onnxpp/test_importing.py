@@ -259,3 +259,48 @@ def save(
         [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+def test_the_loss_of_tokens_is_the_closed_form_and_moves_nothing(tmp_path: Path) -> None:
+    w = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    save(tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", ["N", 5, 4])], ["y"], w=w)
+    model = import_model(tmp_path / "m.onnx", loss="softmax_xent")
+    save_onnxpp(model, tmp_path / "pp.onnx")
+    assert [str(d) for d in model.graph.tensors["labels"].shape] == ["batch", "5"]
+    assert {o.family for o in model.graph.operators} == {"matmul", "view", "loss"}
+    rng = np.random.default_rng(1)
+    x, labels = rng.standard_normal((2, 5, 4), dtype=np.float32), rng.integers(0, 3, (2, 5))
+    y, loss = session(tmp_path / "pp.onnx").run(["y", "loss"], {"x": x, "labels": labels})
+    log_p = y - np.log(np.exp(y).sum(-1, keepdims=True))
+    assert loss == pytest.approx(-np.take_along_axis(log_p, labels[..., None], -1).mean(), rel=1e-5)
+
+
+def test_a_file_may_say_what_is_trained(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("Gather", ["table", "row"], ["places"]),
+        helper.make_node("Add", ["h", "places"], ["z"]),
+        helper.make_node("LayerNormalization", ["z", "scale", "shift"], ["l"]),
+        helper.make_node("LayerNormalization", ["l", "scale", "shift"], ["y"]),
+    ]
+    values = {"w": np.ones((4, 3)), "table": np.ones((7, 3)), "scale": np.ones(3), "shift": np.zeros(3)}
+    save(
+        tmp_path / "m.onnx",
+        nodes,
+        [("x", ["N", 4])],
+        ["y"],
+        row=np.array(2),
+        **{k: v.astype(np.float32) for k, v in values.items()},
+    )
+    model = onnx.load(tmp_path / "m.onnx")
+    said = {"w": "false", "table": "true", "scale": "true"}
+    for tensor in model.graph.initializer:
+        if tensor.name in said:
+            tensor.metadata_props.add(key="hpdlf.trained", value=said[tensor.name])
+    model.ir_version = 11
+    onnx.save(model, tmp_path / "m.onnx")
+    graph = import_model(tmp_path / "m.onnx").graph
+    assert set(graph.parameters) == {"table", "scale", "shift", "shift_1"}
+    assert "w" in graph.constants
+    assert graph.operator["Gather_1"].family == "gather"
+    assert "w" in import_model(tmp_path / "m.onnx", train="^w$").graph.parameters
