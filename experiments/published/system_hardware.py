@@ -22,7 +22,7 @@ from ...hwprofiles.loader import profile_files
 from .system_cases import Case
 from .system_text import Machine, machine
 
-__all__ = ["cluster_of", "in_four_bits", "ranks_of"]
+__all__ = ["cluster_of", "narrowed", "ranks_of"]
 
 # The link within a node by the device's profile and, where it matters, how many devices a node has at most.
 WITHIN: tuple[tuple[str, int | None, str], ...] = (
@@ -75,8 +75,8 @@ NETWORKS = (
 # GPUs that NVLink joins in a rack, and how many of them runs of several racks use: a power of two.
 RACK, RACK_USED = 72, 64
 _SAME = 0.02
-# Dense products in 4 bits, FLOP/s: NVIDIA's datasheets of Blackwell and Blackwell Ultra, recalled. A strategy has no such precision:
-# a row in 4 bits is simulated in 8 on a device whose 8-bit products are as fast.
+# Dense products in 4 bits, FLOP/s: NVIDIA's datasheets of Blackwell and Blackwell Ultra, recalled. A strategy has no such precision
+# (nor integers): such a row is simulated in float8 on a device whose products in float8 are as fast.
 FOUR_BIT_FLOPS = {"B200-SXM": 9e15, "GB200": 10e15, "B300-SXM": 14e15, "GB300": 15e15}
 
 
@@ -111,15 +111,24 @@ def cluster_of(case: Case) -> Cluster:
     return sized
 
 
-def in_four_bits(cluster: Cluster) -> Cluster:
-    """The cluster with products in 8 bits as fast as those in 4; itself where its devices have no such units."""
-    flops = FOUR_BIT_FLOPS.get(cluster.device.name)
-    if flops is None:
+def narrowed(cluster: Cluster) -> Cluster:
+    """The cluster with products in float8 as fast as those of its narrowest units: 4 bits on Blackwell, integers of 8 bits on
+    TPU v5; itself where it has none that are faster.
+    """
+    device = cluster.device
+    flops = FOUR_BIT_FLOPS.get(device.name)
+    fast = (
+        Quantity(value=flops, unit="FLOP/s", source="dense products in 4 bits, NVIDIA datasheet", tier="recalled")
+        if flops
+        else None
+    )
+    if fast is None and device.name.startswith("TPU-v5"):
+        fast = device.peak_flops_per_s.get("int8")
+    if fast is None:
         return cluster
-    fast = Quantity(value=flops, unit="FLOP/s", source="dense products in 4 bits, NVIDIA datasheet", tier="recalled")
-    device = dataclasses.replace(cluster.device, peak_flops_per_s={**cluster.device.peak_flops_per_s, "float8": fast})
+    narrow = dataclasses.replace(device, peak_flops_per_s={**device.peak_flops_per_s, "float8": fast})
     return dataclasses.replace(
-        cluster, name=f"{cluster.name} in 4 bits", node=dataclasses.replace(cluster.node, device=device)
+        cluster, name=f"{cluster.name}, narrow", node=dataclasses.replace(cluster.node, device=narrow)
     )
 
 

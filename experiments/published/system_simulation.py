@@ -20,7 +20,7 @@ from ...sim import RoleMemory, Simulation, simulate_program
 from ...sim.cutting import Cutter
 from ...sim.simulate import role_memory
 from .system_cases import Case
-from .system_hardware import cluster_of, in_four_bits
+from .system_hardware import cluster_of, narrowed
 from .system_networks import Network, network_of
 from .system_strategy import Chosen, candidates, precision_of
 from .system_text import software_name
@@ -164,8 +164,8 @@ def setting_of(case: Case) -> Setting:
         HpdlfError: no network or cluster is known, or the row's numbers contradict each other.
     """
     network, cluster = network_of(case), cluster_of(case)
-    if precision_of(case, network, cluster).four_bits:
-        cluster = in_four_bits(cluster)
+    if precision_of(case, network, cluster).narrow:
+        cluster = narrowed(cluster)
     software = load_software(software_name(case))
 
     def setting(chosen: Chosen) -> Setting:

@@ -11,7 +11,7 @@ interleave            1; where the text says "interleaved" without a number: the
                       divide into
 ZeRO                  1 in stacks that shard the optimiser by default (NeMo, Megatron Bridge), 3 for transformers of JAX stacks
                       (every parameter is sharded over all chips); else the least that fits
-recomputation         the least that fits
+recomputation         full in transformers of JAX stacks, whose default it is; else the least that fits
 sequence parallel     with tensor parallelism in NeMo, Megatron Bridge and torchtitan
 stages                have equally many layers in transformers
 buckets               reduced while backward goes on; in Megatron of 2019 to 2022, which reduces after it, one bucket
@@ -171,8 +171,8 @@ def _savers(case: Case, network: Network) -> list[tuple[int, str]]:
     recompute = next((meaning for pattern, meaning in RECOMPUTE if re.search(pattern, case.recompute.lower())), None)
     if zero is None and network.language and _stack(case, SHARDED_OPTIMIZER):
         zero = 1
-    if zero is None and network.language and _stack(case, SHARDED_PARAMETERS):
-        zero = 3
+    if network.language and _stack(case, SHARDED_PARAMETERS):
+        zero, recompute = 3 if zero is None else zero, recompute or "full"
     if case.measured_quantity in LATENCIES:
         return [(zero or 0, recompute or "none")]
     zeros = [zero] if zero is not None else [0, 1, 2, 3] if network.language else [0]

@@ -190,12 +190,12 @@ def schedule(case: Case) -> Schedule:
 class Precision:
     """name    of :data:`hpdlf.models.plan.PRECISIONS`
     mixed   whether gradients and optimiser stay in float32
-    four_bits   products of weights are computed in 4 bits instead of 8
+    narrow  products with weights go to the narrowest units: 4 bits on Blackwell, integers of 8 bits on TPU v5
     """
 
     name: str
     mixed: bool
-    four_bits: bool = False
+    narrow: bool = False
 
 
 # The words of `precision` that say all. "mixed" alone does not: see `precision`.
@@ -215,8 +215,9 @@ PRECISIONS = (
 # Where "mixed" means bfloat16: TPU, Gaudi and processors have no float16 units, and AMD's stacks train with bfloat16.
 BFLOAT16_DEVICES = r"tpu|gaudi|xeon|epyc|^mi\d"
 # Stacks whose large transformers of MLPerf rounds from v4.0 on compute products in 8 bits or less where "mixed" stands.
-# On Blackwell NVIDIA's of round v5.1 compute them in 4 bits (its submissions' description).
-FOUR_BITS, FOUR_BIT_DEVICES = r"nemo", r"^G?B[23]00"
+# Of these, NVIDIA's of round v5.1 compute them in 4 bits on Blackwell (the submissions' description), Google's in integers of 8 bits
+# on TPU v5 (quantised training, told of round v3.1; without it v5p would be above its peak).
+NARROW = ((r"v5\.[1-9]; nemo.*; g?b[23]00", True), (r"; (jax|maxtext).*; tpu-v5", True))
 EIGHT_BITS = r"nemo|maxtext|^pytorch 2\.|^pytorch( ngc 2.*)?$|megatron-bridge"
 
 
@@ -233,15 +234,11 @@ def precision(case: Case, device: str, *, language_model: bool, eight_bits: bool
     if said in ("mixed", "fp8 for transformers"):
         late = case.round >= "v4" and re.search(EIGHT_BITS, case.framework.lower())
         if language_model and eight_bits and (said != "mixed" or late):
-            four = (
-                case.round >= "v5.1"
-                and re.search(FOUR_BITS, case.framework.lower())
-                and re.search(FOUR_BIT_DEVICES, device)
-            )
-            return Precision(name="float8", mixed=True, four_bits=bool(four))
+            narrow = _first(NARROW, f"{case.round}; {case.framework.lower()}; {device.lower()}") or False
+            return Precision(name="float8", mixed=True, narrow=narrow)
         return Precision(name="bfloat16" if language_model and case.round >= "v2" else bits16, mixed=True)
     if said == "4 bits":
-        return Precision(name="float8", mixed=True, four_bits=True)
+        return Precision(name="float8", mixed=True, narrow=True)
     return Precision(name=said, mixed=said in ("float8", "bfloat16", "float16"))
 
 
