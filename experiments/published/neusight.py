@@ -201,8 +201,8 @@ def _layer(
         # The other operand is a scalar or is broadcast, and so stays in a cache. A power's exponent is a small integer
         # there, which costs no more than a product.
         # Its gradient is three kernels: the power of one less, times the exponent, times the gradient.
-        reads, back_reads, back_writes = 1, 4 if kind == "pow" else min(back_reads, 1), 3 if kind == "pow" else 1
-        back_writes = min(back_writes, _TRAFFIC[short][4] * 3)
+        reads = 1
+        back_reads, back_writes = (4, 3) if kind == "pow" else (min(back_reads, 1), min(back_writes, 1))
         kind = "relu"
     family = "reduction" if kind == "reduce" else "elementwise"
     flops = _FLOPS.get(kind, 1)

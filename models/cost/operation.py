@@ -106,6 +106,7 @@ def operations_of(
     stored: str = "float32",
     saved_bytes: float = 0.0,
     own_kernel: bool = True,
+    casts_read: bool = True,
 ) -> tuple[Operation, ...]:
     """What `operator` asks a device to do in `phase` for `batch` samples: none for a view, two for a backward pass
     that wants the gradients of data and of weights, else one.
@@ -113,10 +114,50 @@ def operations_of(
     `stored` is the dtype of tensors in memory. `saved_bytes` of the traffic are spared by fusion (the first operation
     spares them). `own_kernel` as in :class:`Operation`.
 
-    "float8" is that of products with weights: their operands are cast first, by rows and by columns as the products of both
-    passes want them (Micikevicius et al. 2022, arXiv 2209.05433); attention, the product before the loss and all else stay at 16
-    bits.
+    "float8" is that of products with weights: activations and gradients are cast first, by rows and by columns as the products of
+    both passes want them (Micikevicius et al. 2022, arXiv 2209.05433); weights are once a step, which is not counted. Attention, the
+    product before the loss and all else stay at 16 bits. `casts_read`: a cast is a kernel of its own that reads what it casts, else
+    the kernel before it casts what it writes.
     """
+    asked = _alike(operator, graph, batch), phase, precision, stored, saved_bytes, own_kernel, casts_read
+    memo: dict[object, tuple[Operation, ...]] = memo_of(graph).setdefault("operations of", {})
+    if asked not in memo:
+        memo[asked] = _operations(operator, graph, batch, phase, precision, stored, saved_bytes, own_kernel, casts_read)
+    return memo[asked]
+
+
+def _alike(operator: Operator, graph: Graph, batch: int) -> int:
+    """A number that operators share which ask the same of a device: equal layers are looked at once."""
+    memo = memo_of(graph)
+    numbers: dict[str, int] = memo.setdefault(("alike", batch), {})
+    if operator.name not in numbers:
+        kinds: dict[object, int] = memo.setdefault(("alike kinds", batch), {})
+        shapes: dict[str, object] = memo.setdefault(("alike shapes", batch), {})
+        operands = []
+        for name in (*operator.inputs, *operator.outputs):
+            if name not in shapes:
+                tensor = graph.tensors.get(name)
+                shapes[name] = tensor and (
+                    tensor.dtype, tensor.dims(batch), name in graph.fixed, name in graph.trainable
+                )  # fmt: skip
+            operands.append(shapes[name])
+        kind = operator.op_type, operator.family, repr(operator.attributes), len(operator.inputs), tuple(operands)
+        narrow = operator.family == "matmul" and _is_narrow(operator, graph)
+        numbers[operator.name] = kinds.setdefault((*kind, narrow), len(kinds))
+    return numbers[operator.name]
+
+
+def _operations(
+    operator: Operator,
+    graph: Graph,
+    batch: int,
+    phase: Phase,
+    precision: str,
+    stored: str,
+    saved_bytes: float,
+    own_kernel: bool,
+    casts_read: bool,
+) -> tuple[Operation, ...]:
     found: list[Operation] = []
     narrow = precision == "float8" and _is_narrow(operator, graph)
     if precision == "float8" and not narrow:
@@ -130,7 +171,7 @@ def operations_of(
         op, dims, kernel_phase, count = _shape(operator, graph, batch, part)
         if narrow:
             if part != "backward_weight":
-                found.append(_cast(done, operator, graph, batch=batch, part=part))
+                found.append(_cast(operator, graph, batch=batch, part=part, reads=casts_read))
             done = Work(done.flops, done.read_bytes // 2, done.write_bytes)
         found.append(
             Operation(
@@ -177,26 +218,23 @@ def _before_loss(graph: Graph) -> frozenset[str]:
     return kept
 
 
-def _cast(done: Work, operator: Operator, graph: Graph, *, batch: int, part: str) -> Operation:
-    """The casts to 8 bits before a product: its operands on the way forward, the gradient on the way back; two copies each."""
-    gradient = graph.tensors[operator.outputs[0]].nbytes(batch, "bfloat16")
-    nbytes = done.read_bytes if part == "forward" else gradient
-    columns = _dims_of(graph, operator.outputs[0], batch)[-1]
+def _cast(operator: Operator, graph: Graph, *, batch: int, part: str, reads: bool) -> Operation:
+    """The cast to 8 bits before a product: of its data on the way forward, of the gradient on the way back; two copies each."""
+    dims = graph.tensors[(operator.inputs if part == "forward" else operator.outputs)[0]].dims(batch)
+    elements = prod(dims)
+    columns = dims[-1] if dims else 1
     return Operation(
         family="elementwise",
         op="cast",
-        dims=(max(nbytes // (2 * columns), 1), columns),
-        flops=nbytes / 2,
-        read_bytes=nbytes,
-        write_bytes=nbytes,
+        dims=(max(elements // columns, 1), columns),
+        flops=float(elements),
+        read_bytes=2.0 * elements if reads else 0.0,
+        write_bytes=2.0 * elements,
         phase="forward" if part == "forward" else "backward_input",
         precision="bfloat16",
         item_bytes=2,
+        own_kernel=reads,
     )
-
-
-def _dims_of(graph: Graph, tensor: str, batch: int) -> tuple[int, ...]:
-    return graph.tensors[tensor].dims(batch) or (1,)
 
 
 _ITEM = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}

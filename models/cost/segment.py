@@ -290,6 +290,7 @@ def operations_in(
                         stored=stored,
                         saved_bytes=saved.get(name, 0),
                         own_kernel=name not in fused,
+                        casts_read=fuses == "none",
                     )
         memo[memo_key] = tuple(found)
     kept: tuple[Operation, ...] = memo[memo_key]
