@@ -119,7 +119,7 @@ def operations_of(
     product before the loss and all else stay at 16 bits. `casts_read`: a cast is a kernel of its own that reads what it casts, else
     the kernel before it casts what it writes.
     """
-    asked = _alike(operator, graph, batch), phase, precision, stored, saved_bytes, own_kernel, casts_read
+    asked = batch, _alike(operator, graph, batch), phase, precision, stored, saved_bytes, own_kernel, casts_read
     memo: dict[object, tuple[Operation, ...]] = memo_of(graph).setdefault("operations of", {})
     if asked not in memo:
         memo[asked] = _operations(operator, graph, batch, phase, precision, stored, saved_bytes, own_kernel, casts_read)
