@@ -8,6 +8,7 @@ import pytest
 
 from hpdlf.models.cost.operation import Operation, operations_of
 from hpdlf.models.onnxpp.graph import Dim, Graph, Operator, Tensor
+from hpdlf.models.zoo import import_network
 
 
 def _graph(op_type: str, family: str, shapes: dict[str, tuple[int, ...]], **attributes: Any) -> tuple[Operator, Graph]:
@@ -88,3 +89,12 @@ def test_a_recurrent_layer_counts_its_steps() -> None:
 
 def test_a_view_asks_for_nothing() -> None:
     assert _of("forward", "Reshape", "view", {"x": (4, 4), "y": (16,)}) == ()
+
+
+def test_operations_of_one_batch_are_not_those_of_another() -> None:
+    graph = import_network("resnet18", image=32).graph
+    conv = next(o for o in graph.operators if o.op_type == "Conv")
+    small, large = (operations_of(conv, graph, batch=batch, phase="forward") for batch in (2, 16))
+    assert large[0].flops == 8 * small[0].flops
+    again = operations_of(conv, graph, batch=2, phase="forward")
+    assert again == small
