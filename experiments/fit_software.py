@@ -168,6 +168,20 @@ def rows_of(cases: Iterable[Case], jobs: int) -> list[Row]:
         return [row for row in pool.map(row_of, cases, chunksize=24) if row]
 
 
+def left_out(rows: Sequence[Row], now: Mapping[str, Sequence[float]]) -> float:
+    """The mean over sources of the median error of a source's rows when its own rows were not fitted on."""
+    errors = []
+    for source in sorted({r.source for r in rows}):
+        mine = [r for r in rows if r.source == source]
+        found = fit([r for r in rows if r.source != source], now)
+        off = [
+            abs(np.expm1(r.residual + float(np.dot(r.elasticity, np.subtract(now[r.software], found[r.software][0])))))
+            for r in mine
+        ]
+        errors.append(float(np.median(off)))
+    return float(np.mean(errors))
+
+
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(prog="python -m hpdlf.experiments.fit_software", description="Fit frameworks.")
@@ -182,7 +196,10 @@ def main() -> None:
         now = {s.name: [float(np.log(getattr(s, f).value)) for f in FACTORS] for s in softwares()}
         found = fit(rows, now)
         off = np.abs([r.residual for r in rows])
-        print(f"round {turn}: {len(rows)} rows, median error before {np.expm1(np.median(off)):.3f}")
+        print(
+            f"round {turn}: {len(rows)} rows, median error before {np.expm1(np.median(off)):.3f}; "
+            f"each source left out, mean of medians {left_out(rows, now):.3f}"
+        )
         for name, (logarithms, spread, count) in sorted(found.items()):
             values = "  ".join(f"{f} {np.exp(v):.2f}" for f, v in zip(FACTORS, logarithms, strict=True))
             print(f"  {name:22s} {values}  spread {spread:.2f}  rows {count}")
