@@ -25,7 +25,9 @@ def _graph(op_type: str, family: str, shapes: dict[str, tuple[int, ...]], **attr
     return operator, graph
 
 
-def _of(phase: Any, op_type: str, family: str, shapes: dict[str, tuple[int, ...]], **more: Any) -> tuple[Operation, ...]:
+def _of(
+    phase: Any, op_type: str, family: str, shapes: dict[str, tuple[int, ...]], **more: Any
+) -> tuple[Operation, ...]:
     operator, graph = _graph(op_type, family, shapes, **more)
     return operations_of(operator, graph, batch=1, phase=phase)
 
@@ -98,3 +100,43 @@ def test_operations_of_one_batch_are_not_those_of_another() -> None:
     assert large[0].flops == 8 * small[0].flops
     again = operations_of(conv, graph, batch=2, phase="forward")
     assert again == small
+
+
+def eight_bits(phase: str, *, casts_read: bool = True):
+    from hpdlf.models.zoo import import_network
+
+    graph = import_network("gpt", layers=1, hidden=128, heads=2, seq_len=16, vocab=64, attention="fused").graph
+    found = {}
+    for operator in graph.operators:
+        for each in operations_of(
+            operator, graph, batch=4, phase=phase, precision="float8", stored="bfloat16", casts_read=casts_read
+        ):
+            found.setdefault(operator.name, []).append(each)
+    return graph, found
+
+
+def test_eight_bits_are_for_products_with_weights() -> None:
+    graph, found = eight_bits("forward")
+    narrow = {name for name, each in found.items() if any(o.precision == "float8" for o in each)}
+    products = {o.name for o in graph.operators if o.op_type == "MatMul" and "head" not in o.name}
+    assert narrow == products
+    assert all(o.precision == "bfloat16" for name in found.keys() - narrow for o in found[name])
+
+
+def test_what_enters_a_product_of_eight_bits_is_cast_first() -> None:
+    _, found = eight_bits("forward")
+    cast, product = next(each for each in found.values() if len(each) == 2)
+    elements = 4 * 16 * 128
+    assert (cast.op, cast.read_bytes, cast.write_bytes) == ("cast", 2 * elements, 2 * elements)
+    batch, m, n, k = product.dims
+    assert product.read_bytes == batch * (m * k + k * n)
+    assert product.write_bytes == 2 * batch * m * n
+    _, fused = eight_bits("forward", casts_read=False)
+    assert next(each for each in fused.values() if len(each) == 2)[0].read_bytes == 0
+
+
+def test_both_gradients_share_one_cast() -> None:
+    _, found = eight_bits("backward")
+    for each in found.values():
+        if any(o.precision == "float8" for o in each):
+            assert [o.op for o in each] == ["cast", "linear", "linear"]

@@ -6,6 +6,7 @@ from hpdlf.errors import ProfileError
 from hpdlf.hwprofiles import Device, Quantity
 from hpdlf.models.cost import CostModel, compute_workload, fingerprint, fusion, operator_roofline
 from hpdlf.models.cost.operator_times import OperatorTimes
+from hpdlf.models.cost.segment import operations_in
 from hpdlf.models.onnxpp import Dim, Graph, Operator, Tensor
 
 
@@ -65,6 +66,7 @@ def network(prefix: str = "", loss: str | None = None) -> Graph:
 
 
 ALL = ("first", "relu", "tanh", "last")
+FUSES = ("all", "pairs", "none")
 
 
 def test_roofline_of_a_matrix_product_in_closed_form() -> None:
@@ -188,3 +190,53 @@ def test_a_thousand_repeated_estimates_are_cheap() -> None:
     for _ in range(1000):
         model.compute(graph, [(ALL, "forward")], batch=16, device=toy)
     assert time.perf_counter() - begin < 1.0
+
+
+def training_gpt() -> Graph:
+    """A small GPT with its loss."""
+    from hpdlf.models.zoo import import_network
+
+    graph = import_network("gpt", layers=1, hidden=128, heads=2, seq_len=16, vocab=64, attention="fused").graph
+    assert graph.loss
+    return graph
+
+
+def test_frameworks_that_call_kernels_fuse_less_than_a_compiler() -> None:
+    graph = training_gpt()
+    names = tuple(o.name for o in graph.operators)
+    parts = [(names, "forward"), (names, "backward")]
+
+    def traffic(fuses) -> float:
+        return compute_workload(graph, parts, batch=8, device=device(), fuses=fuses).traffic_bytes
+
+    def kernels(fuses) -> int:
+        return sum(o.own_kernel for o in operations_in(graph, parts, batch=8, fuses=fuses))
+
+    assert max(traffic("all"), traffic("pairs")) < traffic("none")
+    assert kernels("all") <= kernels("pairs") < kernels("none")
+
+
+def test_a_library_adds_the_bias_as_it_writes_the_product() -> None:
+    graph = training_gpt()
+    up = next(o.name for o in graph.operators if o.name.startswith("layers.0.mlp.up") and o.op_type == "MatMul")
+    bias = next(o for o in graph.operators if graph.operator[up].outputs[0] in o.inputs)
+    found = fusion(graph, (up, bias.name), batch=8, phase="forward", fuses="none")
+    assert found.fused == {bias.name}
+    assert found.saved_bytes[bias.name] >= 2 * graph.tensors[bias.outputs[0]].nbytes(8, "float32")
+
+
+def test_kernels_one_by_one_are_other_work_than_what_was_compiled() -> None:
+    keys = {compute_workload(network(), [(ALL, "forward")], batch=4, device=device(), fuses=f).key for f in FUSES}
+    assert len(keys) == len(FUSES)
+
+
+def test_equal_layers_are_looked_at_once() -> None:
+    """A hundred layers cost hardly more to price than one."""
+    from hpdlf.models.zoo import import_network
+
+    graph = import_network("gpt", layers=96, hidden=256, heads=4, seq_len=32, vocab=64, attention="fused").graph
+    parts = [(tuple(o.name for o in graph.operators), phase) for phase in ("forward", "backward")]
+    begin = time.process_time()
+    workload = compute_workload(graph, parts, batch=2, device=device())
+    assert time.process_time() - begin < 2.0
+    assert len(set(workload.operations)) < 100 < len(workload.operations)

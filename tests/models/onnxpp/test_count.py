@@ -114,3 +114,59 @@ def test_attention_closed_form(tmp_path: Path, causal: bool) -> None:
     assert work(graph.operators[0], graph, batch=5, phase="forward").flops == 2 * product
     assert work(graph.operators[0], graph, batch=5, phase="backward_input").flops == 5 * product
     assert work(graph.operators[0], graph, batch=5, phase="backward_weight") == Work(0, 0, 0)
+
+
+def elementwise_graph(
+    op_type: str, shapes: dict[str, tuple[int, ...]], *, parameters: tuple[str, ...] = (), **attributes
+):
+    from hpdlf.models.onnxpp import Dim, Operator, Tensor
+
+    tensors = {
+        name: Tensor(
+            name=name, dtype="float32", shape=(Dim(per_sample=1), *map(Dim, shape)) if shape[:1] != (0,) else ()
+        )
+        for name, shape in shapes.items()
+    }
+    for name in parameters:
+        tensors[name] = Tensor(name=name, dtype="float32", shape=tuple(map(Dim, shapes[name])))
+    *inputs, output = shapes
+    operator = Operator(
+        name="o",
+        op_type=op_type,
+        family=family(op_type),
+        inputs=tuple(inputs),
+        outputs=(output,),
+        attributes=attributes,
+    )
+    return operator, Graph(
+        name="g", opset=20, operators=(operator,), tensors=tensors, inputs=tuple(i for i in inputs if i not in parameters),
+        targets=(), outputs=(output,), loss=None, parameters=parameters, state={}, constants=(),
+    )  # fmt: skip
+
+
+def test_a_sum_hands_its_gradient_on() -> None:
+    operator, graph = elementwise_graph("Add", {"x": (8,), "b": (8,), "y": (8,)}, parameters=("b",))
+    assert work(operator, graph, batch=4, phase="backward_input") == Work(0, 0, 0)
+    assert work(operator, graph, batch=4, phase="backward_weight").read_bytes >= 4 * 4 * 8
+
+
+def test_where_two_activations_join_their_gradients_are_added_once() -> None:
+    operator, graph = elementwise_graph("Add", {"x": (8,), "z": (8,), "y": (8,)})
+    assert work(operator, graph, batch=4, phase="backward_input") == Work(4 * 8, 2 * 4 * 4 * 8, 4 * 4 * 8)
+
+
+@pytest.mark.parametrize(("op_type", "read"), [("Relu", 2), ("Dropout", 1.25), ("Cast", 1)])
+def test_gradients_read_what_their_derivative_depends_on(op_type: str, read: float) -> None:
+    operator, graph = elementwise_graph(op_type, {"x": (8,), "y": (8,)})
+    assert work(operator, graph, batch=4, phase="backward_input").read_bytes == (
+        read * 4 * 4 * 8 if family(op_type) == "elementwise" else 4 * 4 * 8
+    )
+
+
+def test_a_batch_norm_that_trains_reads_twice() -> None:
+    shapes = {"x": (3, 5), "s": (3,), "b": (3,), "m": (3,), "v": (3,), "y": (3, 5)}
+    for training, reads in ((0, 1), (1, 2)):
+        operator, graph = elementwise_graph(
+            "BatchNormalization", shapes, parameters=("s", "b", "m", "v"), training_mode=training
+        )
+        assert work(operator, graph, batch=2, phase="forward").read_bytes == 4 * (reads * 2 * 15 + 4 * 3)
