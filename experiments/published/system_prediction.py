@@ -82,7 +82,8 @@ def _quantity(case: Case, setting: Setting, step: Interval) -> Interval:
 
 
 def whole_run(case: Case, setting: Setting) -> RunSimulation:
-    """The row's run from the first step to the last evaluation. Where the source packs samples, lengths are in packed ones.
+    """The row's run from the first step to the last evaluation. Where the source packs samples, lengths are in packed ones. Nodes that
+    the batch leaves over evaluate meanwhile, so that nobody waits for it.
 
     Raises:
         PlanError: the row does not say after how many samples the run stopped.
@@ -94,7 +95,7 @@ def whole_run(case: Case, setting: Setting) -> RunSimulation:
         raise PlanError("the row does not say after how many samples the run stopped.")
     found = evaluations_of(case, setting.network.family)
     plan = None
-    if found is not None:
+    if found is not None and not _spare_nodes(case, setting):
         plan = EvaluationPlan(
             every_samples=found.every_samples / packed,
             samples=ceil(found.samples / packed),
@@ -103,6 +104,13 @@ def whole_run(case: Case, setting: Setting) -> RunSimulation:
     evaluation = setting.evaluate() if plan else None
     return run_of(
         setting.train(), Run(samples=samples / packed, evaluation=plan), evaluation=evaluation, cluster=setting.cluster
+    )
+
+
+def _spare_nodes(case: Case, setting: Setting) -> int:
+    """Nodes of the row in which no device trains."""
+    return ceil(ranks_of(case) / setting.cluster.devices_per_node) - nodes_in_use(
+        setting.cluster, setting.strategy.ranks
     )
 
 

@@ -19,6 +19,8 @@ IMAGENET, IMAGENET_VALIDATION = 1_281_167, 50_000
 COCO, COCO_VALIDATION = 117_266, 5_000
 OPEN_IMAGES, OPEN_IMAGES_VALIDATION = 1_170_301, 24_781
 KITS_TRAINING, KITS_VALIDATION = 168, 42
+# A volume of KiTS is evaluated in windows as large as a training sample that overlap by half: about 5 x 5 x 3 of them.
+KITS_WINDOWS = 75
 BERT_VALIDATION = 10_000
 
 
@@ -47,7 +49,7 @@ def evaluations_of(case: Case, family: str) -> Evaluations | None:
         return Evaluations(every_samples=COCO, samples=COCO_VALIDATION, first_samples=COCO)
     if family == "u-net 3d":  # every 20 epochs from epoch 1,000 on
         return Evaluations(
-            every_samples=20 * KITS_TRAINING, samples=KITS_VALIDATION, first_samples=1000 * KITS_TRAINING
+            every_samples=20 * KITS_TRAINING, samples=KITS_VALIDATION * KITS_WINDOWS, first_samples=1000 * KITS_TRAINING
         )
     if family == "bert":  # every 0.05 x (230.23 x batch + 3,000,000) samples, rounded down to 25,000
         every = max(25_000.0, 0.05 * (230.23 * (case.global_batch or 448) + 3_000_000) // 25_000 * 25_000)
