@@ -14,7 +14,13 @@ from hpdlf.experiments.validate_systems import main, validate
 
 TABLE = Path(__file__).parents[2].parent / "shared" / "data" / "system_cases_dev.csv"
 GPT = {"model": "GPT", "layers": 2, "hidden": 256, "heads": 4, "seq_len": 128, "vocab": 1000, "precision": "bf16"}
-RESNET = {"model": "ResNet-50 v1.5", "precision": "fp32", "hardware": "V100", "devices_per_node": 8}
+RESNET = {
+    "model": "ResNet-50 v1.5",
+    "framework": "mxnet",
+    "precision": "fp32",
+    "hardware": "V100",
+    "devices_per_node": 8,
+}
 IMAGES = {"measured_quantity": "throughput", "unit": "images/s"}
 ROWS = (
     {**RESNET, "case_id": "one", "n_devices": 1, "global_batch": 64, **IMAGES, "measured_value": 380},
