@@ -83,7 +83,7 @@ def simulate_program(
         batch=replaying.batch,
         figures=_figures(replaying, steady, step_s),
         memory=role_memory(program, cluster),
-        trace=_Trace(steady.played, {"cluster": cluster.name, "strategy": strategy}),
+        trace=_Trace.of(steady.played, {"cluster": cluster.name, "strategy": strategy}),
         multiplicity=replaying.multiplicity,
         samples_per_epoch=samples_per_epoch,
         program=program,
@@ -119,9 +119,12 @@ class _Trace(Trace):
 
     _played: Played
 
-    def __init__(self, played: Played, about: Mapping[str, str]) -> None:
+    @classmethod
+    def of(cls, played: Played, about: Mapping[str, str]) -> _Trace:
+        trace = object.__new__(cls)
         for name, value in (("source", "simulated"), ("about", about), ("_played", played)):
-            object.__setattr__(self, name, value)
+            object.__setattr__(trace, name, value)
+        return trace
 
     def __getattr__(self, name: str) -> object:
         if name != "events":
