@@ -66,7 +66,7 @@ FOUND = [(module, target) for module, tree in sources() for target in imports(mo
 
 def test_the_sources_are_found() -> None:
     assert {m.split(".")[0] for m, _ in FOUND} >= set(ROOMS)
-    assert ("sim.engine", "models.program.Kind") in FOUND
+    assert ("sim.engine", "models.program.Program") in FOUND
     assert ("models.program.segments", "models.onnxpp.graph.Graph") in FOUND
 
 
