@@ -38,6 +38,9 @@ GROUPS = ("product", "convolution", "rows")
 CONTEXTS = ("pytorch", "library", "tensorflow", "framework", "network")
 TILES = ((256, 128), (128, 128), (128, 64), (64, 128), (64, 64), (32, 128), (128, 32), (32, 32))
 WINOGRAD_SAVES = 2.25
+# The rate of normalising over the batch, over that of other streams: no table has it alone; from whole steps of ResNet-50 on one V100
+# and one A100 (NVIDIA's DeepLearningExamples), where it is all that the other operators' measured times leave.
+BATCH_NORMALISES = 0.8
 PHASES = ("forward", "backward_input", "backward_weight", "training")
 PRECISIONS = ("float64", "float32", "tf32", "bfloat16", "float16", "float8", "int8")
 # The finer kinds of rows that cost differently; what is not named goes by its family.
@@ -195,10 +198,15 @@ def _rows(
     kind = np.array(
         [ROW_KINDS.get(name, ROW_FAMILIES.get(family, 20)) for name, family in zip(kinds, families, strict=True)], float
     )
-    operands = read / np.maximum(write, 1.0)
-    # The bytes say all there is to the backward pass of what only streams.
-    streams = np.array([family in ("elementwise", "movement", "pooling") for family in families])
+    # A normalisation over the batch streams too, at the rate below.
+    batched = np.array([name == "batchnormalization" for name in kinds], bool)
+    read, write = (nbytes / np.where(batched, BATCH_NORMALISES, 1.0) for nbytes in (read, write))
+    operands = np.where(batched, 2.0, read / np.maximum(write, 1.0))
+    # The bytes say all there is to the backward pass of what only streams: two operands to one result are as a sum's.
+    streams = batched | np.array([family in ("elementwise", "movement", "pooling") for family in families], bool)
     phase = np.where(streams, 0.0, phase)
+    simple = batched | np.isin(kind, [ROW_KINDS["relu"], ROW_KINDS["tanh"]])
+    kind = np.where(simple & (operands >= 1.5), float(ROW_KINDS["add"]), kind)
     columns = [
         _log2(rows), _log2(width), _log2(read + write), kind, np.minimum(operands, 8.0), _log2((read + write) / l2),
         _log2(width * item), rows / units / np.maximum(np.ceil(rows / units), 1.0), _log2(rows / units),
