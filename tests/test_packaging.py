@@ -69,7 +69,7 @@ def test_a_wheel_has_everything(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     packed = {n.removeprefix("hpdlf/") for n in zipfile.ZipFile(wheel).namelist() if n.startswith("hpdlf/")}
-    data = {name for pattern in ("*.toml", "*.json", "*.html") for name in in_tree(pattern)} - {"pyproject.toml"}
+    data = {name for pattern in ("*.toml", "*.json", "*.html", "*.npz") for name in in_tree(pattern)} - {"pyproject.toml"}
     assert {name for name in data if name.startswith("hwprofiles/")}
     assert packed == in_tree("*.py") | {name for name in data if "/" in name} | {"py.typed"}
 

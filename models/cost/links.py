@@ -5,7 +5,7 @@ the width of its tier, as the left-out systems of ``experiments/validate_collect
 from all-reduces and messages; other collectives of the same link scatter around them.
 
 >>> from hpdlf.hwprofiles import load_link
->>> measured, assumed = (spreads_of(load_link(name), ["all_reduce.bandwidth"]) for name in ("nvlink3", "nvlink4"))
+>>> measured, assumed = (spreads_of(load_link(name), ["all_reduce.bandwidth"]) for name in ("nvlink3", "nvlink5"))
 >>> measured["all_reduce.bandwidth"] < assumed["all_reduce.bandwidth"]
 True
 """
