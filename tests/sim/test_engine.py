@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpdlf.errors import PlanError
+from hpdlf.hwprofiles import load_cluster
+from hpdlf.models.cost import CostModel
 from hpdlf.models.onnxpp import Graph
 from hpdlf.models.plan import Strategy, partition
 from hpdlf.models.program import (
@@ -30,6 +32,8 @@ from hpdlf.models.program import (
 )
 from hpdlf.models.program.lower import lower
 from hpdlf.models.trace import Event
+from hpdlf.models.zoo.catalogue import import_network
+from hpdlf.sim.cutting import Cutter
 from hpdlf.sim.engine import play, replay
 from hpdlf.sim.folding import fold, unfolded
 
@@ -235,21 +239,38 @@ def test_every_dependency_and_every_streams_order_is_honoured(
         for r in range(program.mesh.size)
     }
     events = replay(program, seconds, steps=3, communication_overlap=overlap)
+    check_order(program, events, steps=3)
+
+
+def check_order(program: Program, events: tuple[Event, ...], *, steps: int) -> None:
+    """Every task ran once, after the tasks of its stream and all that it depends on; receives after their sends, collectives as one."""
     found = {(e.rank, e.step, Task(e.instruction, e.microbatch)): e for e in events}
-    assert len(found) == len(events) == 3 * sum(len(program.role_of(r).order) for r in range(program.mesh.size))
+    assert (
+        len(found)
+        == len(events)
+        == sum(
+            i.runs_in(step)
+            for r in range(program.mesh.size)
+            for step in range(steps)
+            for i in (program.role_of(r).instruction[t.instruction] for t in program.role_of(r).order)
+        )
+    )
     for rank in range(program.mesh.size):
         role = program.role_of(rank)
         needs = dependencies(role)
-        for step in range(3):
+        for step in range(steps):
             before: dict[str, Event] = {}
             for position, task in enumerate(role.order):
+                if not role.instruction[task.instruction].runs_in(step):
+                    continue
                 event = found[rank, step, task]
                 assert event.end_s >= event.start_s
                 if event.stream in before:
                     assert event.start_s >= before[event.stream].end_s
                 before[event.stream] = event
                 for need in needs[position]:
-                    if step >= need.steps_back:
+                    needed = role.instruction[role.order[need.position].instruction]
+                    if step >= need.steps_back and needed.runs_in(step - need.steps_back):
                         assert event.start_s >= found[rank, step - need.steps_back, role.order[need.position]].end_s
                 instruction = role.instruction[task.instruction]
                 if instruction.kind is Kind.RECEIVE:
@@ -264,6 +285,41 @@ def test_every_dependency_and_every_streams_order_is_honoured(
                     assert instruction.group is not None
                     ends = {found[member, step, task].end_s for member in program.mesh.group(rank, instruction.group)}
                     assert ends == {event.end_s}
+
+
+MIXES: list[dict[str, Any]] = [
+    {"data": 2, "tensor": 2, "pipeline": 2, "microbatches": 4, "recompute": "full"},
+    {"data": 2, "tensor": 2, "pipeline": 2, "microbatches": 4, "sequence_parallel": True, "recompute": "selective"},
+    {"data": 2, "pipeline": 2, "microbatches": 4, "interleave": 2, "zero": 1},
+    {"data": 2, "pipeline": 3, "microbatches": 5, "schedule": "zero_bubble", "zero": 2},
+    {"data": 4, "microbatches": 3, "zero": 3},
+    {"data": 2, "context": 2, "microbatches": 2},
+    {"data": 3, "microbatches": 2, "solver": "local", "synchronise_every": 2},
+]
+
+
+@pytest.mark.parametrize("overlap", [1.0, 0.6])
+@pytest.mark.parametrize("mix", MIXES, ids=lambda mix: " ".join(f"{k} {v}" for k, v in mix.items()))
+def test_mixes_of_parallelism_keep_every_order(mix: dict[str, Any], overlap: float) -> None:
+    import random
+
+    graph = import_network("gpt", layers=4, hidden=64, heads=4, seq_len=32, vocab=128).graph
+    strategy = Strategy(batch=mix["data"] * mix["microbatches"], bucket_bytes=1000, **mix)
+    program = Cutter(graph, load_cluster("dgx-a100:4"), CostModel.default()).lower(strategy)
+    rng = random.Random(1)
+    seconds = {
+        rank: {i.id: rng.choice([0.0, rng.random()]) for i in program.role_of(rank).instructions}
+        for rank in range(program.mesh.size)
+    }
+    events = play(
+        program,
+        seconds,
+        folding=unfolded(program.mesh),
+        steps=4,
+        communication_overlap=overlap,
+        collective_share=overlap,
+    ).events
+    check_order(program, events, steps=4)
 
 
 def test_a_deadlock_names_who_waits(make_chain: MakeChain) -> None:
