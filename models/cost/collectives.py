@@ -25,8 +25,8 @@ bridge (`Link.share_among`), and for the links of switches that are oversubscrib
 >>> cluster = load_cluster("dgx-a100:2")
 >>> for leg in collective_legs("all_reduce", 100_000_000, tuple(range(16)), cluster):
 ...     print(leg.algorithm, leg.link.name, 1e-6 < leg.latency_s < 1e-3, leg.transmission_s > 0)
-tree, Simple nvlink3 True True
-tree, Simple infiniband-hdr-8 True False
+ring, LL128 nvlink3 True False
+ring, LL128 infiniband-hdr-8 True True
 """
 
 from __future__ import annotations
