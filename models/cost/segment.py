@@ -8,9 +8,11 @@ between them
 * is not written either, if every consumer of the graph is such a one, the tensor is no output of the graph, and the
   backward pass does not want it kept (see :mod:`.residuals`).
 
-That is what a compiler does ("all"). A framework that calls kernels has some that are fused by hand ("pairs": what is element-wise
-with what is element-wise or a normalisation before it, and a softmax with the scaling and the mask before it), or one for every
-operator ("none"), where only a bias is added by the product before it.
+That is what a compiler does ("all"). A framework that calls kernels has some that are fused by hand, for tensors of 16 bits ("pairs":
+what is element-wise with what is element-wise or a normalisation before it, and a softmax with the scaling and the mask before it),
+or one for every operator ("none"), where only a bias is added by the product before it. Such a framework keeps the pictures of
+float32 networks channels first, as it did before there were matrix units, which want them last: in tf32 each convolution turns its
+operand and its result.
 
 The backward pass saves the gradient of the same tensor likewise: the consumer need not write it, nor the producer
 read it. An operator never saves more than it moves. Products (matrix products, convolutions) are taken as unfused:
@@ -274,6 +276,8 @@ def operations_in(
     if memo_key not in memo:
         found: list[Operation] = []
         stored = storage(precision)
+        if fuses == "pairs" and stored == "float32":
+            fuses = "none"
         for names, phase in parts:
             phase = _work_phase(phase)
             saved, fused = fusion(graph, names, batch=batch, phase=phase, precision=precision, fuses=fuses)
@@ -292,9 +296,22 @@ def operations_in(
                         own_kernel=name not in fused,
                         casts_read=fuses == "none",
                     )
+                    if fuses == "none" and precision == "tf32" and operator.family == "conv":
+                        found += [_turned(operator, graph, batch)] * (2 if wanted == "backward" else 1)
         memo[memo_key] = tuple(found)
     kept: tuple[Operation, ...] = memo[memo_key]
     return kept
+
+
+def _turned(operator: Operator, graph: Graph, batch: int) -> Operation:
+    """Turning a convolution's operand and result from channels first to channels last, or back."""
+    sizes = [graph.tensors[t].elements(batch) for t in (operator.inputs[0], operator.outputs[0])]
+    columns = graph.tensors[operator.outputs[0]].dims(batch)[-1]
+    nbytes = 4.0 * sum(sizes)
+    return Operation(
+        family="elementwise", op="cast", dims=(sum(sizes) // columns, columns), flops=0.0, read_bytes=nbytes, write_bytes=nbytes,
+        precision="tf32",
+    )  # fmt: skip
 
 
 def _plain_parts(parts: Parts) -> tuple[tuple[tuple[str, ...], str], ...]:

@@ -207,10 +207,10 @@ def test_frameworks_that_call_kernels_fuse_less_than_a_compiler() -> None:
     parts = [(names, "forward"), (names, "backward")]
 
     def traffic(fuses) -> float:
-        return compute_workload(graph, parts, batch=8, device=device(), fuses=fuses).traffic_bytes
+        return compute_workload(graph, parts, batch=8, device=device(), precision="bfloat16", fuses=fuses).traffic_bytes
 
     def kernels(fuses) -> int:
-        return sum(o.own_kernel for o in operations_in(graph, parts, batch=8, fuses=fuses))
+        return sum(o.own_kernel for o in operations_in(graph, parts, batch=8, precision="bfloat16", fuses=fuses))
 
     assert max(traffic("all"), traffic("pairs")) < traffic("none")
     assert kernels("all") <= kernels("pairs") < kernels("none")
@@ -240,3 +240,22 @@ def test_equal_layers_are_looked_at_once() -> None:
     workload = compute_workload(graph, parts, batch=2, device=device())
     assert time.process_time() - begin < 2.0
     assert len(set(workload.operations)) < 100 < len(workload.operations)
+
+
+def test_in_tf32_eager_convolutions_turn_their_operands() -> None:
+    from hpdlf.models.zoo import import_network
+
+    graph = import_network("resnet18", image=64).graph
+    names = tuple(o.name for o in graph.operators)
+    parts = [(names, "forward"), (names, "backward")]
+    convolutions = sum(o.family == "conv" for o in operations_in(graph, parts, batch=2, precision="tf32"))
+    turned = [o for o in operations_in(graph, parts, batch=2, precision="tf32", fuses="none") if o.op == "cast"]
+    assert len(turned) == pytest.approx(convolutions, abs=1)  # the first has no gradient of its data
+    assert not any(o.op == "cast" for o in operations_in(graph, parts, batch=2, precision="float32", fuses="none"))
+
+
+def test_kernels_fused_by_hand_are_for_16_bits() -> None:
+    graph = training_gpt()
+    parts = [(tuple(o.name for o in graph.operators), "forward")]
+    by_hand, none = (operations_in(graph, parts, batch=2, fuses=fuses) for fuses in ("pairs", "none"))
+    assert by_hand == none
