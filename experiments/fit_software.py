@@ -80,7 +80,7 @@ def row_of(case: Case) -> Row | None:
 
 def _products(setting: object) -> float:
     """The share of a device's time that is products, over a pass forward and back through the network."""
-    cutter, strategy = setting._cutter, setting.strategy  # type: ignore[attr-defined]
+    cutter, strategy, software = setting._cutter, setting.strategy, setting.software  # type: ignore[attr-defined]
     graph = cutter.local(strategy).graph
     names = tuple(o.name for o in graph.operators if o.family != "collective")
     workload = compute_workload(
@@ -89,6 +89,7 @@ def _products(setting: object) -> float:
         batch=strategy.microbatch_samples,
         device=cutter.cluster.device,
         precision=strategy.precision,
+        fuses=software.fuses,
     )
     return product_share(workload)
 
