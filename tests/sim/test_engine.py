@@ -303,7 +303,7 @@ MIXES: list[dict[str, Any]] = [
 def test_mixes_of_parallelism_keep_every_order(mix: dict[str, Any], overlap: float) -> None:
     import random
 
-    graph = import_network("gpt", layers=4, hidden=64, heads=4, seq_len=32, vocab=128).graph
+    graph = import_network("gpt", layers=4, hidden=256, heads=4, seq_len=32, vocab=512).graph
     strategy = Strategy(batch=mix["data"] * mix["microbatches"], bucket_bytes=1000, **mix)
     program = Cutter(graph, load_cluster("dgx-a100:4"), CostModel.default()).lower(strategy)
     rng = random.Random(1)
