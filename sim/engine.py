@@ -27,7 +27,7 @@ The same input gives the same times: processes are started and woken in a fixed 
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,11 +35,12 @@ from typing import Any
 import simpy
 
 from ..errors import PlanError
-from ..models.program import Group, Instruction, Program, Role, Task
+from ..models.program import Group, Instruction, Program, Role
 from ..models.trace import Event
 from .competing import Competition, Device
 from .compiled import COLLECTIVE, LIVE_COLLECTIVE, LIVE_COMPUTE, LIVE_SEND, RECEIVE, SEND, TIMED, Line, Script
 from .folding import Folding, unfolded
+from .meeting import Channel, Gathering, Meeting, Post, deadlock
 from .network import Shares
 from .played import Played, Record
 
@@ -83,49 +84,6 @@ def play(
     return _Engine(program, seconds, folding, steps, communication_overlap, collective_share, shares or {}).run()
 
 
-@dataclass(eq=False, slots=True)
-class _Post:
-    """The ends of an instruction's tasks on one rank, by the number of their pass, and the processes that wait for more."""
-
-    instruction: str
-    ends: dict[int, float] = field(default_factory=dict)
-    waiters: list[simpy.Event] = field(default_factory=list)
-
-    def wake(self) -> None:
-        waiters, self.waiters = self.waiters, []
-        for event in waiters:
-            event.succeed()
-
-
-@dataclass(eq=False, slots=True)
-class _Channel:
-    """Messages on their way from one class to another: when they arrive, and who waits for the next."""
-
-    sender: str
-    arrivals: dict[int, float] = field(default_factory=dict)
-    reader: simpy.Event | None = None
-
-
-@dataclass(eq=False, slots=True)
-class _Meeting:
-    """A collective that is gathering: how many are still missing, when the last has come, and when it ends."""
-
-    missing: int
-    latest_s: float = 0.0
-    longest_s: float = 0.0
-    end_s: float = 0.0
-    ended: simpy.Event | None = None
-    devices: list[Device] = field(default_factory=list)
-
-
-@dataclass(eq=False, slots=True)
-class _Gathering:
-    """All meetings of one collective among the same classes, by task."""
-
-    size: int
-    open: dict[int, _Meeting] = field(default_factory=dict)
-
-
 @dataclass(eq=False)
 class _Rank:
     """One simulated rank."""
@@ -135,17 +93,17 @@ class _Rank:
     script: Script
     seconds: Mapping[str, float]
     device: Device
-    posts: dict[str, _Post] = field(default_factory=dict)
+    posts: dict[str, Post] = field(default_factory=dict)
 
-    def post(self, instruction: str) -> _Post:
+    def post(self, instruction: str) -> Post:
         if instruction not in self.posts:
-            self.posts[instruction] = _Post(instruction)
+            self.posts[instruction] = Post(instruction)
         return self.posts[instruction]
 
 
 # A line as a process runs it: what to do, on which stream, how long, for which lines of the pass it waits, what it looks up (a
 # post, passes back, how often it runs), where it posts its end, whom it deals with, whether its task has no microbatch, itself.
-_Bound = tuple[int, int, float, tuple[int, ...], tuple[tuple[_Post, int, int], ...], _Post | None, Any, bool, Line]
+_Bound = tuple[int, int, float, tuple[int, ...], tuple[tuple[Post, int, int], ...], Post | None, Any, bool, Line]
 
 
 @contextmanager
@@ -176,8 +134,8 @@ class _Engine:
         self.competes = overlap < 1.0 or collective_share < 1.0
         self.competition = Competition(self.env, computing_share=overlap, collective_share=collective_share)
         self.stride = 1 + max((m + 1 for role in program.roles for _, m in role.schedule if m is not None), default=0)
-        self.channels: dict[tuple[int, int, str], _Channel] = {}
-        self.gatherings: dict[tuple[Group, tuple[int, ...], str], _Gathering] = {}
+        self.channels: dict[tuple[int, int, str], Channel] = {}
+        self.gatherings: dict[tuple[Group, tuple[int, ...], str], Gathering] = {}
         self.scripts: dict[tuple[object, ...], Script] = {}
         self.met: dict[tuple[int, Group], tuple[int, ...]] = {}
         self.shares = self._contended(shares)
@@ -194,7 +152,7 @@ class _Engine:
             self.env.run()
         stuck = [record for record in self.records if record.waits is not None]
         if stuck:
-            raise PlanError(_deadlock(stuck, self.program))
+            raise PlanError(deadlock(stuck))
         return Played(steps=self.steps, records=tuple(self.records), multiplicity=self.folding.multiplicity)
 
     # --- binding a role's lines to a rank -----------------------------------------------------------------------------------
@@ -239,7 +197,7 @@ class _Engine:
         partner = self._partner(rank, first, line.op)
         return line.op, line.stream, seconds, line.waits, needs, post, partner, first.once, line
 
-    def _partner(self, rank: _Rank, i: Instruction, op: int) -> _Channel | _Gathering | None:
+    def _partner(self, rank: _Rank, i: Instruction, op: int) -> Channel | Gathering | None:
         if op in (SEND, RECEIVE, LIVE_SEND):
             assert i.peer is not None
             mine, theirs = int(self.folding.class_of[rank.number]), self.folding.peer(rank.number, i.peer)
@@ -247,14 +205,14 @@ class _Engine:
             key = (*pair, i.message)
             if key not in self.channels:
                 sender = self.folding.representatives[pair[0]]
-                self.channels[key] = _Channel(f"{self.program.role_of(sender).name} rank {sender}")
+                self.channels[key] = Channel(f"{self.program.role_of(sender).name} rank {sender}")
             return self.channels[key]
         if op in (COLLECTIVE, LIVE_COLLECTIVE):
             assert i.group is not None
             classes = self._met(rank.number, i.group)
             meeting = (i.group, classes, i.message)
             if meeting not in self.gatherings:
-                self.gatherings[meeting] = _Gathering(len(classes))
+                self.gatherings[meeting] = Gathering(len(classes))
             return self.gatherings[meeting]
         return None
 
@@ -349,11 +307,11 @@ class _Engine:
         record.waits = None
 
     @staticmethod
-    def _come(gathering: _Gathering, task: int, start_s: float, seconds: float, device: Device) -> _Meeting:
+    def _come(gathering: Gathering, task: int, start_s: float, seconds: float, device: Device) -> Meeting:
         """Join the meeting of a task; the last one closes it."""
         meeting = gathering.open.get(task)
         if meeting is None:
-            meeting = gathering.open[task] = _Meeting(gathering.size)
+            meeting = gathering.open[task] = Meeting(gathering.size)
         meeting.missing -= 1
         meeting.latest_s = max(meeting.latest_s, start_s)
         meeting.longest_s = max(meeting.longest_s, seconds)
@@ -361,30 +319,3 @@ class _Engine:
         if not meeting.missing:
             del gathering.open[task]
         return meeting
-
-
-def _deadlock(stuck: Sequence[Record], program: Program) -> str:
-    """Who waits for whom."""
-    lines = []
-    for record in stuck:
-        assert record.waits is not None
-        line, step, position, cause = record.waits
-        role = record.script.role
-        task = _task(line.members[0], role, position)
-        if isinstance(cause, _Meeting):
-            others = f"{cause.missing} of {cause.missing + len(cause.devices)} simulated members, who have not come"
-        elif isinstance(cause, str):
-            others = f"{cause} to send it"
-        else:
-            instruction, number = cause
-            back, there = divmod(number, len(role.schedule))
-            others = f"{_task(role.instruction[instruction], role, there)}" + (
-                f" of step {back}" if back != step else ""
-            )
-        lines.append(f"{role.name} rank {record.rank}: {task} of step {step} waits for {others}")
-    listed = "\n  ".join(sorted(lines)[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")
-    return f"The schedule deadlocks: these tasks wait for each other and none can start.\n  {listed}\nChange the schedule's order."
-
-
-def _task(i: Instruction, role: Role, position: int) -> Task:
-    return Task(i.id, None if i.once else role.schedule[position].microbatch)
