@@ -24,6 +24,8 @@ LORA_RANK, LORA_ON = 16, ("q", "out")
 # MLPerf's BERT pretrains on sequences of up to 512 tokens, about half of which are padding. From round v1.0 on NVIDIA's stacks
 # compute without the padding: as long a step as one of sequences of this many tokens. Others pack two into one of 512.
 MLPERF_BERT_TOKENS, MLPERF_BERT_PACKED = 256, 2
+# A sequence of a language model whose row does not say it.
+DEFAULT_TOKENS = 2048
 # A sentence pair of WMT'14 English-German in subwords: about 30 tokens on either side (recalled).
 WMT_TOKENS = 32
 # Widths of the perceptrons of Llama 3 by hidden size, for slices and other sizes (config.json of the models, recalled).
@@ -77,12 +79,13 @@ def _network(family: str, name: str, *, language: bool = True, tokens: int | Non
 
 
 def _sizes(case: Case) -> dict[str, Any]:
-    """Layers, hidden size, heads, sequence and vocabulary of a transformer: the row's, else those of the published model.
+    """Layers, hidden size, heads, sequence and vocabulary of a transformer: the row's, else those of the published model; sequences
+    of 2,048 tokens where the row says none.
 
     Raises:
         ModelError: one of them is missing (the vocabulary apart).
     """
-    sizes: dict[str, Any] = {"seq_len": case.seq_len}
+    sizes: dict[str, Any] = {"seq_len": case.seq_len or DEFAULT_TOKENS}
     for key in ("layers", "hidden", "heads"):
         sizes[key] = getattr(case, key) or known(case.model).get(key)
     if missing := [key for key, value in sizes.items() if not value]:
@@ -275,7 +278,7 @@ FAMILIES: Mapping[str, tuple[str, Callable[[Case, Dimensions, str], Network]]] =
     "mobilenet": (r"mobilenet", _images("mobilenet_v2")),
     "vit": (r"\bvit\b|vision transformer", _vit),
     "u-net 3d": (r"3d[-_ ]?u-?net|u-?net[-_ ]?3d|nnu-?net", _images("unet3d", sized=False, loss=None)),
-    "u-net": (r"u-?net", _images("unet", sized=False, loss=None)),
+    "u-net": (r"u-?net", _images("unet", image=256)),
     "bert": (r"bert", _bert),
     "mpt": (r"\bmpt", _mpt),
     "bloom": (r"^bloom", _gpt),

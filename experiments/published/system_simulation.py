@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import TypeVar
 
 from ...errors import PlanError
@@ -174,4 +175,10 @@ def setting_of(case: Case) -> Setting:
         )
 
     tried = [setting(chosen) for chosen in candidates(case, network, cluster)]
-    return next((one for one in tried[:-1] if one.fits()), tried[-1])
+    for _, same in groupby(tried[:-1], key=lambda one: one.strategy.microbatch_samples):
+        group = list(same)
+        if len(group) > 1 and not group[-1].fits():  # not even the most frugal one of this microbatch
+            continue
+        if (first := next((one for one in group if one.fits()), None)) is not None:
+            return first
+    return tried[-1]

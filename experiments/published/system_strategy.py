@@ -1,7 +1,7 @@
 """How a row's network was cut over its devices, and the rules for what the row does not say.
 
 ====================  ============================================================================================================
-tp, pp, cp, ep        1
+tp, pp, cp, ep        1; where dp is told and one of tp and pp is not, what is left of the devices
 dp                    devices / (tp pp cp); where the batch has fewer samples than that, or does not divide, the most replicas that
                       it divides into: the other devices do not train (MLPerf's 3D U-Net leaves them to evaluation)
 global batch          dp x microbatch x accumulation; else :data:`DEFAULT_IMAGES` a device
@@ -65,7 +65,7 @@ def candidates(case: Case, network: Network, cluster: Cluster) -> Iterator[Chose
         PlanError: numbers of the row contradict each other.
     """
     ranks, inferred = ranks_of(case), []
-    tensor, pipeline, context = case.tp or 1, case.pp or 1, case.cp or 1
+    tensor, pipeline, context = _split(case, ranks)
     shared = tensor * pipeline * context
     if ranks % shared:
         raise PlanError(f"tensor {tensor} x pipeline {pipeline} x context {context} do not divide {ranks} devices.")
@@ -116,6 +116,18 @@ def precision_of(case: Case, network: Network, cluster: Cluster) -> Precision:
         r"A\d|T4|V100", cluster.device.name
     )
     return precision(case, cluster.device.name, language_model=network.language, eight_bits=eight)
+
+
+def _split(case: Case, ranks: int) -> tuple[int, int, int]:
+    """(tensor, pipeline, context), with the one that is not told where the replicas are."""
+    tensor, pipeline, context = case.tp or 1, case.pp or 1, case.cp or 1
+    left, rest = divmod(ranks, tensor * pipeline * context * (case.dp or ranks))
+    if case.dp and not rest and left > 1:
+        if case.tp is None and case.pp is not None:
+            return left, pipeline, context
+        if case.pp is None and case.tp is not None:
+            return tensor, left, context
+    return tensor, pipeline, context
 
 
 def _stack(case: Case, pattern: str) -> bool:

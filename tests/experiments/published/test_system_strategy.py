@@ -47,6 +47,13 @@ def test_replicas_are_what_is_left(chosen):
     assert "microbatch 1 (pipeline)" in one.inferred
 
 
+def test_one_axis_that_is_not_told(chosen):
+    s = chosen(**GPT, n_devices=32, tp=2, dp=4, microbatch=1, global_batch=16, recompute="none", zero_stage=0)[
+        0
+    ].strategy
+    assert (s.data, s.tensor, s.pipeline) == (4, 2, 4)
+
+
 def test_microbatches_from_the_accumulation_or_by_what_fits(chosen):
     (said,) = chosen(**RESNET, n_devices=8, global_batch=512, schedule="grad_accum 4")
     assert (said.strategy.microbatches, said.strategy.microbatch_samples) == (4, 16)
