@@ -79,7 +79,7 @@ class Cutter:
             optimizer=optimizer,
             checkpoint_every=checkpoint_every,
             experts=local.experts,
-            fused=self.software is not None and self.software.fuses != "none",
+            fused=self.software is not None and self.software.fuses in ("all", "pairs"),
         )
 
     def lower_evaluation(self, strategy: Strategy) -> Program:

@@ -12,7 +12,8 @@ That is what a compiler does ("all"). A framework that calls kernels has some th
 what is element-wise with what is element-wise or a normalisation before it, and a softmax with the scaling and the mask before it),
 or one for every operator ("none"), where only a bias is added by the product before it. Such a framework keeps the pictures of
 float32 networks channels first, as it did before there were matrix units, which want them last: in tf32 each convolution turns its
-operand and its result.
+operand and its result. "autocast" is "none" under PyTorch's automatic mixed precision, where layer norms, softmax and losses compute
+in float32, so does what is element-wise with such a result (the residual sums of a transformer, most of all), and products cast back.
 
 The backward pass saves the gradient of the same tensor likewise: the consumer need not write it, nor the producer
 read it. An operator never saves more than it moves. Products (matrix products, convolutions) are taken as unfused:
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,12 +63,10 @@ Parts = Sequence[tuple[Sequence[str], str]]
 _GIVE: Mapping[Fuses, frozenset[str]] = {
     "all": frozenset({"elementwise", "normalisation", "softmax"}),
     "pairs": frozenset({"elementwise", "normalisation"}),
-    "none": frozenset(),
 }
 _TAKE: Mapping[Fuses, frozenset[str]] = {
     "all": frozenset({"elementwise", "normalisation", "softmax", "reduction", "loss"}),
     "pairs": frozenset({"elementwise", "softmax"}),
-    "none": frozenset(),
 }
 
 
@@ -98,7 +98,7 @@ def fusion(
     )
     saved: dict[str, int] = {}
     fused: set[str] = set()
-    give, take = _GIVE[fuses], _TAKE[fuses]
+    give, take = _GIVE.get(fuses, frozenset()), _TAKE.get(fuses, frozenset())
     by_product = _biases(graph, operators, inside) if fuses != "all" and phase == "forward" else frozenset()
     for name in operators:
         producer = graph.operator[name]
@@ -276,8 +276,9 @@ def operations_in(
     if memo_key not in memo:
         found: list[Operation] = []
         stored = storage(precision)
-        if fuses == "pairs" and stored == "float32":
+        if fuses in ("pairs", "autocast") and stored == "float32":
             fuses = "none"
+        wide = _wide(graph) if fuses == "autocast" else frozenset()
         for names, phase in parts:
             phase = _work_phase(phase)
             saved, fused = fusion(graph, names, batch=batch, phase=phase, precision=precision, fuses=fuses)
@@ -285,22 +286,55 @@ def operations_in(
                 operator = graph.operator[name]
                 wanted = _wanted_phase(graph, operator, phase)
                 if wanted is not None:
+                    if wide and operator.family in _PRODUCTS and operator.inputs[0] in wide:
+                        found += [_narrowed(operator, graph, batch, precision, wanted)] * (wanted != "backward_weight")
                     found += operations_of(
                         operator,
                         graph,
                         batch=batch,
                         phase=wanted,
                         precision=precision,
-                        stored=stored,
+                        stored="float32" if wide.intersection(operator.outputs) else stored,
                         saved_bytes=saved.get(name, 0),
                         own_kernel=name not in fused,
-                        casts_read=fuses == "none",
+                        casts_read=fuses in ("none", "autocast"),
                     )
                     if fuses == "none" and precision == "tf32" and operator.family == "conv":
                         found += [_turned(operator, graph, batch)] * (2 if wanted == "backward" else 1)
         memo[memo_key] = tuple(found)
     kept: tuple[Operation, ...] = memo[memo_key]
     return kept
+
+
+_PRODUCTS = frozenset({"matmul", "conv", "attention"})
+
+
+def _wide(graph: Graph) -> frozenset[str]:
+    """The tensors that automatic mixed precision keeps in float32."""
+    memo = memo_of(graph)
+    if "wide" not in memo:
+        found: set[str] = set()
+        for operator in graph.operators:
+            computes = operator.family in ("softmax", "loss") or operator.op_type.startswith(("Layer", "RMS"))
+            follows = operator.family not in _PRODUCTS and operator.family != "normalisation"
+            if computes or (follows and found.intersection(operator.inputs)):
+                found.update(t for t in operator.outputs if t and graph.tensors[t].is_float)
+        memo["wide"] = frozenset(found)
+    kept: frozenset[str] = memo["wide"]
+    return kept
+
+
+def _narrowed(operator: Operator, graph: Graph, batch: int, precision: str, phase: str) -> Operation:
+    """The cast of a product's operand from float32, or of its gradient back to it."""
+    dims = graph.tensors[operator.inputs[0]].dims(batch)
+    elements = math.prod(dims)
+    columns = dims[-1]
+    forward = phase == "forward"
+    return Operation(
+        family="elementwise", op="cast", dims=(elements // columns, columns), flops=0.0, precision=precision, item_bytes=2,
+        read_bytes=(4.0 if forward else 2.0) * elements, write_bytes=(2.0 if forward else 4.0) * elements,
+        phase="forward" if forward else "backward_input",
+    )  # fmt: skip
 
 
 def _turned(operator: Operator, graph: Graph, batch: int) -> Operation:

@@ -33,8 +33,8 @@ __all__ = ["COMPILED", "Fuses", "Scalar", "Software", "load_software", "software
 
 SOFTWARE_FILE = Path(__file__).with_name("software.toml")
 FORMAT = 1
-Fuses = Literal["all", "pairs", "none"]
-_FUSES = ("all", "pairs", "none")
+Fuses = Literal["all", "pairs", "none", "autocast"]
+_FUSES = ("all", "pairs", "none", "autocast")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

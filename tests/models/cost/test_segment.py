@@ -259,3 +259,21 @@ def test_kernels_fused_by_hand_are_for_16_bits() -> None:
     parts = [(tuple(o.name for o in graph.operators), "forward")]
     by_hand, none = (operations_in(graph, parts, batch=2, fuses=fuses) for fuses in ("pairs", "none"))
     assert by_hand == none
+
+
+def test_automatic_mixed_precision_keeps_what_follows_a_norm_in_float32() -> None:
+    from hpdlf.models.zoo import import_network
+
+    graph = training_gpt()
+    parts = [(tuple(o.name for o in graph.operators), "forward")]
+    plain, cast = (operations_in(graph, parts, batch=2, precision="bfloat16", fuses=f) for f in ("none", "autocast"))
+    assert {o.item_bytes for o in plain} == {2}
+    wide = {o.op for o in cast if o.item_bytes == 4}
+    assert {"layernormalization", "softmaxcrossentropyloss"} <= wide
+    assert not wide & {"linear", "attention"}
+    pictures = import_network("resnet18", image=64).graph
+    everything = [(tuple(o.name for o in pictures.operators if o.family != "loss"), "forward")]
+    plain, cast = (
+        operations_in(pictures, everything, batch=2, precision="bfloat16", fuses=f) for f in ("none", "autocast")
+    )
+    assert plain == cast  # batch norms keep their 16 bits
