@@ -1,13 +1,26 @@
-"""What the time and energy of a simulation cost."""
+"""Energy at the building's meter, and what the time and energy of a simulation cost."""
 
 from __future__ import annotations
 
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel
-from .energy import nodes_in_use
+from .energy import NodePower, nodes_in_use
 from .result import Interval
 
-__all__ = ["money"]
+__all__ = ["energy", "money"]
+
+
+def energy(seconds: Interval, power: NodePower | None, cluster: Cluster) -> Interval | None:
+    """Joules at the meter of the building; None where the profile lacks a power or the PUE."""
+    if power is None or cluster.pue is None:
+        return None
+    watts, pue = power.total_w, cluster.pue.value
+    return Interval(
+        value=watts.value * seconds.value * pue,
+        low=watts.low * seconds.low * pue,
+        high=watts.high * seconds.high * pue,
+        provenance=seconds.provenance,
+    )
 
 
 def money(

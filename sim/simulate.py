@@ -24,7 +24,7 @@ from .energy import NodePower, node_power
 from .engine import play
 from .folding import Folding, unfolded
 from .folding import fold as fold_ranks
-from .money import money
+from .money import energy, money
 from .played import Played
 from .pricing import Pricing
 from .result import Figures, Interval, RoleMemory, Simulation
@@ -324,16 +324,16 @@ def _figures(replaying: _Replaying, steady: _Steady, step_s: Interval) -> Figure
     busy = sum(n * covered[r][0] for r, n in multiplicity.items()) / ranks / span_s
     either = sum(n * covered[r][1] for r, n in multiplicity.items()) / ranks / span_s
     power = _power(replaying, steady, busy * ranks * span_s, either * ranks * span_s)
-    energy = _energy(replaying.cluster, power, step_s)
-    cost, basis = money(step_s, energy, ranks, replaying.cluster, replaying.model)
+    energy_j = energy(step_s, power, replaying.cluster)
+    cost, basis = money(step_s, energy_j, ranks, replaying.cluster, replaying.model)
     carbon = replaying.cluster.carbon_kg_per_j
     return Figures(
         step_s=step_s,
         samples_per_s=step_s.inverse(replaying.batch),
-        energy_j=energy,
+        energy_j=energy_j,
         cost_usd=cost,
         cost_basis=basis,
-        carbon_kg=energy.times(carbon.value) if energy and carbon else None,
+        carbon_kg=energy_j.times(carbon.value) if energy_j and carbon else None,
         utilisation=min(busy, 1.0),
         exposed_communication=max(min(either, 1.0) - busy, 0.0),
         bubble=max(1.0 - either, 0.0),
@@ -358,19 +358,6 @@ def _power(replaying: _Replaying, steady: _Steady, computing_s: float, occupied_
         span_s=steady.span_s,
         computing_s=computing_s,
         occupied_s=occupied_s,
-    )
-
-
-def _energy(cluster: Cluster, power: NodePower | None, step_s: Interval) -> Interval | None:
-    """Joules of one step at the meter of the building; None where the profile lacks a power or the PUE."""
-    if power is None or cluster.pue is None:
-        return None
-    watts, pue = power.total_w, cluster.pue.value
-    return Interval(
-        value=watts.value * step_s.value * pue,
-        low=watts.low * step_s.low * pue,
-        high=watts.high * step_s.high * pue,
-        provenance=step_s.provenance,
     )
 
 
