@@ -6,8 +6,9 @@ A row's time grows with a framework's factors on products, on rows and on commun
 is read off its simulation: the shares of the step in which devices compute products, compute anything else, or wait for
 communication; the bubble of a pipeline goes with what fills it. To first order the logarithm of a row's time is linear in the
 logarithms of the factors, so a ridge regression finds them, with Huber's weights (1964) against rows that something else is wrong
-with. Versions of a framework are drawn towards the framework, frameworks towards the mean of all; what no row supports stays there.
-Every source weighs as the square root of its rows. Since shares change with the factors, rows are simulated again and fitted twice.
+with. A gap between steps is a number of seconds: it adds its share of the step. Versions of a framework are drawn towards the
+framework, frameworks towards the mean of all; what no row supports stays there. Every source weighs as the square root of its rows.
+Since shares change with the factors, rows are simulated again and fitted twice.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from .published.system_simulation import setting_of
 __all__ = ["Row", "fit", "row_of"]
 
 FACTORS = ("products", "rows", "communication")
+ROWS = FACTORS.index("rows")
+GAP = 0.1  # standard deviation of a gap between steps, in seconds
 # Standard deviations of logarithms: of a version about its framework, of a framework about the mean of all, of the mean about 1,
 # and of a row about its prediction.
 VERSION, FRAMEWORK, MEAN, NOISE = 0.2, 0.3, 0.3, 0.08
@@ -42,7 +45,7 @@ TIMES = ("iteration_time", "time_to_train", "train_fwd_bwd_latency", "inference_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What a row says: by how much its measured time is longer than predicted (a logarithm), and its elasticities."""
+    """What a row says: by how much its measured time is longer than predicted (a logarithm), its elasticities, and a step's seconds."""
 
     case_id: str
     source: str
@@ -50,6 +53,10 @@ class Row:
     weight: float
     residual: float
     elasticity: tuple[float, float, float]
+    step_s: float
+
+
+Fitted = tuple[tuple[float, ...], float, int, float]
 
 
 def row_of(case: Case) -> Row | None:
@@ -75,6 +82,7 @@ def row_of(case: Case) -> Row | None:
         weight=case.weight,
         residual=float(-residual if inverse else residual),
         elasticity=(device * products, device * (1.0 - products), 1.0 - device),
+        step_s=figures.step_s.value if not forward else float("inf"),
     )
 
 
@@ -94,10 +102,11 @@ def _products(setting: object) -> float:
     return product_share(workload)
 
 
-def fit(rows: Sequence[Row], now: Mapping[str, Sequence[float]]) -> dict[str, tuple[tuple[float, ...], float, int]]:
-    """By software, the logarithms of its factors, the spread of what is left, and how many rows it was fitted on.
+def fit(rows: Sequence[Row], now: Mapping[str, Sequence[float]], gaps: Mapping[str, float]) -> dict[str, Fitted]:
+    """By software, the logarithms of its factors, the spread of what is left, how many rows it was fitted on, and its gap in seconds.
 
     now   the logarithms with which the rows were predicted
+    gaps  the gaps with which they were, of the software that has one in place of a factor on rows
     """
     names = sorted(now)
     kinds = sorted({_framework(n) for n in names})
@@ -106,14 +115,24 @@ def fit(rows: Sequence[Row], now: Mapping[str, Sequence[float]]) -> dict[str, tu
     place = {("mean", ""): 0}
     place |= {("framework", k): width * (1 + i) for i, k in enumerate(kinds)}
     place |= {("version", n): width * (1 + len(kinds) + i) for i, n in enumerate(names)}
-    size = width * (1 + len(kinds) + len(names))
+    place |= {("gap", n): width * (1 + len(kinds) + len(names)) + i for i, n in enumerate(sorted(gaps))}
+    size = width * (1 + len(kinds) + len(names)) + len(gaps)
     design = np.zeros((len(rows), size))
     for i, row in enumerate(rows):
         for key in (("mean", ""), ("framework", _framework(row.software)), ("version", row.software)):
             design[i, place[key] : place[key] + width] = row.elasticity
-    target = np.array([r.residual + float(np.dot(r.elasticity, now[r.software])) for r in rows])
+            if row.software in gaps:
+                design[i, place[key] + ROWS] = 0.0
+        if row.software in gaps:
+            design[i, place["gap", row.software]] = 1.0 / row.step_s
+    target = np.array([r.residual + _explained(r, now[r.software], gaps.get(r.software, 0.0)) for r in rows])
     prior = np.concatenate(
-        [np.full(width, MEAN), np.full(width * len(kinds), FRAMEWORK), np.full(width * len(names), VERSION)]
+        [
+            np.full(width, MEAN),
+            np.full(width * len(kinds), FRAMEWORK),
+            np.full(width * len(names), VERSION),
+            np.full(len(gaps), GAP),
+        ]
     )
     many: dict[str, float] = {}
     for row in rows:
@@ -132,8 +151,16 @@ def fit(rows: Sequence[Row], now: Mapping[str, Sequence[float]]) -> dict[str, tu
         keys = (("mean", ""), *((("framework", _framework(name)), ("version", name)) if name != "any" else ()))
         total = np.sum([solved[place[key] : place[key] + width] for key in keys], axis=0)
         spread = _spread(left[mine]) if mine and name != "any" else float(np.hypot(FRAMEWORK, NOISE))
-        found[name] = (tuple(float(v) for v in total), spread, len(mine))
+        if name in gaps:
+            total[ROWS] = 0.0
+        gap_s = max(float(solved[place["gap", name]]), 0.0) if name in gaps else 0.0
+        found[name] = (tuple(float(v) for v in total), spread, len(mine), gap_s)
     return found
+
+
+def _explained(row: Row, logarithms: Sequence[float], gap_s: float) -> float:
+    """How much longer (a logarithm, to first order) a row takes for factors and a gap."""
+    return float(np.dot(row.elasticity, logarithms)) + gap_s / row.step_s
 
 
 def _framework(name: str) -> str:
@@ -146,18 +173,19 @@ def _spread(left: np.ndarray) -> float:
     return float(np.sqrt((np.sum(left**2) + few * 0.12**2) / (len(left) + few)))
 
 
-def write(found: Mapping[str, tuple[tuple[float, ...], float, int]], path: Path) -> None:
+def write(found: Mapping[str, Fitted], path: Path) -> None:
     """Put the numbers into the file, whose other lines stay as they are."""
     lines, name = [], ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if said := re.fullmatch(r'name = "(.*)"', line):
             name = said[1]
         factor = next((i for i, f in enumerate(FACTORS) if line.startswith(f"{f} = ")), None)
-        if name in found and factor is not None:
-            logarithms, spread, count = found[name]
+        gap = line.startswith("step_s = ")
+        if name in found and (factor is not None or gap):
+            logarithms, spread, count, gap_s = found[name]
             on = f"{count} published steps" if count else "what its kind has in common: no published step"
-            value = float(np.exp(logarithms[factor]))
-            line = f'{FACTORS[factor]} = {{ value = {value:.3f}, spread = {spread:.3f}, on = "{on}" }}'
+            value = gap_s if factor is None else float(np.exp(logarithms[factor]))
+            line = f'{"step_s" if factor is None else FACTORS[factor]} = {{ value = {value:.4g}, spread = {spread:.3f}, on = "{on}" }}'
         lines.append(line)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -170,14 +198,20 @@ def rows_of(cases: Iterable[Case], jobs: int) -> list[Row]:
         return [row for row in pool.map(row_of, cases, chunksize=24) if row]
 
 
-def left_out(rows: Sequence[Row], now: Mapping[str, Sequence[float]]) -> float:
+def left_out(rows: Sequence[Row], now: Mapping[str, Sequence[float]], gaps: Mapping[str, float]) -> float:
     """The mean over sources of the median error of a source's rows when its own rows were not fitted on."""
     errors = []
     for source in sorted({r.source for r in rows}):
         mine = [r for r in rows if r.source == source]
-        found = fit([r for r in rows if r.source != source], now)
+        found = fit([r for r in rows if r.source != source], now, gaps)
         off = [
-            abs(np.expm1(r.residual + float(np.dot(r.elasticity, np.subtract(now[r.software], found[r.software][0])))))
+            abs(
+                np.expm1(
+                    r.residual
+                    + _explained(r, now[r.software], gaps.get(r.software, 0.0))
+                    - _explained(r, found[r.software][0], found[r.software][3])
+                )
+            )
             for r in mine
         ]
         errors.append(float(np.median(off)))
@@ -196,15 +230,16 @@ def main() -> None:
         softwares.cache_clear()
         rows = rows_of(cases, given.jobs)
         now = {s.name: [float(np.log(getattr(s, f).value)) for f in FACTORS] for s in softwares()}
-        found = fit(rows, now)
+        gaps = {s.name: s.step_s.value for s in softwares() if s.step_s.spread}
+        found = fit(rows, now, gaps)
         off = np.abs([r.residual for r in rows])
         print(
             f"round {turn}: {len(rows)} rows, median error before {np.expm1(np.median(off)):.3f}; "
-            f"each source left out, mean of medians {left_out(rows, now):.3f}"
+            f"each source left out, mean of medians {left_out(rows, now, gaps):.3f}"
         )
-        for name, (logarithms, spread, count) in sorted(found.items()):
+        for name, (logarithms, spread, count, gap_s) in sorted(found.items()):
             values = "  ".join(f"{f} {np.exp(v):.2f}" for f, v in zip(FACTORS, logarithms, strict=True))
-            print(f"  {name:22s} {values}  spread {spread:.2f}  rows {count}")
+            print(f"  {name:22s} {values}  gap {1e3 * gap_s:.1f} ms  spread {spread:.2f}  rows {count}")
         if given.write:
             write(found, SOFTWARE_FILE)
 

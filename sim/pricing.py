@@ -250,7 +250,7 @@ class Pricing:
 
 def _by_software(found: Estimate, workload: Workload, software: Software | None, device: Device | None) -> Estimate:
     """The estimate as `software` takes it: its parts longer by their factors, and no shorter than the host takes to call the kernels.
-    Over a longer time a device is used less, and draws less.
+    Over a longer time a device is used less, and draws less; in the gap between two steps, after the update, it waits.
     """
     if software is None or workload.kind == "host":
         return found
@@ -265,11 +265,21 @@ def _by_software(found: Estimate, workload: Workload, software: Software | None,
     energy = busy_energy(workload, seconds, device) if device is not None and seconds != found.seconds else None
     if energy is not None:
         found = replace(found, joules=energy.value, low_j=energy.low, high_j=energy.high)
+    gap_s = software.step_s.value if any(name.startswith("update") for name in workload.components) else 0.0
+    if gap_s and device is not None and device.idle_w is not None and found.joules is not None:
+        waiting_j = gap_s * device.idle_w.value
+        low_j, high_j = found.low_j, found.high_j
+        found = replace(
+            found,
+            joules=found.joules + waiting_j,
+            low_j=None if low_j is None else low_j + waiting_j,
+            high_j=None if high_j is None else high_j + waiting_j,
+        )
     return replace(
         found,
-        seconds=seconds,
-        low_s=max(found.low_s * factor, least_s),
-        high_s=max(found.high_s * factor, least_s),
+        seconds=seconds + gap_s,
+        low_s=max(found.low_s * factor, least_s) + gap_s,
+        high_s=max(found.high_s * factor, least_s) + gap_s,
     )
 
 

@@ -4,8 +4,10 @@ Operators' times come from measurements of kernels one by one. A framework that 
 show, and saves what it fuses: glue between kernels, allocation, layouts, streams that wait for each other. All of it is put into
 
 * ``products``, a factor on the time of matrix products, convolutions and attention,
-* ``rows``, a factor on the time of everything else that a device does (normalisation, activations, copies, updates), and
-* ``communication``, a factor on the time of messages and collectives.
+* ``rows``, a factor on the time of everything else that a device does (normalisation, activations, copies, updates),
+* ``communication``, a factor on the time of messages and collectives;
+* ``step_s`` in place of ``rows``, where runs were long or large enough to show it: seconds between two steps in which devices wait for
+  the host.
 
 They stand in ``software.toml`` beside this module with their spread (the standard deviation of the logarithm) and what they were
 fitted on, by :mod:`hpdlf.experiments.fit_software`. Which neighbouring operators run as one kernel, which kernels compute attention,
@@ -58,6 +60,7 @@ class Software:
     products: Scalar
     rows: Scalar
     communication: Scalar
+    step_s: Scalar
 
     @property
     def spread(self) -> float:
@@ -109,13 +112,19 @@ def _whole(entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -
     """`entry` over what it is like."""
     if "like" not in entry:
         return entry
-    return {**_whole(entries[entry["like"]], entries), **entry}
+    whole = {**_whole(entries[entry["like"]], entries), **entry}
+    for own, other in (("rows", "step_s"), ("step_s", "rows")):
+        if own in entry and other not in entry:
+            whole.pop(other, None)
+    return whole
 
 
 def _software(entry: Mapping[str, Any]) -> Software:
     name = entry["name"]
     if entry["fuses"] not in _FUSES:
         raise ValueError(f"software '{name}': fuses '{entry['fuses']}' is none of {', '.join(_FUSES)}")
+    if ("rows" in entry) == ("step_s" in entry):
+        raise ValueError(f"software '{name}': has to have either rows or step_s, as three numbers are fitted at most")
     if entry["attention"] not in (1, 2, 3):
         raise ValueError(f"software '{name}': attention {entry['attention']} is none of 1, 2 and 3")
     return Software(
@@ -125,15 +134,20 @@ def _software(entry: Mapping[str, Any]) -> Software:
         attention=entry["attention"],
         call_s=float(entry["call_s"]),
         products=_scalar(entry, "products"),
-        rows=_scalar(entry, "rows"),
+        rows=_scalar(entry, "rows") if "rows" in entry else _UNFITTED,
         communication=_scalar(entry, "communication"),
+        step_s=_scalar(entry, "step_s") if "step_s" in entry else _NO_GAP,
     )
+
+
+_UNFITTED = Scalar(value=1.0, spread=0.1, on="nothing: as measured one by one")
+_NO_GAP = Scalar(value=0.0, spread=0.0, on="nothing")
 
 
 def _scalar(entry: Mapping[str, Any], field: str) -> Scalar:
     said = entry[field]
     value, spread = float(said["value"]), float(said["spread"])
-    if not (1e-3 <= value < math.inf and 0.0 <= spread < math.inf):
+    if not ((0.0 if field == "step_s" else 1e-3) <= value < math.inf and 0.0 <= spread < math.inf):
         raise ValueError(f"software '{entry['name']}': {field} of {value} with spread {spread} is out of range")
     return Scalar(value=value, spread=spread, on=str(said["on"]))
 

@@ -42,11 +42,16 @@ def test_versions_stand_before_their_framework():
 
 def test_three_numbers_each_with_its_spread_and_what_it_was_fitted_on():
     for software in softwares():
-        for field in ("products", "rows", "communication"):
-            scalar = getattr(software, field)
-            assert 0.1 < scalar.value < 10, f"{software.name}: {field}"
+        fitted = [
+            software.products,
+            software.communication,
+            software.step_s if software.step_s.spread else software.rows,
+        ]
+        for scalar in fitted:
+            assert 0.1 < scalar.value < 10 or scalar is software.step_s, software.name
             assert 0 < scalar.spread < 1
             assert scalar.on
+        assert software.step_s.value == 0 or software.rows.value == 1, f"{software.name}: more than three"
 
 
 def test_what_an_entry_does_not_say_is_as_in_the_one_it_is_like():
@@ -74,3 +79,11 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch):
             softwares()
     finally:
         softwares.cache_clear()
+
+
+def test_a_gap_takes_the_place_of_a_factor_on_rows():
+    gap = {"value": 0.25, "spread": 0.2, "on": "12 runs"}
+    said = {"format": 1, "software": [{"name": "mine", "names": ["mine"], "like": "any", "step_s": gap}, ENTRY]}
+    mine, other = parsed(said)
+    assert (mine.step_s.value, mine.rows.value) == (0.25, 1.0)
+    assert other.step_s.value == 0.0
