@@ -33,7 +33,7 @@ from .uncertainty import Makeup, bounds_of, priced
 __all__ = ["middle_figures", "role_memory", "simulate_program"]
 
 MOST_STEPS = 8
-MOST_LINES_DRAWN = 4000
+MOST_TASKS_DRAWN = 4000
 
 
 def simulate_program(
@@ -196,6 +196,7 @@ class _Replaying:
             optimizer=optimizer,
         )
         self.speed = _speeds(program.mesh.size, jitter, slowdown or {}, seed)
+        self.jitters = jitter > 0.0
         self.folding: Folding = (
             fold_ranks(program, cluster, self.speed) if fold and not jitter else unfolded(program.mesh)
         )
@@ -274,7 +275,9 @@ def _bounds(replaying: _Replaying, steady: _Steady, seed: int) -> tuple[float, f
     by how much of the step each price fills.
     """
     makeup, keys = replaying.makeup
-    if sum(len(record.ends) for record in steady.played.records) <= MOST_LINES_DRAWN:
+    tasks = sum(sum(counts.values()) for counts in replaying.counts.values())
+    # Ranks that all differ are all replayed. Otherwise the choice must not depend on how many are: folding changes no figure.
+    if tasks * (len(replaying.multiplicity) if replaying.jitters else 1) <= MOST_TASKS_DRAWN:
         drawn = [replaying.run(replaying.prices(draw)).step_s for draw in makeup.draws(seed=seed)]
         return bounds_of(steady.step_s, drawn)
     kinds: dict[bool, dict[Hashable, float]] = {True: defaultdict(float), False: defaultdict(float)}

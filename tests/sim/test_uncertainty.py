@@ -52,7 +52,7 @@ def test_what_is_certain_has_no_width() -> None:
 def test_a_large_program_is_as_sure_as_a_small_one(digits: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, strategy = load_cluster("xeon-64"), Strategy(batch=512, data=8, pipeline=2, microbatches=4)
     drawn = simulate(digits, cluster, strategy).figures.step_s
-    monkeypatch.setattr(import_module("hpdlf.sim.simulate"), "MOST_LINES_DRAWN", 0)
+    monkeypatch.setattr(import_module("hpdlf.sim.simulate"), "MOST_TASKS_DRAWN", 0)
     first_order = simulate(digits, cluster, strategy).figures.step_s
     assert first_order.value == drawn.value
     widths = [math.log(each.high / each.low) / 2 / NINETY for each in (drawn, first_order)]
