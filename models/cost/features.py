@@ -202,11 +202,13 @@ def _rows(
     batched = np.array([name == "batchnormalization" for name in kinds], bool)
     read, write = (nbytes / np.where(batched, BATCH_NORMALISES, 1.0) for nbytes in (read, write))
     operands = np.where(batched, 2.0, read / np.maximum(write, 1.0))
-    # The bytes say all there is to the backward pass of what only streams: two operands to one result are as a sum's.
+    # The bytes say all there is to the backward pass of what only streams. Two operands to one result are as a sum's, where no such
+    # kernel was measured: it was inside of networks alone.
     streams = batched | np.array([family in ("elementwise", "movement", "pooling") for family in families], bool)
     phase = np.where(streams, 0.0, phase)
     simple = batched | np.isin(kind, [ROW_KINDS["relu"], ROW_KINDS["tanh"]])
-    kind = np.where(simple & (operands >= 1.5), float(ROW_KINDS["add"]), kind)
+    unseen = batched | (context != CONTEXTS.index("network"))
+    kind = np.where(simple & (operands >= 1.5) & unseen, float(ROW_KINDS["add"]), kind)
     columns = [
         _log2(rows), _log2(width), _log2(read + write), kind, np.minimum(operands, 8.0), _log2((read + write) / l2),
         _log2(width * item), rows / units / np.maximum(np.ceil(rows / units), 1.0), _log2(rows / units),
