@@ -163,7 +163,13 @@ def _explained(row: Row, logarithms: Sequence[float], gap_s: float) -> float:
     return float(np.dot(row.elasticity, logarithms)) + gap_s / row.step_s
 
 
+# The same name over other compilers and devices is another framework.
+APART = frozenset({"tensorflow tpu", "tensorflow gaudi"})
+
+
 def _framework(name: str) -> str:
+    if name in APART:
+        return name
     return re.split(r"[ -]", name)[0]
 
 
