@@ -165,7 +165,7 @@ def _bert(case: Case, said: Dimensions, family: str) -> Network:
     computed = MLPERF_BERT_TOKENS if unpadded else length
     return _network(
         family, "bert", loss=None, optimizer="lamb" if large else "adam", tokens=length, packed=packed, blocks=layers, layers=layers,
-        hidden=hidden, heads=heads, seq_len=computed, vocab=case.vocab or 30522,
+        hidden=hidden, heads=heads, seq_len=computed, max_positions=max(512, computed), vocab=case.vocab or 30522,
         predictions=max(1, words * computed // length), padding=not unpadded, attention="fused" if unpadded else "unfused",
     )  # fmt: skip
 
