@@ -76,7 +76,7 @@ NETWORKS = (
 RACK, RACK_USED = 72, 64
 _SAME = 0.02
 # What the rest of a node draws, as shares of the sum of its devices' limits (models/cost/power_node.py).
-HOST_SHARES = {"host_idle_w": 0.15, "host_active_w": 0.33}
+HOST_IDLE, HOST_ACTIVE = 0.15, 0.33
 # Dense products in 4 bits, FLOP/s: NVIDIA's datasheets of Blackwell and Blackwell Ultra, recalled. A strategy has no such precision
 # (nor integers): such a row is simulated in float8 on a device whose products in float8 are as fast.
 FOUR_BIT_FLOPS = {"B200-SXM": 9e15, "GB200": 10e15, "B300-SXM": 14e15, "GB300": 15e15}
@@ -176,18 +176,24 @@ def _assembled(device: Device, per_node: int) -> Cluster:
     """A node of `per_node` devices with the link that such devices mostly have, on a usual network."""
     link = next(n for p, most, n in WITHIN if re.search(p, device.name) and (most is None or per_node <= most))
     count = Quantity(value=float(per_node), unit="1", source="the row", tier="datasheet")
-    host = {}
-    if device.limit_w is not None:
-        for name, share in HOST_SHARES.items():
-            watts, source = (
-                share * per_node * device.limit_w.value,
-                "share of the devices' limits, as of measured nodes",
-            )
-            host[name] = Quantity(
-                value=watts, unit="W", source=source, tier="modelled", low=0.6 * watts, high=1.7 * watts
-            )
-    node = Node(name=f"{device.name} x{per_node}", device=device, devices=count, link=load_link(link), **host)
+    watts = {share: _host_w(device, share * per_node) for share in (HOST_IDLE, HOST_ACTIVE)}
+    node = Node(
+        name=f"{device.name} x{per_node}",
+        device=device,
+        devices=count,
+        link=load_link(link),
+        host_idle_w=watts[HOST_IDLE],
+        host_active_w=watts[HOST_ACTIVE],
+    )
     return Cluster(name=node.name, node=node, n_nodes=1, link=load_link(BETWEEN))
+
+
+def _host_w(device: Device, limits: float) -> Quantity | None:
+    """So many times the device's limit; None where that is not known."""
+    if device.limit_w is None:
+        return None
+    watts, source = limits * device.limit_w.value, "share of the devices' limits, as of measured nodes"
+    return Quantity(value=watts, unit="W", source=source, tier="modelled", low=0.6 * watts, high=1.7 * watts)
 
 
 def _between(case: Case, said: Machine, base: Cluster, *, per_node: int | None) -> Link | None:
