@@ -214,7 +214,7 @@ PRECISIONS = (
 )
 # Where "mixed" means bfloat16: TPU, Gaudi and processors have no float16 units, and AMD's stacks train with bfloat16.
 BFLOAT16_DEVICES = r"tpu|gaudi|xeon|epyc|^mi\d"
-# Stacks whose large transformers of MLPerf rounds from v4.0 on compute products in 8 bits or less where "mixed" stands.
+# Stacks whose large transformers of MLPerf rounds from v3.0 on compute products in 8 bits or less where "mixed" stands.
 # Of these, NVIDIA's of round v5.1 compute them in 4 bits on Blackwell (the submissions' description), Google's in integers of 8 bits
 # on TPU v5 (quantised training, told of round v3.1; without it v5p would be above its peak).
 NARROW = ((r"v5\.[1-9]; nemo.*; g?b[23]00", True), (r"; (jax|maxtext).*; tpu-v5", True))
@@ -225,14 +225,14 @@ def precision(case: Case, device: str, *, language_model: bool, eight_bits: bool
     """What `precision` says for a network on `device`.
 
     "mixed", the word of MLPerf's logs, means float16 on NVIDIA and bfloat16 elsewhere; for language models of the rounds from
-    v4.0 on, whose stacks train in 8 bits where units exist (`eight_bits`), it means float8. "mixed (fp8 for ...)" says so itself.
+    v3.0 on, whose stacks train in 8 bits where units exist (`eight_bits`), it means float8. "mixed (fp8 for ...)" says so itself.
     """
     said = _first(PRECISIONS, case.precision.lower())
     bits16 = "bfloat16" if re.search(BFLOAT16_DEVICES, device.lower()) else "float16"
     if said is None:  # nothing is said: what the device was made for
         return Precision(name=bits16 if bits16 == "bfloat16" else "float32", mixed=bits16 == "bfloat16")
     if said in ("mixed", "fp8 for transformers"):
-        late = case.round >= "v4" and re.search(EIGHT_BITS, case.framework.lower())
+        late = case.round >= "v3" and re.search(EIGHT_BITS, case.framework.lower())
         if language_model and eight_bits and (said != "mixed" or late):
             narrow = _first(NARROW, f"{case.round}; {case.framework.lower()}; {device.lower()}") or False
             return Precision(name="float8", mixed=True, narrow=narrow)
