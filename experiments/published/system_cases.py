@@ -21,7 +21,7 @@ __all__ = ["QUANTITIES", "Case", "read_cases"]
 
 # What rows measure, with the unit that each is given in and what one of it is in ours.
 QUANTITIES: Mapping[str, Mapping[str, float]] = {
-    "throughput": {"tokens/s": 1.0, "images/s": 1.0, "sequences/s": 1.0},
+    "throughput": {"tokens/s": 1.0, "images/s": 1.0, "sequences/s": 1.0, "samples/s": 1.0},
     "throughput_per_device": {"tokens/s/device": 1.0, "images/s/device": 1.0, "sequences/s/device": 1.0},
     "iteration_time": {"s": 1.0, "ms": 1e-3},
     "time_to_train": {"s": 1.0, "min": 60.0, "h": 3600.0},
