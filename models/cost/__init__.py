@@ -14,6 +14,7 @@ from .drift import Drift
 from .estimate import Bound, Estimate, Provenance
 from .factors import Factor, Factors, load_prior
 from .fit import Fit, FitReport, fit
+from .fusing import fusion
 from .model import CostModel, Share
 from .money import Bill, NodePrice, bill, full_power_w, node_hour_usd, node_price
 from .observations import Observation
@@ -24,7 +25,7 @@ from .power_serving import ServingLoad, serving_power
 from .power_training import TrainingEstimate, training_power
 from .residuals import residual_bytes, residual_tensors
 from .roofline import operator_roofline
-from .segment import compute_workload, fingerprint, fusion
+from .segment import compute_workload, fingerprint
 from .workload import Workload
 from .workspace import workspace_bytes
 

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from math import ceil, prod
 
 from ..onnxpp.graph import Graph, Operator, item_bytes
+from .fusing import fusion
 from .memo import memo_of
 from .residuals import residual_tensors
 from .roofline import storage
-from .segment import fusion
 
 __all__ = ["MOST_UNFOLDED_BYTES", "SLACK", "workspace_bytes"]
 
