@@ -25,6 +25,7 @@ from ..models.cost import (
     update_workload,
 )
 from ..models.cost.attention import newest, share_of_peak
+from ..models.cost.interference import interference
 from ..models.cost.power import busy_energy
 from ..models.cost.roofline import MATRIX_FAMILIES
 from ..models.cost.software import Software
@@ -34,6 +35,7 @@ from ..models.program import Group, Instruction, Kind, Peer, Phase, Program, Rol
 
 __all__ = ["Pricing", "product_share"]
 
+BESIDE = frozenset({"reduce", "gather"})  # streams of collectives that run while a device computes
 _FREE = Estimate(
     seconds=0.0, low_s=0.0, high_s=0.0, joules=0.0, low_j=0.0, high_j=0.0, provenance="modelled", bound="host"
 )
@@ -218,6 +220,42 @@ class Pricing:
         role = self.program.role_of(rank)
         alike = self._alike[role.name]
         return {i.id: alike[i.id] if i.id in alike else self.estimate(rank, i) for i in role.instructions}
+
+    @cached_property
+    def interference(self) -> float:
+        """The share of a device's computing that collectives beside it take, and it of theirs: the mean over the reductions and
+        gatherings that run while a device computes, by the time that they take (:mod:`hpdlf.models.cost.interference`).
+        """
+        exposed = 1.0 - float(self.cluster.device.communication_overlap)
+        if self.cluster.device.kind == "cpu":
+            return exposed
+        taken_s = shared_s = 0.0
+        for role in self.program.roles:
+            rank = self.program.ranks_of(role)[0]
+            for instruction in role.instructions:
+                if instruction.stream not in BESIDE or instruction.group is None or not instruction.kind.is_collective:
+                    continue
+                seconds = self.estimate(rank, instruction).seconds
+                taken_s += seconds
+                shared_s += seconds * self._interference(rank, role, instruction, instruction.group)
+        return shared_s / taken_s if taken_s else exposed
+
+    def _interference(self, rank: int, role: Role, instruction: Instruction, group: Group) -> float:
+        payload_bytes = role.payload_bytes(instruction)
+        key = (instruction.kind, payload_bytes, group, *self._meeting(rank, instruction, group))
+        if key not in self._shares:
+            self._shares[key] = interference(
+                instruction.kind.value,
+                payload_bytes,
+                self.program.mesh.group(rank, group),
+                self.cluster,
+                active=self._active(rank, group),
+            )
+        return self._shares[key]
+
+    @cached_property
+    def _shares(self) -> dict[tuple[object, ...], float]:
+        return {}
 
     def _computed(self, role: Role, instruction: Instruction) -> Workload:
         samples, device = self.program.microbatch_samples, self.cluster.device

@@ -259,11 +259,18 @@ class _Replaying:
         One warm and one steady period suffice where both end alike: what comes after depends on what came before only through
         when each stream of each rank is free, so it repeats. Where they do not, longer replays are tried.
         """
-        overlap = float(self.cluster.device.communication_overlap)
+        overlap = 1.0 - self.pricing.interference
         periods = 2
         while True:
             steps = self.steps or periods * self.period
-            played = play(self.program, seconds, folding=self.folding, steps=steps, communication_overlap=overlap)
+            played = play(
+                self.program,
+                seconds,
+                folding=self.folding,
+                steps=steps,
+                communication_overlap=overlap,
+                collective_share=overlap if self.cluster.device.kind != "cpu" else 1.0,
+            )
             steady = _Steady(played, self.period)
             if self.steps or steady.is_steady or 2 * steps > MOST_STEPS * self.period:
                 return steady
