@@ -7,7 +7,7 @@ against. Ranks are placed on devices in order (rank = device), so the last axis 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -144,11 +144,22 @@ class Pricing:
 
     def _mates(self, rank: int) -> list[int]:
         """The ranks on the node of `rank` that play its role."""
-        size = self.cluster.devices_per_node
-        first = self.cluster.node_of(rank) * size
-        here = range(first, min(first + size, self.program.mesh.size))
         role = self.program.role_of(rank)
-        return [mate for mate in here if self.program.role_of(mate) is role]
+        return [mate for mate in self._neighbours(rank) if self.program.role_of(mate) is role]
+
+    def _neighbours(self, rank: int) -> Sequence[int]:
+        """All ranks on the node of `rank`. They follow each other, unless the cluster places them."""
+        size, node = self.cluster.devices_per_node, self.cluster.node_of(rank)
+        if not self.cluster.placement:
+            return range(node * size, min((node + 1) * size, self.program.mesh.size))
+        return self._by_node[node]
+
+    @cached_property
+    def _by_node(self) -> Mapping[int, Sequence[int]]:
+        found: dict[int, list[int]] = {}
+        for rank in range(self.program.mesh.size):
+            found.setdefault(self.cluster.node_of(rank), []).append(rank)
+        return found
 
     def _once(self, key: tuple[object, ...], make: Callable[[], Workload | None]) -> Workload | None:
         if key not in self._communication:
@@ -174,12 +185,10 @@ class Pricing:
         if key not in self._actives:
             mesh, role = self.program.mesh, self.program.role_of(rank)
             mine = {a: i for a, i in mesh.coordinates(rank).items() if a not in group.axes}
-            size = self.cluster.devices_per_node
-            first = self.cluster.node_of(rank) * size
             self._actives[key] = sum(
                 self.program.role_of(mate) is role
                 or all(at == mesh.coordinates(mate)[axis] for axis, at in mine.items())
-                for mate in range(first, min(first + size, mesh.size))
+                for mate in self._neighbours(rank)
             )
         return self._actives[key]
 
