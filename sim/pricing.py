@@ -109,7 +109,7 @@ class Pricing:
         if instruction.kind is Kind.SEND:
             assert instruction.peer is not None
             link = cluster.link_between(rank, mesh.peer(rank, instruction.peer))
-            siblings = self._leaving(rank, instruction.peer)
+            siblings = self.siblings(rank, instruction.peer)
             key: tuple[object, ...] = (role.name, instruction.id, link.name, siblings)
             payload_bytes = role.payload_bytes(instruction)
             return self._once(key, lambda: transfer_workload(payload_bytes, link, siblings=siblings))
@@ -125,7 +125,7 @@ class Pricing:
             return self._once((role.name, instruction.id), lambda: host_workload("checkpoint", kept, cluster.node))
         return None
 
-    def _leaving(self, rank: int, peer: Peer) -> int:
+    def siblings(self, rank: int, peer: Peer) -> int:
         """How many ranks of the node send to such a peer out of their domain at the same time, `rank` among them; 1 within it."""
         cluster, mesh = self.cluster, self.program.mesh
         if cluster.domain_of(rank) == cluster.domain_of(mesh.peer(rank, peer)):
@@ -172,12 +172,12 @@ class Pricing:
         mesh = self.program.mesh
         outside = tuple(index for axis, index in mesh.coordinates(rank).items() if axis not in group.axes)
         if not instruction.kind.is_one_sided:
-            return *outside, self._active(rank, group)
+            return *outside, self.active(rank, group)
         if (key := (group, outside)) not in self._on_node:
             self._on_node[key] = Counter(self.cluster.node_of(member) for member in mesh.group(rank, group))
         return *outside, self._on_node[key][self.cluster.node_of(rank)]
 
-    def _active(self, rank: int, group: Group) -> int:
+    def active(self, rank: int, group: Group) -> int:
         """The devices of the node that are in such a collective at the same time: those of the group, and those whose ranks play
         the same role in a group of their own.
         """
@@ -208,7 +208,7 @@ class Pricing:
             payload_bytes,
             ranks=members,
             cluster=self.cluster,
-            active=self._active(rank, instruction.group),
+            active=self.active(rank, instruction.group),
         )
 
     def estimate(self, rank: int, instruction: Instruction) -> Estimate:
@@ -258,7 +258,7 @@ class Pricing:
                 payload_bytes,
                 self.program.mesh.group(rank, group),
                 self.cluster,
-                active=self._active(rank, group),
+                active=self.active(rank, group),
             )
         return self._shares[key]
 

@@ -28,6 +28,7 @@ from .money import energy, money
 from .played import Played
 from .pricing import Pricing
 from .result import Figures, Interval, RoleMemory, Simulation
+from .sharing import link_shares
 from .uncertainty import Makeup, bounds_of, priced
 
 __all__ = ["middle_figures", "role_memory", "simulate_program"]
@@ -48,6 +49,7 @@ def simulate_program(
     optimizer: str = "adam",
     steps: int | None = None,
     fold: bool = True,
+    contention: bool = False,
     jitter: float = 0.0,
     slowdown: Mapping[int, float] | None = None,
     seed: int = 0,
@@ -60,6 +62,8 @@ def simulate_program(
     mixed      the optimiser works on float32 copies of 16-bit parameters
     steps      how many to replay, the first of which warms up; as many as it takes to become steady unless said
     fold       simulate one rank for all that behave alike
+    contention   let transfers that meet on a link share it, max-min fairly (unfolds all ranks: they meet one by one). Without it
+               each takes what it takes beside its siblings alone
     jitter     standard deviation of the logarithm of every rank's own speed (unfolds all ranks)
     slowdown   {rank: factor on its computing times} for stragglers (unfolds their replicas)
     seed       of the jitter
@@ -70,7 +74,20 @@ def simulate_program(
     """
     model = model or CostModel.default()
     replaying = _Replaying(
-        program, graph, cluster, model, precision, optimizer, steps, fold, jitter, slowdown or {}, seed, software, mixed
+        program,
+        graph,
+        cluster,
+        model,
+        precision,
+        optimizer,
+        steps,
+        fold,
+        jitter,
+        slowdown or {},
+        seed,
+        software,
+        mixed,
+        contention,
     )
     steady = replaying.run(replaying.prices())
     low_s, high_s = _bounds(replaying, steady, seed)
@@ -183,6 +200,7 @@ class _Replaying:
         seed: int = 0,
         software: Software | None = None,
         mixed: bool = False,
+        contention: bool = False,
     ) -> None:
         self.program, self.cluster, self.model, self.steps = program, cluster, model, steps
         self.pricing = pricing = Pricing(
@@ -197,6 +215,8 @@ class _Replaying:
         )
         self.speed = _speeds(program.mesh.size, jitter, slowdown or {}, seed)
         self.jitters = jitter > 0.0
+        fold = fold and not contention
+        self.shares = link_shares(pricing) if contention else None
         self.folding: Folding = (
             fold_ranks(program, cluster, self.speed) if fold and not jitter else unfolded(program.mesh)
         )
@@ -270,6 +290,7 @@ class _Replaying:
                 steps=steps,
                 communication_overlap=overlap,
                 collective_share=overlap if self.cluster.device.kind != "cpu" else 1.0,
+                shares=self.shares,
             )
             steady = _Steady(played, self.period)
             if self.steps or steady.is_steady or 2 * steps > MOST_STEPS * self.period:
