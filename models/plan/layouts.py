@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from ..onnxpp.graph import Dim, Graph, Operator
+from ..onnxpp.graph import Operator
+from .reach import LEAST_ELEMENTS, Reach, axis_of
 
 __all__ = ["PARTIAL", "Experts", "Layout", "Rules", "Wanted"]
 
 PARTIAL: Final = "partial"
-# Splitting a smaller weight saves less than its collective costs.
-LEAST_ELEMENTS = 1 << 18
 
 
 class Experts(NamedTuple):
@@ -43,27 +42,8 @@ class Wanted:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Rules:
+class Rules(Reach):
     """The rules for one graph and one axis."""
-
-    def __init__(self, graph: Graph, axis: str, size: int, sequence: bool) -> None:
-        self.graph, self.axis, self.size, self.sequence = graph, axis, size, sequence
-        self.fixed = set(graph.fixed)
-        self.consumers: dict[str, list[Operator]] = {}
-        for operator in graph.operators:
-            for name in operator.inputs:
-                self.consumers.setdefault(name, []).append(operator)
-            if (
-                operator.inputs
-                and all(t in self.fixed for t in operator.inputs if t)
-                and operator.family in ("view", "movement")
-            ):
-                self.fixed.update(operator.outputs)  # a transposed weight is a weight
-        self._flows: dict[tuple[str, int], bool] = {}
-        self.trained = set(graph.parameters)  # what gradients flow through
-        for operator in graph.operators:
-            if self.trained.intersection(operator.inputs):
-                self.trained.update(t for t in operator.outputs if t and graph.tensors[t].is_float)
 
     def of(self, operator: Operator, held: Sequence[Layout], layout: Mapping[str, Layout]) -> Wanted:
         """What `operator` wants, given how its operands are held."""
@@ -73,14 +53,6 @@ class Rules:
             return self._whole(operator)
         rule = _RULES.get(operator.op_type) or _BY_FAMILY.get(operator.family, Rules._aligned)
         return rule(self, operator, held)
-
-    # Shapes
-
-    def rank(self, name: str) -> int:
-        return len(self.graph.tensors[name].shape)
-
-    def dim(self, name: str, at: int) -> Dim:
-        return self.graph.tensors[name].shape[at]
 
     def _whole(self, operator: Operator) -> Wanted:
         return Wanted(inputs=(None,) * len(operator.inputs), outputs=(None,) * len(operator.outputs))
@@ -140,7 +112,7 @@ class Rules:
         if isinstance(target, Experts):
             wanted = tuple(self._dealt(n, target, rank) for n in operator.inputs)
             return Wanted(inputs=wanted, outputs=(target,) * len(operator.outputs))
-        inputs = tuple(self._aligned_to(name, target, rank) for name in operator.inputs)
+        inputs = tuple(self.aligned_to(name, target, rank) for name in operator.inputs)
         outputs = tuple(target if n and self.rank(n) == rank else None for n in operator.outputs)
         return Wanted(inputs=inputs, outputs=outputs)
 
@@ -155,15 +127,6 @@ class Rules:
             return target
         return target.expert if self.dim(name, target.expert).fixed > 1 else None
 
-    def _aligned_to(self, name: str, target: Layout, rank: int) -> Layout:
-        if not name or not isinstance(target, int):
-            return None
-        at = target - (rank - self.rank(name))
-        if at < 0:
-            return None
-        dim = self.dim(name, at)
-        return at if dim.per_sample or dim.fixed > 1 else None
-
     def _normalised(self, operator: Operator, held: Sequence[Layout]) -> Wanted:
         """Over the dims from `axis` on: any other may be split. A batch normalisation goes by channel."""
         have = self._between(held[0], operator.inputs[0])
@@ -172,7 +135,7 @@ class Rules:
             split = have if have == 1 else None
             outputs = (split, *((0 if split == 1 else None) for _ in operator.outputs[1:]))
             return Wanted(inputs=(split, *((0 if split == 1 else None),) * rest), outputs=outputs)
-        axis = _axis(operator, -1, self.rank(operator.inputs[0]))
+        axis = axis_of(operator, -1, self.rank(operator.inputs[0]))
         kept = have if isinstance(have, int) and have < axis else None
         return Wanted(inputs=(kept, *(None,) * rest), outputs=(kept,) * len(operator.outputs))
 
@@ -184,7 +147,7 @@ class Rules:
     def _along(self, operator: Operator, held: Sequence[Layout]) -> Wanted:
         """One operand, over one axis that must be whole."""
         have = self._between(held[0], operator.inputs[0])
-        axis = _axis(operator, -1, self.rank(operator.inputs[0]))
+        axis = axis_of(operator, -1, self.rank(operator.inputs[0]))
         kept = have if isinstance(have, int) and have != axis else None
         return Wanted(inputs=(kept, *(None,) * (len(operator.inputs) - 1)), outputs=(kept,) * len(operator.outputs))
 
@@ -194,24 +157,10 @@ class Rules:
         have = self._between(held[0], name)
         new: Layout = None
         if isinstance(have, int):
-            new = self._through_reshape(name, operator.outputs[0], have)
+            new = self.through_reshape(name, operator.outputs[0], have)
         kept = have if new is not None else None
         rest = (None,) * (len(operator.inputs) - 1)
         return Wanted(inputs=(kept, *rest), outputs=(new, *(None,) * (len(operator.outputs) - 1)))
-
-    def _through_reshape(self, before: str, after: str, dim: int) -> int | None:
-        old, new = self.graph.tensors[before].dims(1), self.graph.tensors[after].dims(1)
-        ahead = 1
-        for size in old[:dim]:
-            ahead *= size
-        at = 1
-        for i, size in enumerate(new):
-            if at == ahead and size > 1 and size >= self.size and (size % self.size == 0 or size == old[dim]):
-                return i
-            at *= size
-            if at > ahead:
-                break
-        return None
 
     def _transposed(self, operator: Operator, held: Sequence[Layout]) -> Wanted:
         have = self._between(held[0], operator.inputs[0])
@@ -228,7 +177,7 @@ class Rules:
                 have = self._between(h, name)
                 break
         rank = self.rank(operator.outputs[0])
-        axis = _axis(operator, 0 if operator.op_type == "Split" else None, rank)
+        axis = axis_of(operator, 0 if operator.op_type == "Split" else None, rank)
         along = axis is None or axis == have
         outs = [o for o in operator.outputs if o]
         divides = (
@@ -257,7 +206,7 @@ class Rules:
         if operator.op_type != "Gather":
             return self._whole(operator)
         table, indices = operator.inputs[:2]
-        axis = _axis(operator, 0, self.rank(table)) or 0
+        axis = axis_of(operator, 0, self.rank(table)) or 0
         have = held[1]
         if isinstance(have, int) and table in self.fixed:
             return Wanted(inputs=(None, have), outputs=(have + axis,))
@@ -318,7 +267,7 @@ class Rules:
         if have == rank - 1:
             return Wanted(inputs=(have, rows, *(None for _ in bias)), outputs=(PARTIAL,))
         sequence = self.axis == "tensor" and (have is None or (self.sequence and have == 1 and held[0] is not None))
-        if sequence and self._worth(operator, weight, columns):
+        if sequence and self.worth(operator, weight, columns):
             parts = tuple(0 if self.rank(n) == 1 else None for n in bias)
             return Wanted(inputs=(None, columns, *parts), outputs=(out_rank - 1,), shared=True)
         return self._kept(operator, held)
@@ -361,7 +310,7 @@ class Rules:
                 shared=True,
                 attributes={"queries_shared": self.size},
             )
-        if have == heads and self._kv_divides(operator):
+        if have == heads and self.kv_divides(operator):
             local = {
                 key: operator.attributes[key] // self.size
                 for key in ("q_num_heads", "kv_num_heads")
@@ -369,12 +318,6 @@ class Rules:
             }
             return Wanted(inputs=(heads,) * 3 + rest, outputs=(heads, *more_out), attributes=local)
         return self._whole(operator)
-
-    def _kv_divides(self, operator: Operator) -> bool:
-        key = operator.inputs[1]
-        heads = operator.attributes.get("kv_num_heads") or self.dim(key, 1).fixed
-        queries = operator.attributes.get("q_num_heads") or self.dim(operator.inputs[0], 1).fixed
-        return int(heads) % self.size == 0 and int(queries) % self.size == 0
 
     def _convolved(self, operator: Operator, held: Sequence[Layout]) -> Wanted:
         """A convolution by output channels, then by input channels; a depthwise one channel by channel."""
@@ -393,112 +336,9 @@ class Rules:
         outward, inward = (1, 0) if flipped else (0, 1)
         if have == 1:
             return Wanted(inputs=(1, inward, *none_of_bias), outputs=(PARTIAL,))
-        if self._worth(operator, weight, outward, dim=1):
+        if self.worth(operator, weight, outward, dim=1):
             return Wanted(inputs=(None, outward, *of_bias), outputs=(1,), shared=True)
         return self._whole(operator)
-
-    # When a split pays
-
-    def _worth(self, operator: Operator, weight: str, columns: int, dim: int | None = None) -> bool:
-        """Whether a product's columns should be split: the weight is large, and the split reaches a product by rows."""
-        out = operator.outputs[0]
-        at = self.rank(out) - 1 if dim is None else dim
-        if self.graph.tensors[weight].elements(1) < LEAST_ELEMENTS or self.dim(weight, columns).fixed < self.size:
-            return False
-        return self._flow(out, at)
-
-    def _flow(self, name: str, dim: int) -> bool:
-        """Whether everybody who reads `name`, split along `dim`, can use it so until a product sums the split up."""
-        key = (name, dim)
-        if key not in self._flows:
-            self._flows[key] = False  # of a cycle; there is none
-            readers = self.consumers.get(name, [])
-            self._flows[key] = bool(readers) and all(self._passes(r, name, dim) for r in readers)
-        return self._flows[key]
-
-    def _passes(self, reader: Operator, name: str, dim: int) -> bool:
-        out = reader.outputs[0]
-        others = [n for n in reader.inputs if n and n != name and n not in self.fixed]
-        if reader.op_type in ("Shape", "Size"):
-            return True
-        if reader.family == "collective":  # of another axis, which splits another dim
-            return self._flow(out, dim)
-        if reader.op_type == "RotaryEmbedding":
-            heads = 1 if self.rank(name) == 4 else 2
-            count = int(reader.attributes.get("num_heads", self.size))
-            return name == reader.inputs[0] and dim == heads and count % self.size == 0 and self._flow(out, dim)
-        match reader.family:
-            case "loss":
-                return dim == self.rank(name) - 1 or dim == 1
-            case "matmul" if reader.op_type == "Attention":
-                heads = 1 if self.rank(name) == 4 else 2
-                return dim == heads and self._kv_divides(reader)
-            case "matmul":
-                if reader.inputs[1] in self.fixed and name == reader.inputs[0]:
-                    return dim == self.rank(name) - 1
-                return dim < self.rank(name) - 2 and self._flow(out, dim)
-            case "conv":
-                groups = int(reader.attributes.get("group", 1))
-                if name != reader.inputs[0] or dim != 1:
-                    return False
-                return groups == 1 or (groups % self.size == 0 and self._flow(out, 1))
-            case "elementwise":
-                at = dim + self.rank(out) - self.rank(name)
-                met = [
-                    n for n in others if self._aligned_to(n, at, self.rank(out)) is not None
-                ]  # not broadcast over it
-                return all(self._comes_split(n) for n in met) and self._flow(out, at)
-            case "normalisation":
-                by_channel = reader.op_type in ("BatchNormalization", "InstanceNormalization")
-                fine = dim == 1 if by_channel else dim < (_axis(reader, -1, self.rank(name)) or 0)
-                return fine and self._flow(out, dim)
-            case "softmax":
-                return dim != _axis(reader, -1, self.rank(name)) and self._flow(out, dim)
-            case "pooling":
-                return dim == 1 and self._flow(out, dim)
-        if reader.op_type == "Transpose":
-            order = list(reader.attributes.get("perm") or reversed(range(self.rank(name))))
-            return self._flow(out, order.index(dim))
-        if reader.op_type in ("Split", "Concat"):
-            divides = all(self.dim(o, dim).at(1) % self.size == 0 for o in reader.outputs)
-            return (
-                divides
-                and all(self._comes_split(n) for n in others)
-                and all(self._flow(o, dim) for o in reader.outputs)
-            )
-        if reader.op_type in ("Cast", "CastLike", "Identity"):
-            return self._flow(out, dim)
-        if reader.op_type in ("Slice", "Gather", "Pad") and name == reader.inputs[0]:
-            same = self.rank(out) == self.rank(name) and self.dim(out, dim) == self.dim(name, dim)
-            return same and self._flow(out, dim)
-        if reader.family == "view":
-            new = self._through_reshape(name, out, dim)
-            return new is not None and self._flow(out, new)
-        return False
-
-    def _comes_split(self, name: str) -> bool:
-        """Whether `name` comes from a product with a weight, and can be split like one, rather than from the residual stream."""
-        producer = self.graph.producer.get(name)
-        while producer is not None:
-            data = [n for n in producer.inputs if n and n not in self.fixed]
-            if producer.family in ("matmul", "conv"):
-                return True
-            if not data or (
-                producer.family not in ("elementwise", "view", "movement", "pooling")
-                and (producer.op_type != "BatchNormalization")
-            ):
-                return False
-            if producer.op_type in ("Add", "Sum", "Sub") and len(data) > 1:
-                return all(self._comes_split(n) for n in data)
-            producer = self.graph.producer.get(data[0])
-        return False
-
-
-def _axis(operator: Operator, default: int | None, rank: int) -> int:
-    axis = operator.attributes.get("axis", default)
-    if axis is None:
-        return -1
-    return int(axis) + rank if int(axis) < 0 else int(axis)
 
 
 Rule = Callable[[Rules, Operator, Sequence[Layout]], Wanted]
