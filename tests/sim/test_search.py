@@ -138,7 +138,7 @@ def test_a_what_if_on_512_devices_takes_a_moment(resnet50: Graph, fields: dict[s
     start_s = time.process_time()
     _, program = build(resnet50, cluster, strategy)
     found = simulate_program(program, resnet50, cluster)
-    assert time.process_time() - start_s < 1.0
+    assert time.process_time() - start_s < 5.0
     assert len(found.multiplicity) == strategy.pipeline
 
 
