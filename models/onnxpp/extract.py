@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
 
+from .bodies import operator_of
 from .count import family
-from .graph import Dim, Graph, Operator, Tensor
+from .graph import Dim, Graph, Tensor
 from .parameters import constant_tensors, frontier, is_training_norm
 from .problems import Problems
 from .shapes import RANDOM, read_tensor
 from .weights import dtype_name
 
-__all__ = ["attributes_of", "extract_graph", "families", "read_tensors", "state_of"]
-
-
-def attributes_of(node: NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values: numbers, strings, tuples of them, NumPy arrays for tensors."""
-    return {attribute.name: _plain(attribute) for attribute in node.attribute}
-
-
-def _plain(attribute: AttributeProto) -> Any:
-    value = helper.get_attribute_value(attribute)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, TensorProto):
-        return numpy_helper.to_array(value)
-    if attribute.type in (AttributeProto.FLOATS, AttributeProto.INTS):
-        return tuple(value)
-    if attribute.type == AttributeProto.STRINGS:
-        return tuple(item.decode(errors="replace") for item in value)
-    return value
+__all__ = ["extract_graph", "families", "read_tensors", "state_of"]
 
 
 def families(model: ModelProto, constant: set[str], parameters: Iterable[str] = ()) -> dict[str, str]:
@@ -98,16 +81,9 @@ def extract_graph(
     parameters, targets = tuple(parameters), tuple(targets)
     constant = constant_tensors(model, parameters)
     kinds = families(model, constant, parameters)
+    opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
     operators = tuple(
-        Operator(
-            name=node.name,
-            op_type=node.op_type,
-            domain=node.domain,
-            family=kinds[node.name],
-            inputs=tuple(node.input),
-            outputs=tuple(node.output),
-            attributes=attributes_of(node),
-        )
+        replace(operator_of(node, opsets, node.name), family=kinds[node.name])
         for node in model.graph.node
         if node.name in kinds
     )
@@ -120,7 +96,8 @@ def extract_graph(
     )
     return Graph(
         name=model.graph.name,
-        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        opset=opsets[""],
+        domains={domain: version for domain, version in opsets.items() if domain},
         operators=operators,
         tensors={name: tensors[name] for name in used},
         inputs=tuple(v.name for v in model.graph.input if v.name not in targets),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Dim", "Graph", "Operator", "Tensor"]
+__all__ = ["Body", "Dim", "Graph", "Operator", "Tensor"]
 
 
 class Dim(NamedTuple):
@@ -78,6 +78,9 @@ class Operator:
 
     `family` groups operators that cost alike: "matmul", "conv", "normalisation", "softmax", "elementwise", "pooling",
     "gather", "reduction", "movement" (data movement that copies), "view" (none: reshapes), "rnn", "loss".
+
+    An operator with graphs of its own (If, Loop, Scan) has them among its `attributes` as :class:`Body`. What they read
+    of the graph around them is listed in `captured`, and once more at the end of `inputs`: dependencies are complete.
     """
 
     name: str
@@ -87,6 +90,24 @@ class Operator:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    captured: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """A graph that takes values and gives values: a branch of If, the body of Loop or Scan, a function, a whole file.
+
+    `constants` are its initializers by name, `opsets` the version of every domain ("" is the standard's own), `reads`
+    the tensors of the graph around it that it uses.
+    """
+
+    name: str
+    opsets: Mapping[str, int]
+    operators: tuple[Operator, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +121,7 @@ class Graph:
     parameters  float tensors to train
     state       tensors that the forward pass updates: {tensor: name of the value that replaces it} (running statistics)
     constants   every other tensor with a value known before the run (initializers, folded subgraphs)
+    domains     versions of the other operator sets, by domain ("ai.onnx.ml")
     """
 
     name: str
@@ -113,6 +135,12 @@ class Graph:
     parameters: tuple[str, ...]
     state: Mapping[str, str]
     constants: tuple[str, ...]
+    domains: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def opsets(self) -> Mapping[str, int]:
+        """The version of every domain's operator set; "" is the standard's own."""
+        return {**self.domains, "": self.opset}
 
     @cached_property
     def operator(self) -> Mapping[str, Operator]:
