@@ -24,17 +24,14 @@ from jax import Array
 
 from ..errors import ModelError
 from ..models.onnxpp.graph import Graph, Operator
-from .operators import Context, Lowering, Value, lowering
-from .operators.elementwise import element_type
+from .operators import Context, Lowering, lowering
+from .operators.interpret import BAKED_BYTES, in_precision, interpret
 
 __all__ = ["BAKED_BYTES", "Arrays", "Residual", "Segment", "build_segment"]
 
 Arrays = Mapping[str, Array]
 
 _KINDS = ("constant", "parameter", "state", "input", "output")
-
-BAKED_BYTES = 1024
-"""Constants up to this size become part of the compiled code; larger ones are passed to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +176,7 @@ def build_segment(
     steps: list[tuple[Operator, Lowering]] = []
     for node in nodes:
         try:
-            steps.append((_in_precision(node, precision), lowering(node, graph.opset)))
+            steps.append((node, lowering(node, graph.opsets.get(node.domain, 1))))
         except ModelError as error:
             problems.append(str(error))
     read = {name for node in nodes for name in node.inputs if name}
@@ -239,28 +236,13 @@ class _Plan:
         self, constants: Arrays, parameters: Arrays, state: Arrays, inputs: Arrays, context: Context
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Interprets the operators in order."""
-        values: dict[str, Value] = dict(self.baked)
+        context = replace(context, precision=self.dtype and self.dtype.name)
+        values: dict[str, Any] = dict(self.baked)
         for group in (constants, parameters, state, inputs):
-            values.update({name: _cast(value, self.dtype) for name, value in group.items()})
-        for node, function in self.steps:
-            operands = [values[name] if name else None for name in node.inputs]
-            with jax.named_scope(f"onnx:{node.name}"):
-                results = _computed(node, function, operands, context.at(node, self.batch_axes[node.name]))
-            values.update({n: _cast(v, self.dtype) for n, v in zip(node.outputs, results, strict=False) if n})
+            values.update({name: in_precision(value, context.precision) for name, value in group.items()})
+        interpret(self.steps, values, context, self.batch_axes)
         new_state = {name: jnp.asarray(values[new]) for name, new in self.new_state}
         return {name: jnp.asarray(values[name]) for name in self.outputs}, new_state
-
-
-def _computed(
-    node: Operator, function: Lowering, operands: Sequence[Value | None], context: Context
-) -> tuple[Value, ...]:
-    """The operator's results. Small ones of static operands are computed at once: they may be a shape."""
-    if not function.wants_context and all(isinstance(v, np.ndarray | None) for v in operands):
-        with jax.ensure_compile_time_eval():
-            results = tuple(np.asarray(v) for v in function(node, *operands, context=context))
-        if all(v.nbytes <= BAKED_BYTES for v in results):
-            return results
-    return function(node, *operands, context=context)
 
 
 def _compiled(
@@ -345,25 +327,6 @@ def _cotangent(value: Array | None, shape: tuple[int, ...], dtype: Any) -> Array
     return jnp.zeros(shape, dtype) if value is None else jnp.broadcast_to(jnp.asarray(value, dtype), shape)
 
 
-def _cast(value: Any, dtype: Any) -> Any:
-    """Floats in the working precision, everything else as it is."""
-    if dtype is None or not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype == dtype:
-        return value
-    return value.astype(dtype)
-
-
-def _in_precision(node: Operator, precision: str | None) -> Operator:
-    """A Cast to floats of another width would lose what the working precision has: it casts to that precision."""
-    if (
-        precision is None
-        or node.op_type != "Cast"
-        or "float" not in element_type(node, int(node.attributes["to"])).name
-    ):
-        return node
-    code = {"float32": 1, "float64": 11, "float16": 10, "bfloat16": 16}[precision]
-    return replace(node, attributes={**node.attributes, "to": code})
-
-
 def _sorted_constants(
     static: Mapping[str, np.ndarray], needed: set[str], dtype: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -371,7 +334,7 @@ def _sorted_constants(
     baked: dict[str, np.ndarray] = {}
     passed: dict[str, np.ndarray] = {}
     for name in sorted(needed & set(static)):
-        value = _cast(np.asarray(static[name]), dtype)
+        value = in_precision(np.asarray(static[name]), dtype)
         (baked if value.nbytes <= BAKED_BYTES else passed)[name] = value
     return baked, passed
 

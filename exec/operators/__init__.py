@@ -1,14 +1,16 @@
 """ONNX operators as JAX functions, by family. Importing this registers them all; `registry` says how to add one."""
 
-from . import convolution, elementwise, loss, matmul, normalisation, pooling, reduction, shape
-from .registry import Context, Lowering, Value, lowering, lowers, registered, static, step_context
+from . import control, convolution, elementwise, loss, matmul, normalisation, pooling, reduction, shape
+from .registry import Context, Lowering, Value, host_lowering, lowering, lowers, registered, static, step_context
 
 __all__ = [
     "Context",
     "Lowering",
     "Value",
+    "control",
     "convolution",
     "elementwise",
+    "host_lowering",
     "loss",
     "lowering",
     "lowers",

@@ -240,10 +240,15 @@ def element_type(node: Operator, code: int) -> np.dtype[Any]:
     return jnp.dtype(_ELEMENT_TYPES[code])
 
 
-@lowers("Cast")
-def cast(node: Operator, x: Value) -> Value:
-    """x as another element type; a static x stays static and keeps all 64 bits."""
+@lowers("Cast", folds=True)
+def cast(node: Operator, x: Value, *, context: Context) -> Value:
+    """x as another element type; a static x stays static and keeps all 64 bits.
+
+    Where all floats compute in one precision, a cast to floats of another width would lose what that has.
+    """
     dtype = element_type(node, int(node.attributes["to"]))
+    if context.precision is not None and "float" in dtype.name:
+        dtype = jnp.dtype(context.precision)
     return x.astype(dtype)
 
 

@@ -12,6 +12,17 @@ A lowering is a plain function of the node and its inputs, written down with :fu
 * Values known before the run (shapes, axes, sizes) arrive as `numpy.ndarray`, data as `jax.Array`. What must be known
   (the axes of a reduction, say) is read with :func:`static`, which explains itself where it is not.
 * An operator that behaves differently in training, or draws random numbers, has a keyword argument `context`.
+* An operator without a registration that the standard defines by a function body is computed by that body.
+
+What XLA cannot do (strings, sequences, results whose shape depends on values) is written in NumPy, and says so::
+
+    @lowers("NonZero", host=True)
+    def non_zero(node: Operator, x: np.ndarray) -> np.ndarray:
+        return np.array(np.nonzero(x))
+
+Such a function is called between compiled functions, with NumPy arrays, lists for sequences and None for an empty
+optional; one that holds graphs runs them by its keyword argument `run`. An operator may have both forms: the one in NumPy is then used where an operand is a string or a sequence, or
+where the other raises :class:`OnlyOnHost`. `models/onnxpp/host.py` names the operators that have only the one in NumPy.
 """
 
 from __future__ import annotations
@@ -31,10 +42,33 @@ from jax import Array
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
 
-__all__ = ["Context", "Lowering", "Value", "lowering", "lowers", "registered", "static", "step_context", "text"]
+__all__ = [
+    "Context",
+    "Lowering",
+    "NotStatic",
+    "OnlyOnHost",
+    "Value",
+    "host_lowering",
+    "lowering",
+    "lowers",
+    "registered",
+    "static",
+    "step_context",
+    "text",
+]
 
 Value = Array | np.ndarray
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class NotStatic(ModelError):
+    """An operand that must be known before the run is computed from data; `operand` is that value."""
+
+    operand: Any = None
+
+
+class OnlyOnHost(ModelError):
+    """This case of an operator cannot be compiled, but its form in NumPy can compute it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +80,7 @@ class Context:
     training    False while evaluating: dropout is the identity, batch normalisation uses its running statistics
     salt        tells the operators of a graph apart (set by the segment)
     batch_axis  the axis of the operator's first input along which samples lie, None if none (set by the segment)
+    precision   the type that all floats compute in, None for the graph's own
     """
 
     key: Array
@@ -53,6 +88,7 @@ class Context:
     training: bool = True
     salt: int = 0
     batch_axis: int | None = 0
+    precision: str | None = None
 
     def at(self, node: Operator, batch_axis: int | None) -> Context:
         """The context of one operator."""
@@ -80,7 +116,7 @@ class Context:
 
 
 jax.tree_util.register_dataclass(
-    Context, data_fields=["key", "samples"], meta_fields=["training", "salt", "batch_axis"]
+    Context, data_fields=["key", "samples"], meta_fields=["training", "salt", "batch_axis", "precision"]
 )
 
 
@@ -96,50 +132,96 @@ def step_context(seed: int, step: Array | int, samples: Value, training: bool = 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowering:
-    """One registered function; calling it computes an operator."""
+    """One registered function; calling it computes an operator.
+
+    `folds` says that its result is known before the run where its operands are.
+    """
 
     op_type: str
     domain: str
     since: int
     function: Callable[..., Any]
-    wants_context: bool
+    wants: frozenset[str]
+    folds: bool
 
-    def __call__(self, node: Operator, *values: Value | None, context: Context) -> tuple[Value, ...]:
-        """The node's outputs, always as a tuple."""
-        more = {"context": context} if self.wants_context else {}
-        result = self.function(node, *values, **more)
+    def __call__(
+        self, node: Operator, *values: Any, context: Context, run: Callable[..., tuple[Any, ...]] | None = None
+    ) -> tuple[Any, ...]:
+        """The node's outputs, always as a tuple. `run` runs a graph inside an operator, for forms in NumPy."""
+        offered = {"context": context, "run": run}
+        result = self.function(node, *values, **{name: offered[name] for name in self.wants})
         return result if isinstance(result, tuple) else (result,)
 
 
-_LOWERINGS: dict[tuple[str, str], dict[int, Lowering]] = {}
+Registered = dict[tuple[str, str], dict[int, Lowering]]
+_LOWERINGS: Registered = {}
+_HOST_LOWERINGS: Registered = {}
 
 
-def lowers(*op_types: str, since: int = 1, domain: str = "") -> Callable[[Function], Function]:
-    """Registers a function as the computation of ONNX operators, from opset `since` on."""
+def lowers(
+    *op_types: str, since: int = 1, domain: str = "", host: bool = False, folds: bool | None = None
+) -> Callable[[Function], Function]:
+    """Registers a function as the computation of operators, from version `since` of the `domain` on.
+
+    `host` registers the form in NumPy. `folds` is whether the result is known before the run where the operands are:
+    by default of every function without a `context`.
+    """
 
     def register(function: Function) -> Function:
-        wants_context = "context" in inspect.signature(function).parameters
+        wants = frozenset({"context", "run"} & set(inspect.signature(function).parameters))
         for op_type in op_types:
-            versions = _LOWERINGS.setdefault((domain, op_type), {})
+            versions = (_HOST_LOWERINGS if host else _LOWERINGS).setdefault((domain, op_type), {})
             if since in versions:
                 raise ValueError(
                     f"{op_type} is registered twice for opset {since}: {versions[since].function}, {function}"
                 )
             versions[since] = Lowering(
-                op_type=op_type, domain=domain, since=since, function=function, wants_context=wants_context
+                op_type=op_type,
+                domain=domain,
+                since=since,
+                function=function,
+                wants=wants,
+                folds="context" not in wants if folds is None else folds,
             )
         return function
 
     return register
 
 
-def lowering(node: Operator, opset: int) -> Lowering:
-    """The newest registration for `node` that is not newer than `opset`. Raises ModelError where there is none."""
-    versions = _LOWERINGS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type), {})
+def _newest(known: Registered, node: Operator, opset: int) -> Lowering | None:
+    versions = known.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type), {})
     fitting = [since for since in versions if since <= opset]
-    if fitting:
-        return versions[max(fitting)]
+    return versions[max(fitting)] if fitting else None
+
+
+def host_lowering(node: Operator, opset: int) -> Lowering | None:
+    """The newest form in NumPy that is not newer than `opset`; None where there is none."""
+    return _newest(_HOST_LOWERINGS, node, opset)
+
+
+def lowering(node: Operator, opset: int) -> Lowering:
+    """The newest registration for `node` that is not newer than `opset`; without one, the standard's function body.
+
+    Raises OnlyOnHost where there is nothing but a form in NumPy, ModelError where there is nothing at all.
+    """
+    found = _newest(_LOWERINGS, node, opset)
+    if found is not None:
+        return found
+    from .functions import by_function_body
+
+    found = by_function_body(node, opset)
+    if found is not None:
+        return found
     name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    if host_lowering(node, opset) is not None:
+        raise OnlyOnHost(
+            f"operator {name} of node {node.name!r} cannot be compiled: its result is no tensor of a shape that is known "
+            "before the run. It can be executed (hpdlf.exec.backend) but neither trained nor cut into segments."
+        )
+    versions = {
+        **_LOWERINGS.get((node.domain, node.op_type), {}),
+        **_HOST_LOWERINGS.get((node.domain, node.op_type), {}),
+    }
     if versions:
         why = f"known from opset {min(versions)} on, this graph has opset {opset}"
     else:
@@ -151,9 +233,14 @@ def lowering(node: Operator, opset: int) -> Lowering:
     )
 
 
-def registered(domain: str = "") -> tuple[str, ...]:
-    """The names of all operators that can be run, sorted."""
-    return tuple(sorted(op_type for d, op_type in _LOWERINGS if d == domain))
+def registered(domain: str = "", *, host: bool | None = None) -> tuple[str, ...]:
+    """The names of all operators that can be run, sorted; with `host`, of those that have (or lack) a form in NumPy
+    alone."""
+    compiled = {op_type for d, op_type in _LOWERINGS if d == domain}
+    on_host = {op_type for d, op_type in _HOST_LOWERINGS if d == domain}
+    if host is None:
+        return tuple(sorted(compiled | on_host))
+    return tuple(sorted(on_host - compiled if host else compiled))
 
 
 def static(node: Operator, name: str, value: Value | None) -> np.ndarray:
@@ -167,10 +254,12 @@ def static(node: Operator, name: str, value: Value | None) -> np.ndarray:
         return np.asarray(value)
     if value is not None and not isinstance(value, jax.core.Tracer):
         return np.asarray(value)
-    raise ModelError(
+    error = NotStatic(
         f"input '{name}' of {node.op_type} node {node.name!r} is computed from data, but the executor compiles for "
         "fixed shapes and needs its value before the run. Bind symbolic dims at import (hpdlf import --bind NAME=N)."
     )
+    error.operand = value
+    raise error
 
 
 def text(node: Operator, attribute: str, default: str) -> str:

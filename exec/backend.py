@@ -1,0 +1,182 @@
+"""hpdlf as an ONNX backend: prepares and runs any model by the standard's own interface.
+
+>>> import onnx
+>>> node = onnx.helper.make_node("Add", ["a", "b"], ["c"])
+>>> Backend.run_node(node, [np.float32([1, 2]), np.float32([3, 4])])[0].tolist()
+[4.0, 6.0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, helper
+from onnx.backend.base import Backend as StandardBackend
+from onnx.backend.base import BackendRep, Device, DeviceType
+
+from ..errors import ModelError
+from ..models.onnxpp.bodies import body_of
+from ..models.onnxpp.graph import Body
+from ..models.onnxpp.load import read_model
+from ..models.onnxpp.weights import tensor_values
+from .operators import step_context
+from .runner import Runner
+
+__all__ = ["Backend", "Prepared"]
+
+
+class Prepared(BackendRep):
+    """A model that is ready to run. It compiles when it first meets inputs of a shape, and keeps what it compiled.
+
+    inputs, outputs   names, in the order of :meth:`run`
+    """
+
+    def __init__(self, body: Body, seed: int) -> None:
+        self._runner = Runner(body)
+        self._seed = seed
+        self.inputs, self.outputs = body.inputs, body.outputs
+
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """The outputs for `inputs`: a list in the order of the model's inputs, or a dictionary by name.
+
+        Tensors are NumPy arrays (strings of dtype object), sequences lists of them, an empty optional None. 64-bit
+        types are computed with as they are. Raises ModelError.
+        """
+        given = self._ordered(inputs)
+        with jax.enable_x64(True):
+            context = step_context(seed=self._seed, step=0, samples=np.arange(1))
+            return tuple(_plain(value) for value in self._runner(given, {}, context))
+
+    def _ordered(self, inputs: Any) -> list[Any]:
+        if isinstance(inputs, dict):
+            unknown = sorted(set(inputs) - set(self.inputs))
+            missing = [name for name in self.inputs if name not in inputs]
+            if unknown or missing:
+                raise ModelError(
+                    f"the model takes the inputs {', '.join(self.inputs)}; "
+                    + "; ".join(
+                        f"{name} is {what}"
+                        for names, what in ((unknown, "none of them"), (missing, "missing"))
+                        for name in names
+                    )
+                )
+            return [_given(inputs[name]) for name in self.inputs]
+        if not isinstance(inputs, Sequence) or len(inputs) != len(self.inputs):
+            have = len(inputs) if isinstance(inputs, Sequence) else 1
+            raise ModelError(
+                f"the model takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), {have} were given: "
+                "give a list in this order, or a dictionary by name"
+            )
+        return [_given(value) for value in inputs]
+
+
+def _given(value: Any) -> Any:
+    if value is None or isinstance(value, dict | jax.Array):
+        return value
+    if isinstance(value, list | tuple):
+        return [_given(item) for item in value]
+    array = np.asarray(value)
+    return array.astype(object) if array.dtype.kind in "US" else array
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, dict):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return np.asarray(value)
+
+
+class Backend(StandardBackend):
+    """`onnx.backend.base.Backend` on JAX; what XLA cannot compile runs in NumPy (see :mod:`hpdlf.exec.runner`)."""
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """Whether JAX computes on "CPU" or "CUDA" here; numbered devices ("CUDA:1") count."""
+        kind = Device(device)
+        platform = {DeviceType.CPU: "cpu", DeviceType.CUDA: "gpu"}.get(kind.type)
+        try:
+            return platform is not None and len(jax.devices(platform)) > kind.device_id
+        except RuntimeError:
+            return False
+
+    @classmethod
+    def prepare(
+        cls,
+        model: ModelProto | str | Path,
+        device: str = "CPU",
+        *,
+        allow_external: Iterable[str | Path] = (),
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> Prepared:
+        """A model, or the path of its file, ready to run on `device`; `seed` is that of its random operators.
+
+        A file is checked as :func:`hpdlf.models.onnxpp.import_model` checks it, a proto by onnx. External data lies in
+        the file's folder, or in one of `allow_external`. Raises ModelError.
+        """
+        if not cls.supports_device(device):
+            raise ModelError(f"device {device!r} is not available here; JAX has {', '.join(map(str, jax.devices()))}")
+        folder, allowed = Path(), [Path(f) for f in allow_external]
+        if isinstance(model, ModelProto):
+            _check(model)
+        else:
+            folder = Path(model).parent
+            model, _ = read_model(model, allow_external=allowed)
+        if model.functions:
+            from onnx.inliner import inline_local_functions
+
+            model = inline_local_functions(model)
+        opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
+        body = body_of(model.graph, opsets, lambda tensor: tensor_values(tensor, folder, allowed))
+        return Prepared(body, seed)
+
+    @classmethod
+    def run_model(
+        cls, model: ModelProto | str | Path, inputs: Any, device: str = "CPU", **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Prepares a model and runs it once."""
+        return cls.prepare(model, device, **kwargs).run(inputs)
+
+    @classmethod
+    def run_node(
+        cls,
+        node: NodeProto,
+        inputs: Any,
+        device: str = "CPU",
+        outputs_info: Any = None,
+        *,
+        opset_version: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """One operator on its inputs in order, at the newest operator set or `opset_version`."""
+        version = opset_version or (onnx.defs.onnx_opset_version() if node.domain in ("", "ai.onnx") else 1)
+        names = [name for name in dict.fromkeys(node.input) if name]
+        graph = helper.make_graph(
+            [node],
+            "node",
+            [helper.make_empty_tensor_value_info(name) for name in names],
+            [helper.make_empty_tensor_value_info(name) for name in node.output if name],
+        )
+        opsets = {"" if node.domain == "ai.onnx" else node.domain: version}
+        given = inputs if isinstance(inputs, dict) else list(inputs)
+        return Prepared(body_of(graph, {"": onnx.defs.onnx_opset_version(), **opsets}), seed=0).run(given)
+
+
+def _check(model: ModelProto) -> None:
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # the checker raises several unrelated types
+        raise ModelError(f"the model is no valid ONNX: {' '.join(str(error).split())}; export it again") from None
+
+
+# What the standard's helpers look for in a backend module.
+is_compatible = Backend.is_compatible
+prepare = Backend.prepare
+run = Backend.run_model
+supports_device = Backend.supports_device

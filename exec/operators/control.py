@@ -1,0 +1,214 @@
+"""Operators that hold graphs: If, Loop, Scan.
+
+Compiled where shapes allow it; else each body is run on the host, where it may change shapes, and hold sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ...models.onnxpp.graph import Body, Operator
+from .interpret import outer_values, run_body
+from .registry import Context, NotStatic, OnlyOnHost, Value, lowers, static
+
+__all__ = ["if_", "loop", "scan"]
+
+# A loop of so few rounds is written out: its body may then change shapes, and its gradient needs no stack of carries.
+UNROLLED = 8
+
+
+def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return len(one) == len(other) and all(
+        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(one, other, strict=True)
+    )
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic)
+
+
+@lowers("If", folds=True)
+def if_(node: Operator, condition: Value, *captured: Value, context: Context) -> tuple[Value, ...]:
+    """The branch that a condition chooses. Where it is computed from data, both must give the same shapes."""
+    _, outer = outer_values(node, (condition, *captured))
+    branches = [node.attributes[name] for name in ("else_branch", "then_branch")]
+    if _known(condition):
+        return run_body(branches[int(np.asarray(condition).reshape(()))], (), outer, context)
+
+    def branch(body: Body) -> Any:
+        return lambda: tuple(map(jnp.asarray, run_body(body, (), outer, context)))
+
+    try:
+        shapes = [jax.eval_shape(branch(body)) for body in branches]
+    except (NotStatic, OnlyOnHost):
+        shapes = []
+    if not shapes or not _alike(*shapes):
+        # Which branch it is decides about shapes: the condition must be known first.
+        static(node, "cond", condition)
+    return tuple(lax.cond(jnp.reshape(condition, ()), branch(branches[1]), branch(branches[0])))
+
+
+@lowers("Loop", since=1)
+def loop(
+    node: Operator, rounds: Value | None, condition: Value | None, *values: Value, context: Context
+) -> tuple[Value, ...]:
+    """Repeats a body at most `rounds` times while its condition holds; values carried on, and results stacked."""
+    (_, _, *carried), outer = outer_values(node, (rounds, condition, *values))
+    body: Body = node.attributes["body"]
+    count = len(carried)
+    stacked = len(body.outputs) - 1 - count
+    if condition is not None and _known(condition) and not condition.reshape(()):
+        rounds = np.zeros((), np.int64)
+    if not _endless(body) or (condition is not None and not _known(condition)):
+        return _while(node, body, rounds, condition, carried, outer, context, stacked)
+    number = int(static(node, "M", rounds).reshape(()))
+    if number <= UNROLLED:
+        return _unrolled(node, body, number, carried, outer, context, stacked)
+    carried = [jnp.asarray(v) for v in carried]
+
+    def step(values: list[Array], index: Array) -> tuple[list[Array], list[Array]]:
+        results = [jnp.asarray(v) for v in run_body(body, (index, np.ones((), bool), *values), outer, context)[1:]]
+        if not _alike(results[:count], values):
+            raise OnlyOnHost(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
+        return results[:count], results[count:]
+
+    try:
+        kept, results = lax.scan(step, carried, jnp.arange(number, dtype=jax.dtypes.canonicalize_dtype(np.int64)))
+    except NotStatic as error:
+        raise OnlyOnHost(
+            f"{node.op_type} node {node.name!r} needs in each round what the one before computed."
+        ) from error
+    return (*kept, *results)
+
+
+def _endless(body: Body) -> bool:
+    """Whether a body's condition is always true: a constant, or what it was given."""
+    name = body.outputs[0]
+    producer = {n: o for o in body.operators for n in o.outputs}
+    while name in producer and producer[name].op_type == "Identity":
+        name = producer[name].inputs[0]
+    if len(body.inputs) > 1 and name == body.inputs[1]:
+        return True
+    if name in body.constants:
+        return bool(np.all(body.constants[name]))
+    if name in producer and producer[name].op_type == "Constant" and "value" in producer[name].attributes:
+        return bool(np.all(producer[name].attributes["value"]))
+    return False
+
+
+def _unrolled(
+    node: Operator,
+    body: Body,
+    number: int,
+    carried: Sequence[Any],
+    outer: dict[str, Any],
+    context: Context,
+    stacked: int,
+) -> tuple[Value, ...]:
+    rows: list[Sequence[Any]] = []
+    for index in range(number):
+        _, *results = run_body(body, (np.asarray(index, np.int64), np.ones((), bool), *carried), outer, context)
+        carried, row = results[: len(carried)], results[len(carried) :]
+        rows.append(row)
+    if stacked and not rows:
+        raise OnlyOnHost(f"{node.op_type} node {node.name!r} stacks the results of no round at all.")
+    if any(isinstance(v, list) for v in carried):
+        raise OnlyOnHost(f"{node.op_type} node {node.name!r} carries a sequence.")
+    try:
+        return (*carried, *(jnp.stack([jnp.asarray(r[i]) for r in rows]) for i in range(stacked)))
+    except ValueError:
+        raise OnlyOnHost(f"{node.op_type} node {node.name!r} stacks results of several shapes.") from None
+
+
+def _while(
+    node: Operator,
+    body: Body,
+    rounds: Value | None,
+    condition: Value | None,
+    carried: Sequence[Value],
+    outer: dict[str, Any],
+    context: Context,
+    stacked: int,
+) -> tuple[Value, ...]:
+    """As many rounds as the data ask for: what is carried must keep its shape, and nothing is stacked."""
+    if stacked:
+        raise OnlyOnHost(
+            f"{node.op_type} node {node.name!r} stacks the results of a number of rounds that data decide."
+        )
+    integer = jax.dtypes.canonicalize_dtype(np.int64)
+    most = jnp.asarray(np.iinfo(integer).max if rounds is None else rounds, integer).reshape(())
+    start = jnp.asarray(True if condition is None else condition).reshape(())
+
+    def holds(state: tuple[Any, ...]) -> Array:
+        index, on, *_ = state
+        return on & (index < most)
+
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        index, on, *values = state
+        again, *results = (jnp.asarray(v) for v in run_body(body, (index, on, *values), outer, context))
+        if not _alike(results, values):
+            raise OnlyOnHost(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
+        return (index + 1, again.reshape(()), *results)
+
+    try:
+        _, _, *kept = lax.while_loop(holds, step, (jnp.zeros((), integer), start, *map(jnp.asarray, carried)))
+    except NotStatic as error:
+        raise OnlyOnHost(
+            f"{node.op_type} node {node.name!r} needs in each round what the one before computed."
+        ) from error
+    return tuple(kept)
+
+
+@lowers("Scan", since=9)
+def scan(node: Operator, *values: Value, context: Context) -> tuple[Value, ...]:
+    """Goes over slices of its last operands: a body gets the state and one slice of each, gives new state and results."""
+    own, outer = outer_values(node, values)
+    get = node.attributes.get
+    body: Body = node.attributes["body"]
+    slices = int(node.attributes["num_scan_inputs"])
+    states = len(own) - slices
+    outputs = len(body.outputs) - states
+    backward = get("scan_input_directions") or (0,) * slices
+    results_backward = get("scan_output_directions") or (0,) * outputs
+    axes = get("scan_input_axes") or (0,) * slices
+    result_axes = get("scan_output_axes") or (0,) * outputs
+    rows = [jnp.moveaxis(jnp.asarray(v), axis, 0) for v, axis in zip(own[states:], axes, strict=True)]
+    rows = [jnp.flip(v, 0) if back else v for v, back in zip(rows, backward, strict=True)]
+
+    def step(state: list[Array], row: list[Array]) -> tuple[list[Array], list[Array]]:
+        results = [jnp.asarray(v) for v in run_body(body, (*state, *row), outer, context)]
+        return results[:states], results[states:]
+
+    kept, stacked = lax.scan(step, [jnp.asarray(v) for v in own[:states]], rows)
+    stacked = [jnp.flip(v, 0) if back else v for v, back in zip(stacked, results_backward, strict=True)]
+    return (*kept, *(jnp.moveaxis(v, 0, axis) for v, axis in zip(stacked, result_axes, strict=True)))
+
+
+@lowers("Scan", since=8)
+def scan_of_batch(node: Operator, lengths: Value | None, *values: Value, context: Context) -> tuple[Value, ...]:
+    """Before opset 9: every operand has a batch axis first, the slices lie along the second."""
+    if lengths is not None:
+        raise OnlyOnHost(f"Scan node {node.name!r} has sequences of several lengths.")
+    own, outer = outer_values(node, (lengths, *values))
+    body: Body = node.attributes["body"]
+    slices = int(node.attributes["num_scan_inputs"])
+    states = len(own) - 1 - slices
+    backward = node.attributes.get("directions") or (0,) * slices
+
+    def sample(*operands: Array) -> tuple[Array, ...]:
+        rows = [jnp.flip(v, 0) if back else v for v, back in zip(operands[states:], backward, strict=True)]
+
+        def step(state: list[Array], row: list[Array]) -> tuple[list[Array], list[Array]]:
+            results = [jnp.asarray(v) for v in run_body(body, (*state, *row), outer, context)]
+            return results[:states], results[states:]
+
+        kept, stacked = lax.scan(step, list(operands[:states]), rows)
+        return (*kept, *stacked)
+
+    return tuple(jax.vmap(sample)(*(jnp.asarray(v) for v in own[1:])))

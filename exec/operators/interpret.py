@@ -1,0 +1,66 @@
+"""Computes operators in order: what a segment, a run of a whole graph, and an operator's own graphs have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...models.onnxpp.graph import Body, Operator
+from .registry import Context, Lowering, lowering
+
+__all__ = ["BAKED_BYTES", "computed", "in_precision", "interpret", "outer_values", "run_body"]
+
+BAKED_BYTES = 1024
+"""Values up to this size that are known before the run become part of the compiled code; larger ones are passed to it."""
+
+Step = tuple[Operator, Lowering]
+
+
+def interpret(
+    steps: Iterable[Step], values: dict[str, Any], context: Context, batch_axes: Mapping[str, int | None]
+) -> None:
+    """Computes `steps` in order; `values` has their operands by name and gets their results."""
+    for node, function in steps:
+        operands = [values[name] if name else None for name in node.inputs]
+        with jax.named_scope(f"onnx:{node.name}"):
+            results = computed(node, function, operands, context.at(node, batch_axes.get(node.name, 0)))
+        values.update({n: in_precision(v, context.precision) for n, v in zip(node.outputs, results, strict=False) if n})
+
+
+def computed(node: Operator, function: Lowering, operands: Sequence[Any], context: Context) -> tuple[Any, ...]:
+    """The operator's results. Small ones of static operands are computed at once: they may be a shape."""
+    if function.folds and all(isinstance(v, np.ndarray | None) for v in operands):
+        with jax.ensure_compile_time_eval():
+            results = tuple(None if v is None else np.asarray(v) for v in function(node, *operands, context=context))
+        if all(v is None or v.nbytes <= BAKED_BYTES for v in results):
+            return results
+    return function(node, *operands, context=context)
+
+
+def run_body(body: Body, given: Sequence[Any], outer: Mapping[str, Any], context: Context) -> tuple[Any, ...]:
+    """The outputs of a graph inside an operator: `given` are its inputs in order, `outer` what it reads around itself."""
+    values: dict[str, Any] = {name: outer[name] for name in body.reads}
+    values.update({name: in_precision(value, context.precision) for name, value in body.constants.items()})
+    values.update(zip(body.inputs, given, strict=False))
+    steps = [(node, lowering(node, body.opsets.get(node.domain, 1))) for node in body.operators]
+    interpret(steps, values, context, {})
+    return tuple(values[name] for name in body.outputs)
+
+
+def in_precision(value: Any, precision: Any) -> Any:
+    """Floats in the working precision (if there is one), everything else as it is."""
+    if precision is None or not hasattr(value, "dtype"):
+        return value
+    if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype == jnp.dtype(precision):
+        return value
+    return value.astype(precision)
+
+
+def outer_values(node: Operator, operands: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """(the operator's own operands, what its graphs read around it by name)."""
+    count = len(node.inputs) - len(node.captured)
+    return operands[:count], dict(zip(node.captured, operands[count:], strict=True))

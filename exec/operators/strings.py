@@ -1,0 +1,44 @@
+"""Tensors of strings: moved about as numbers, by the same lowerings that move numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...models.onnxpp.graph import Operator
+from .registry import Context, Lowering
+
+__all__ = ["by_codes", "is_text"]
+
+# Operators that only move, select or compare: any numbers will do in place of the strings.
+MOVING = frozenset(
+    "Compress Concat Equal Expand Flatten Gather GatherElements GatherND Identity Pad Reshape ReverseSequence "
+    "ScatterElements ScatterND Scatter Shape Size Slice Split Squeeze Tile Transpose Unsqueeze Where".split()
+)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is an array of strings."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "OUS"
+
+
+def by_codes(function: Lowering, node: Operator, operands: Sequence[Any], context: Context) -> tuple[Any, ...]:
+    """A moving operator on strings: each string becomes its number in a table, the results are looked up there.
+
+    Raises OnlyOnHost for an operator that computes with what it is given.
+    """
+    from .registry import OnlyOnHost
+
+    if node.op_type not in MOVING:
+        raise OnlyOnHost(f"{node.op_type} node {node.name!r} cannot compute with strings.")
+    texts = [v for v in operands if is_text(v)]
+    table, codes = np.unique(np.concatenate([v.reshape(-1).astype(str) for v in texts]), return_inverse=True)
+    ends = np.cumsum([v.size for v in texts])
+    parts = iter(part.reshape(v.shape) for part, v in zip(np.split(codes, ends[:-1]), texts, strict=True))
+    coded = [next(parts).astype(np.int32) if is_text(v) else v for v in operands]
+    results = function(node, *coded, context=context)
+    if node.op_type in ("Equal", "Shape", "Size"):
+        return results
+    return tuple(table[np.asarray(r)].astype(object) for r in results)
