@@ -5,7 +5,7 @@ island is one compiled function. What it cannot (strings, sequences, shapes that
 NumPy arrays, between islands.
 
 Which operands must be known before the run (a Reshape's target, say) is found out by tracing: a lowering that meets an
-unknown one says so (:class:`NotStatic`). If the operand is an input of the island, or is computed from a few integers
+unknown one says so (:class:`NotStaticError`). If the operand is an input of the island, or is computed from a few integers
 among them, these become static: the island is compiled once for each of their values. Otherwise the island is cut
 there: its first part is computed, and then the operand is known.
 """
@@ -24,7 +24,7 @@ from ..errors import ModelError
 from ..models.onnxpp.graph import Body, Operator
 from .operators import Context, host_lowering, lowering
 from .operators.interpret import BAKED_BYTES, interpret
-from .operators.registry import NotStatic, OnlyOnHost
+from .operators.registry import NotStaticError, OnlyOnHostError
 from .operators.strings import by_codes, is_text
 
 __all__ = ["Runner"]
@@ -32,7 +32,7 @@ __all__ = ["Runner"]
 # Integers that may become static although the operand itself is computed from them: shapes, axes, sizes.
 FEW = 64
 UNKNOWN = (
-    NotStatic,
+    NotStaticError,
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -148,7 +148,7 @@ class Runner:
                 function = island.compiled[key] = self._compiled(start, end, known, wanted, place)
             try:
                 results = function(given, context)
-            except OnlyOnHost:
+            except OnlyOnHostError:
                 del island.compiled[key]
                 if place[0] == start:
                     self._on_host.add(start)
@@ -182,7 +182,7 @@ class Runner:
                 node = self.operators[place[0]]
                 try:
                     interpret([(node, lowering(node, opsets.get(node.domain, 1)))], values, context, {})
-                except NotStatic as error:
+                except NotStaticError as error:
                     error.operand = next((n for n in node.inputs if n and values[n] is error.operand), None)
                     raise
             return {name: values[name] for name in wanted}
@@ -268,7 +268,7 @@ def _gathered(body: Body) -> tuple[Operator, ...]:
 def _compiles(node: Operator, opsets: Mapping[str, int]) -> bool:
     try:
         lowering(node, opsets.get(node.domain, 1))
-    except OnlyOnHost:
+    except OnlyOnHostError:
         return False
     return True
 

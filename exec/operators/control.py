@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from ...models.onnxpp.graph import Body, Operator
 from .interpret import outer_values, run_body
-from .registry import Context, NotStatic, OnlyOnHost, Value, lowers, static
+from .registry import Context, NotStaticError, OnlyOnHostError, Value, lowers, static
 
 __all__ = ["if_", "loop", "scan"]
 
@@ -46,7 +46,7 @@ def if_(node: Operator, condition: Value, *captured: Value, context: Context) ->
 
     try:
         shapes = [jax.eval_shape(branch(body)) for body in branches]
-    except (NotStatic, OnlyOnHost):
+    except (NotStaticError, OnlyOnHostError):
         shapes = []
     if not shapes or not _alike(*shapes):
         # Which branch it is decides about shapes: the condition must be known first.
@@ -75,13 +75,13 @@ def loop(
     def step(values: list[Array], index: Array) -> tuple[list[Array], list[Array]]:
         results = [jnp.asarray(v) for v in run_body(body, (index, np.ones((), bool), *values), outer, context)[1:]]
         if not _alike(results[:count], values):
-            raise OnlyOnHost(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
+            raise OnlyOnHostError(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
         return results[:count], results[count:]
 
     try:
         kept, results = lax.scan(step, carried, jnp.arange(number, dtype=jax.dtypes.canonicalize_dtype(np.int64)))
-    except NotStatic as error:
-        raise OnlyOnHost(
+    except NotStaticError as error:
+        raise OnlyOnHostError(
             f"{node.op_type} node {node.name!r} needs in each round what the one before computed."
         ) from error
     return (*kept, *results)
@@ -117,13 +117,13 @@ def _unrolled(
         carried, row = results[: len(carried)], results[len(carried) :]
         rows.append(row)
     if stacked and not rows:
-        raise OnlyOnHost(f"{node.op_type} node {node.name!r} stacks the results of no round at all.")
+        raise OnlyOnHostError(f"{node.op_type} node {node.name!r} stacks the results of no round at all.")
     if any(isinstance(v, list) for v in carried):
-        raise OnlyOnHost(f"{node.op_type} node {node.name!r} carries a sequence.")
+        raise OnlyOnHostError(f"{node.op_type} node {node.name!r} carries a sequence.")
     try:
         return (*carried, *(jnp.stack([jnp.asarray(r[i]) for r in rows]) for i in range(stacked)))
     except ValueError:
-        raise OnlyOnHost(f"{node.op_type} node {node.name!r} stacks results of several shapes.") from None
+        raise OnlyOnHostError(f"{node.op_type} node {node.name!r} stacks results of several shapes.") from None
 
 
 def _while(
@@ -138,7 +138,7 @@ def _while(
 ) -> tuple[Value, ...]:
     """As many rounds as the data ask for: what is carried must keep its shape, and nothing is stacked."""
     if stacked:
-        raise OnlyOnHost(
+        raise OnlyOnHostError(
             f"{node.op_type} node {node.name!r} stacks the results of a number of rounds that data decide."
         )
     integer = jax.dtypes.canonicalize_dtype(np.int64)
@@ -153,13 +153,13 @@ def _while(
         index, on, *values = state
         again, *results = (jnp.asarray(v) for v in run_body(body, (index, on, *values), outer, context))
         if not _alike(results, values):
-            raise OnlyOnHost(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
+            raise OnlyOnHostError(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
         return (index + 1, again.reshape(()), *results)
 
     try:
         _, _, *kept = lax.while_loop(holds, step, (jnp.zeros((), integer), start, *map(jnp.asarray, carried)))
-    except NotStatic as error:
-        raise OnlyOnHost(
+    except NotStaticError as error:
+        raise OnlyOnHostError(
             f"{node.op_type} node {node.name!r} needs in each round what the one before computed."
         ) from error
     return tuple(kept)
@@ -194,7 +194,7 @@ def scan(node: Operator, *values: Value, context: Context) -> tuple[Value, ...]:
 def scan_of_batch(node: Operator, lengths: Value | None, *values: Value, context: Context) -> tuple[Value, ...]:
     """Before opset 9: every operand has a batch axis first, the slices lie along the second."""
     if lengths is not None:
-        raise OnlyOnHost(f"Scan node {node.name!r} has sequences of several lengths.")
+        raise OnlyOnHostError(f"Scan node {node.name!r} has sequences of several lengths.")
     own, outer = outer_values(node, (lengths, *values))
     body: Body = node.attributes["body"]
     slices = int(node.attributes["num_scan_inputs"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, TypeProt
 
 from ...models.onnxpp.bodies import operator_of
 from ...models.onnxpp.graph import Body, Operator
-from .registry import Context, Lowering, OnlyOnHost
+from .registry import Context, Lowering, OnlyOnHostError
 
 __all__ = ["by_function_body"]
 
@@ -27,7 +27,7 @@ def by_function_body(node: Operator, opset: int) -> Lowering | None:
         from .interpret import run_body
 
         if any(isinstance(v, list | tuple) or (v is not None and v.dtype == object) for v in values):
-            raise OnlyOnHost(f"{node.op_type} node {node.name!r} has operands that are no tensors of numbers.")
+            raise OnlyOnHostError(f"{node.op_type} node {node.name!r} has operands that are no tensors of numbers.")
         body = _body(schema, node, values, opset)
         given = [*values, *(None,) * (len(body.inputs) - len(values))]
         return run_body(body, given, {}, context)
@@ -42,7 +42,7 @@ def by_function_body(node: Operator, opset: int) -> Lowering | None:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema(op_type: str, opset: int, domain: str) -> Any:
     return onnx.defs.get_schema(op_type, opset, domain) if onnx.defs.has(op_type, opset, domain) else None
 
@@ -106,7 +106,7 @@ def _node(node: Operator) -> NodeProto:
     )
     for name, value in node.attributes.items():
         if isinstance(value, Body):
-            raise OnlyOnHost(f"{node.op_type} node {node.name!r} holds a graph and has no function body.")
+            raise OnlyOnHostError(f"{node.op_type} node {node.name!r} holds a graph and has no function body.")
         given = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
         proto.attribute.append(_attribute(node, name, given))
     return proto

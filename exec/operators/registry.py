@@ -21,8 +21,9 @@ What XLA cannot do (strings, sequences, results whose shape depends on values) i
         return np.array(np.nonzero(x))
 
 Such a function is called between compiled functions, with NumPy arrays, lists for sequences and None for an empty
-optional; one that holds graphs runs them by its keyword argument `run`. An operator may have both forms: the one in NumPy is then used where an operand is a string or a sequence, or
-where the other raises :class:`OnlyOnHost`. `models/onnxpp/host.py` names the operators that have only the one in NumPy.
+optional; one that holds graphs runs them by its keyword argument `run`. An operator may have both forms: the one in
+NumPy is then used where an operand is a string or a sequence, or where the other raises :class:`OnlyOnHostError`.
+`models/onnxpp/host.py` names the operators that have only the one in NumPy.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from ...models.onnxpp.graph import Operator
 __all__ = [
     "Context",
     "Lowering",
-    "NotStatic",
-    "OnlyOnHost",
+    "NotStaticError",
+    "OnlyOnHostError",
     "Value",
     "host_lowering",
     "lowering",
@@ -61,13 +62,13 @@ Value = Array | np.ndarray
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class NotStatic(ModelError):
+class NotStaticError(ModelError):
     """An operand that must be known before the run is computed from data; `operand` is that value."""
 
     operand: Any = None
 
 
-class OnlyOnHost(ModelError):
+class OnlyOnHostError(ModelError):
     """This case of an operator cannot be compiled, but its form in NumPy can compute it."""
 
 
@@ -202,7 +203,7 @@ def host_lowering(node: Operator, opset: int) -> Lowering | None:
 def lowering(node: Operator, opset: int) -> Lowering:
     """The newest registration for `node` that is not newer than `opset`; without one, the standard's function body.
 
-    Raises OnlyOnHost where there is nothing but a form in NumPy, ModelError where there is nothing at all.
+    Raises OnlyOnHostError where there is nothing but a form in NumPy, ModelError where there is nothing at all.
     """
     found = _newest(_LOWERINGS, node, opset)
     if found is not None:
@@ -214,7 +215,7 @@ def lowering(node: Operator, opset: int) -> Lowering:
         return found
     name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     if host_lowering(node, opset) is not None:
-        raise OnlyOnHost(
+        raise OnlyOnHostError(
             f"operator {name} of node {node.name!r} cannot be compiled: its result is no tensor of a shape that is known "
             "before the run. It can be executed (hpdlf.exec.backend) but neither trained nor cut into segments."
         )
@@ -254,7 +255,7 @@ def static(node: Operator, name: str, value: Value | None) -> np.ndarray:
         return np.asarray(value)
     if value is not None and not isinstance(value, jax.core.Tracer):
         return np.asarray(value)
-    error = NotStatic(
+    error = NotStaticError(
         f"input '{name}' of {node.op_type} node {node.name!r} is computed from data, but the executor compiles for "
         "fixed shapes and needs its value before the run. Bind symbolic dims at import (hpdlf import --bind NAME=N)."
     )

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from ...models.onnxpp.graph import Operator
-from .registry import Context, Lowering
+from .registry import Context, Lowering, OnlyOnHostError
 
 __all__ = ["by_codes", "is_text"]
 
 # Operators that only move, select or compare: any numbers will do in place of the strings.
-MOVING = frozenset(
-    "Compress Concat Equal Expand Flatten Gather GatherElements GatherND Identity Pad Reshape ReverseSequence "
-    "ScatterElements ScatterND Scatter Shape Size Slice Split Squeeze Tile Transpose Unsqueeze Where".split()
-)
+MOVING = frozenset({
+    "Compress", "Concat", "Equal", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad",
+    "Reshape", "ReverseSequence", "Scatter", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Split",
+    "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
 
 
 def is_text(value: Any) -> bool:
@@ -27,12 +28,10 @@ def is_text(value: Any) -> bool:
 def by_codes(function: Lowering, node: Operator, operands: Sequence[Any], context: Context) -> tuple[Any, ...]:
     """A moving operator on strings: each string becomes its number in a table, the results are looked up there.
 
-    Raises OnlyOnHost for an operator that computes with what it is given.
+    Raises OnlyOnHostError for an operator that computes with what it is given.
     """
-    from .registry import OnlyOnHost
-
     if node.op_type not in MOVING:
-        raise OnlyOnHost(f"{node.op_type} node {node.name!r} cannot compute with strings.")
+        raise OnlyOnHostError(f"{node.op_type} node {node.name!r} cannot compute with strings.")
     texts = [v for v in operands if is_text(v)]
     table, codes = np.unique(np.concatenate([v.reshape(-1).astype(str) for v in texts]), return_inverse=True)
     ends = np.cumsum([v.size for v in texts])
