@@ -1,12 +1,13 @@
 """ONNX operators as JAX functions, by family. Importing this registers them all; `registry` says how to add one."""
 
-from . import control, convolution, elementwise, loss, matmul, normalisation, pooling, reduction, shape
+from . import attention, control, convolution, elementwise, loss, matmul, normalisation, pooling, reduction, shape
 from .registry import Context, Lowering, Value, host_lowering, lowering, lowers, registered, static, step_context
 
 __all__ = [
     "Context",
     "Lowering",
     "Value",
+    "attention",
     "control",
     "convolution",
     "elementwise",

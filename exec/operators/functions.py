@@ -63,18 +63,22 @@ def _body(schema: Any, node: Operator, values: tuple[Any, ...], opset: int) -> B
     attributes = {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
     attributes.update({a.name: a for a in function.attribute_proto})
     attributes.update({a.name: a for a in proto.attribute})
-    opsets = {o.domain: o.version for o in function.opset_import}
+    # A function of another domain may leave open which operator set it is written in: then it is the newest.
+    opsets = {"": onnx.defs.onnx_opset_version() if node.domain else opset}
+    opsets.update({o.domain: o.version for o in function.opset_import})
     operators = []
     for index, inner in enumerate(function.node):
         filled = _filled(inner, attributes)
         # The name tells the random streams of operators apart.
         operators.append(operator_of(filled, opsets, f"{node.name}/{inner.name or index}"))
+    made = {*function.input, *(name for inner in operators for name in inner.outputs)}
     return Body(
         name=node.name,
         opsets=opsets,
         operators=tuple(operators),
         inputs=tuple(function.input),
-        outputs=tuple(function.output),
+        # Some bodies compute only those outputs that the node asks for.
+        outputs=tuple(name if name in made else "" for name in function.output),
     )
 
 

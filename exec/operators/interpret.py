@@ -48,7 +48,7 @@ def run_body(body: Body, given: Sequence[Any], outer: Mapping[str, Any], context
     values.update(zip(body.inputs, given, strict=False))
     steps = [(node, lowering(node, body.opsets.get(node.domain, 1))) for node in body.operators]
     interpret(steps, values, context, {})
-    return tuple(values[name] for name in body.outputs)
+    return tuple(values[name] if name else None for name in body.outputs)
 
 
 def in_precision(value: Any, precision: Any) -> Any:
