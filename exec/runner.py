@@ -13,7 +13,7 @@ there: its first part is computed, and then the operand is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ class _Island:
 
     end: int
     static: set[str] = field(default_factory=set)
-    compiled: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+    compiled: dict[Any, tuple[Callable[..., Any], list[int]]] = field(default_factory=dict)
 
 
 class Runner:
@@ -82,6 +82,8 @@ class Runner:
         values.update({name: value for name, value in self.body.constants.items() if name not in self._large})
         values.update(self._on_device())
         values.update(zip(self.body.inputs, given, strict=True))
+        # Samples are nothing that an arbitrary graph has: random numbers are drawn for whole tensors.
+        context = replace(context, batch_axis=None)
         at = 0
         while at < len(self.operators):
             if at in self._on_host or self._holds_host_values(at, values):
@@ -109,12 +111,12 @@ class Runner:
         version = self.body.opsets.get(node.domain, 1)
         function = host_lowering(node, version)
         if function is not None:
-            results = function(node, *operands, context=context.at(node, 0), run=self._run_inner)
+            results = function(node, *operands, context=context.at(node, None), run=self._run_inner)
         elif any(is_text(v) for v in operands):
-            results = by_codes(lowering(node, version), node, operands, context.at(node, 0))
+            results = by_codes(lowering(node, version), node, operands, context.at(node, None))
         else:
             # Nothing but a compiled form: it says itself what it lacks.
-            results = lowering(node, version)(node, *operands, context=context.at(node, 0))
+            results = lowering(node, version)(node, *operands, context=context.at(node, None))
         values.update({name: v for name, v in zip(node.outputs, results, strict=False) if name})
 
     def _run_inner(
@@ -142,10 +144,9 @@ class Runner:
             given = {name: values[name] for name in read if name not in fixed}
             wanted = tuple(name for name in made if self._last.get(name, -1) >= end)
             key = (end, wanted, tuple((n, v.shape, v.dtype.str, v.tobytes()) for n, v in known.items()))
-            place = [start]
-            function = island.compiled.get(key)
-            if function is None:
-                function = island.compiled[key] = self._compiled(start, end, known, wanted, place)
+            if key not in island.compiled:
+                island.compiled[key] = self._compiled(start, end, known, wanted)
+            function, place = island.compiled[key]
             try:
                 results = function(given, context)
             except OnlyOnHostError:
@@ -171,10 +172,10 @@ class Runner:
         return island.end
 
     def _compiled(
-        self, start: int, end: int, known: Mapping[str, np.ndarray], wanted: tuple[str, ...], place: list[int]
-    ) -> Callable[..., Any]:
-        """The operators from `start` to `end` as one function; `place` follows the tracing."""
-        opsets = self.body.opsets
+        self, start: int, end: int, known: Mapping[str, np.ndarray], wanted: tuple[str, ...]
+    ) -> tuple[Callable[..., Any], list[int]]:
+        """The operators from `start` to `end` as one function, and the place in them that its tracing has reached."""
+        opsets, place = self.body.opsets, [start]
 
         def function(given: Mapping[str, Any], context: Context) -> dict[str, Any]:
             values: dict[str, Any] = {**known, **given}
@@ -187,7 +188,7 @@ class Runner:
                     raise
             return {name: values[name] for name in wanted}
 
-        return jax.jit(function)
+        return jax.jit(function), place
 
     def _learn(self, island: _Island, start: int, place: int, error: Exception, values: Mapping[str, Any]) -> bool:
         """Makes inputs static, or cuts the island at operator `place`; False where neither helps."""

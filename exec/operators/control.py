@@ -6,6 +6,7 @@ Compiled where shapes allow it; else each body is run on the host, where it may 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -73,7 +74,8 @@ def loop(
     carried = [jnp.asarray(v) for v in carried]
 
     def step(values: list[Array], index: Array) -> tuple[list[Array], list[Array]]:
-        results = [jnp.asarray(v) for v in run_body(body, (index, np.ones((), bool), *values), outer, context)[1:]]
+        given = (index, np.ones((), bool), *values)
+        results = [jnp.asarray(v) for v in run_body(body, given, outer, _of_round(context, index))[1:]]
         if not _alike(results[:count], values):
             raise OnlyOnHostError(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
         return results[:count], results[count:]
@@ -85,6 +87,11 @@ def loop(
             f"{node.op_type} node {node.name!r} needs in each round what the one before computed."
         ) from error
     return (*kept, *results)
+
+
+def _of_round(context: Context, index: Any) -> Context:
+    """Every round draws random numbers of its own."""
+    return replace(context, key=jax.random.fold_in(context.key, index))
 
 
 def _endless(body: Body) -> bool:
@@ -113,7 +120,8 @@ def _unrolled(
 ) -> tuple[Value, ...]:
     rows: list[Sequence[Any]] = []
     for index in range(number):
-        _, *results = run_body(body, (np.asarray(index, np.int64), np.ones((), bool), *carried), outer, context)
+        given = (np.asarray(index, np.int64), np.ones((), bool), *carried)
+        _, *results = run_body(body, given, outer, _of_round(context, index))
         carried, row = results[: len(carried)], results[len(carried) :]
         rows.append(row)
     if stacked and not rows:
@@ -151,7 +159,9 @@ def _while(
 
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         index, on, *values = state
-        again, *results = (jnp.asarray(v) for v in run_body(body, (index, on, *values), outer, context))
+        again, *results = (
+            jnp.asarray(v) for v in run_body(body, (index, on, *values), outer, _of_round(context, index))
+        )
         if not _alike(results, values):
             raise OnlyOnHostError(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
         return (index + 1, again.reshape(()), *results)

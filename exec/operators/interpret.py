@@ -23,11 +23,17 @@ Step = tuple[Operator, Lowering]
 def interpret(
     steps: Iterable[Step], values: dict[str, Any], context: Context, batch_axes: Mapping[str, int | None]
 ) -> None:
-    """Computes `steps` in order; `values` has their operands by name and gets their results."""
+    """Computes `steps` in order; `values` has their operands by name and gets their results.
+
+    `batch_axes` has the axis along which samples lie in a node's first operand; a node that is not in it inherits the
+    context's.
+    """
     for node, function in steps:
         operands = [values[name] if name else None for name in node.inputs]
         with jax.named_scope(f"onnx:{node.name}"):
-            results = computed(node, function, operands, context.at(node, batch_axes.get(node.name, 0)))
+            results = computed(
+                node, function, operands, context.at(node, batch_axes.get(node.name, context.batch_axis))
+            )
         values.update({n: in_precision(v, context.precision) for n, v in zip(node.outputs, results, strict=False) if n})
 
 
