@@ -2,7 +2,7 @@
 
     python -m hpdlf.experiments.validate_operators                 # all, and the count
     python -m hpdlf.experiments.validate_operators --only 'lstm'   # those whose names match
-    python -m hpdlf.experiments.validate_operators --table docs/conformance.md
+    python -m hpdlf.experiments.validate_operators --table docs/onnx.md
 
 With --table the file's table of failing tests is written anew; a reason that stands there already is kept.
 """

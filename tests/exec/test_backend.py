@@ -14,7 +14,7 @@ from hpdlf.errors import ModelError
 from hpdlf.exec.backend import Backend
 from hpdlf.experiments.validate_operators import NO_REASON, read_table, run_suite, suite
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
 EVERY = 19
 
 
