@@ -65,8 +65,7 @@ def import_model(
     found = find_loss(model, tensors)
     if found is None and loss is not None:
         found = append_loss(model, loss, tensors, problems)
-    data = [v.name for v in model.graph.input]
-    parameters = select(model, tensors, data, train=train, freeze=freeze, problems=problems)
+    parameters = select(model, tensors, train=train, freeze=freeze, problems=problems)
     problems.stop()
     if found is not None:
         taken = {*tensors, *(node.name for node in model.graph.node)}

@@ -1,8 +1,8 @@
 """Bring what exporters write into one form, without changing what the graph computes.
 
 Functions inlined; Constant nodes turned into initializers; initializers that old files list as inputs, listed no more;
-every node named, names unique; one-dimensional initializers that an exporter merged because they were equal, untied (a
-scale and a variance that both start at one are not one parameter); the operator set converted to 18 or newer.
+every node named, names unique; vectors that an exporter merged because they were equal, untied (:mod:`.untie`); the
+operator set converted to 18 or newer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .problems import Problems
-from .weights import TRAINED, dtype_name, is_heavy, light_copy
+from .untie import untie
+from .weights import is_heavy, light_copy
 
 __all__ = ["convert_opset", "normalise", "unique_name"]
 
@@ -47,7 +48,7 @@ def normalise(model: ModelProto) -> ModelProto:
         del model.graph.input[:]
         model.graph.input.extend(inputs)
     name_nodes(model)
-    _untie(model)
+    untie(model)
     return model
 
 
@@ -93,39 +94,6 @@ def name_nodes(model: ModelProto) -> None:
         elif counts[node.name] > 1 and node.name in seen:
             node.name = unique_name(node.name, taken)
         seen.add(node.name)
-
-
-def _untie(model: ModelProto) -> None:
-    """Give every use of a shared vector as a weight, and every Identity of a vector, an initializer of its own."""
-    graph = model.graph
-    vectors = {
-        t.name: t
-        for t in graph.initializer
-        if len(t.dims) == 1 and "float" in dtype_name(t.data_type) and all(p.key != TRAINED for p in t.metadata_props)
-    }
-    taken = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    taken |= {name for node in graph.node for name in node.output}
-    kept = [node for node in graph.node if not (node.op_type == "Identity" and node.input[0] in vectors)]
-    for node in graph.node:
-        if node.op_type == "Identity" and node.input[0] in vectors:
-            copy = graph.initializer.add()
-            copy.CopyFrom(vectors[node.input[0]])
-            copy.name = node.output[0]
-    if len(kept) < len(graph.node):
-        del graph.node[:]
-        graph.node.extend(kept)
-    used: set[str] = set()
-    for node in graph.node:
-        if node.op_type not in ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "Conv", "Gemm"):
-            continue
-        for slot, name in enumerate(node.input):
-            if slot == 0 or name not in vectors:
-                continue
-            if name in used:
-                copy = graph.initializer.add()
-                copy.CopyFrom(vectors[name])
-                copy.name = node.input[slot] = unique_name(name, taken)
-            used.add(name)
 
 
 def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:

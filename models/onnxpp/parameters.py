@@ -2,7 +2,8 @@
 
 Exporters keep weights as initializers, in Constant nodes, or as results of small subgraphs over constants
 (ConstantOfShape, Transpose, Unsqueeze, Identity). All of these are *constant tensors*; those that an operator on data
-reads are the *frontier*, and a parameter is a floating-point tensor of the frontier that is used as a weight.
+reads are the *frontier*, and a parameter is a floating-point tensor of the frontier that is used as a weight (which
+ones are is the matter of :mod:`.learned`).
 """
 
 from __future__ import annotations
@@ -14,39 +15,19 @@ from collections.abc import Iterable, Mapping
 from onnx import ModelProto, NodeProto
 
 from .graph import Tensor
+from .learned import Weights
 from .problems import Problems, did_you_mean
 from .shapes import RANDOM
+from .slots import REARRANGEMENTS, STATE_SLOTS
 from .weights import TRAINED
 
 __all__ = [
     "constant_tensors",
-    "default_parameters",
     "frontier",
     "is_training_norm",
     "select",
     "training_mode",
 ]
-
-WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
-    "BatchNormalization": (1, 2),
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "DeformConv": (1, 3),
-    "Einsum": (0, 1, 2, 3),
-    "GRU": (1, 2, 3),
-    "Gather": (0,),
-    "Gemm": (0, 1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "LSTM": (1, 2, 3, 7),
-    "LayerNormalization": (1, 2),
-    "MatMul": (0, 1),
-    "PRelu": (1,),
-    "RMSNormalization": (1,),
-    "RNN": (1, 2, 3),
-}
-REARRANGEMENTS = ("Transpose", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten")
-STATE_SLOTS = {"BatchNormalization": (3, 4)}
 
 
 def constant_tensors(model: ModelProto, parameters: Iterable[str] = ()) -> set[str]:
@@ -75,36 +56,9 @@ def frontier(model: ModelProto, constant: set[str]) -> dict[str, list[tuple[Node
     return uses
 
 
-def default_parameters(
-    uses: Mapping[str, list[tuple[NodeProto, int]]], tensors: Mapping[str, Tensor], graph_inputs: Iterable[str]
-) -> list[str]:
-    """The frontier's weights.
-
-    A weight stands in an operand of :data:`WEIGHT_SLOTS`; or it is added to data (a bias, an embedding of positions),
-    or multiplied with data along one axis (a scale). Single numbers are no weights, nor is what is applied to the
-    graph's own inputs (preprocessing), nor running statistics.
-    """
-    raw = set(graph_inputs)
-
-    def is_weight(name: str, node: NodeProto, slot: int) -> bool:
-        if slot in STATE_SLOTS.get(node.op_type, ()):
-            return False
-        if slot in WEIGHT_SLOTS.get(node.op_type, ()):
-            return True
-        if node.op_type not in ("Add", "Mul", "Sum") or raw.intersection(node.input):
-            return False
-        extents = [d.fixed for d in tensors[name].shape if d.fixed != 1]
-        return len(extents) >= 1 if node.op_type != "Mul" else len(extents) == 1
-
-    return [
-        n for n, where in uses.items() if tensors[n].is_float and any(is_weight(n, node, slot) for node, slot in where)
-    ]
-
-
 def select(
     model: ModelProto,
     tensors: Mapping[str, Tensor],
-    graph_inputs: Iterable[str],
     *,
     train: str | None,
     freeze: str | None,
@@ -113,8 +67,9 @@ def select(
     """The parameters: the defaults, unless the file says otherwise (:data:`.weights.TRAINED`), or with `train` every
     floating-point tensor of the frontier whose name it matches anywhere (``re.search``); less those that `freeze`
     matches. An expression that matches nothing is a problem."""
-    uses = frontier(model, constant_tensors(model))
-    chosen = _as_told(model, default_parameters(uses, tensors, graph_inputs))
+    constant = constant_tensors(model)
+    uses = frontier(model, constant)
+    chosen = _as_told(model, Weights(model, constant, uses, tensors).found())
     state = {name for name, where in uses.items() for node, slot in where if slot in STATE_SLOTS.get(node.op_type, ())}
     if train is not None:
         every = [name for name in uses if tensors[name].is_float and name not in state]
@@ -140,8 +95,8 @@ def _as_told(model: ModelProto, chosen: list[str]) -> list[str]:
 def _tied(model: ModelProto, chosen: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
     """Parameters, with those that are rearrangements of one shared initializer replaced by it.
 
-    A language model's embedding and its transposed copy in the last layer are one parameter. Vectors are another
-    matter: exporters merge them because they happen to be equal (all zeros, all ones).
+    A language model's embedding and its transposed copy in the last layer are one parameter. What exporters merged
+    because it happened to be equal is apart already (:mod:`.untie`).
     """
     initializers = {t.name for t in model.graph.initializer}
     producer = {name: node for node in model.graph.node for name in node.output if name}
@@ -150,7 +105,7 @@ def _tied(model: ModelProto, chosen: list[str], tensors: Mapping[str, Tensor]) -
         root = name
         while root in producer and producer[root].op_type in REARRANGEMENTS:
             root = producer[root].input[0]
-        shared = root in initializers and len(tensors[root].shape) > 1 and tensors[root].is_float
+        shared = root in initializers and tensors[root].is_float
         roots[name] = root if shared else name
     count = Counter(roots.values())
     tied = list(dict.fromkeys(roots[name] if count[roots[name]] > 1 else name for name in chosen))
