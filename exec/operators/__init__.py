@@ -1,6 +1,18 @@
 """ONNX operators as JAX functions, by family. Importing this registers them all; `registry` says how to add one."""
 
-from . import attention, control, convolution, elementwise, loss, matmul, normalisation, pooling, reduction, shape
+from . import (
+    attention,
+    control,
+    convolution,
+    elementwise,
+    loss,
+    matmul,
+    normalisation,
+    pooling,
+    reduction,
+    resizing,
+    shape,
+)
 from .registry import Context, Lowering, Value, host_lowering, lowering, lowers, registered, static, step_context
 
 __all__ = [
@@ -20,6 +32,7 @@ __all__ = [
     "pooling",
     "reduction",
     "registered",
+    "resizing",
     "shape",
     "static",
     "step_context",
