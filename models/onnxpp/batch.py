@@ -14,10 +14,10 @@ from onnx import ModelProto, helper, numpy_helper
 
 from .normalise import unique_name
 from .problems import Problems, did_you_mean
+from .walk import BATCH
 
 __all__ = ["BATCH", "bind_dims", "release_targets"]
 
-BATCH = "batch"
 TARGET_SLOTS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 
 

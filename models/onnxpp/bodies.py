@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from .count import family
-from .graph import Body, Operator
+from .graph import Body, Dim, Operator, Tensor
+from .shapes import TRIPS, parse_dim, read_tensor
 
 __all__ = ["attributes_of", "body_of", "operator_of"]
 
+LOOPS = ("Loop", "Scan", "SequenceMap")
 Values = Callable[[TensorProto], np.ndarray]
 
 
@@ -72,7 +75,13 @@ def operator_of(
         outputs=tuple(node.output),
         attributes=attributes,
         captured=tuple(captured),
+        trips=_trips(node) if captured or node.op_type in LOOPS else None,
     )
+
+
+def _trips(node: NodeProto) -> Dim | None:
+    """How often an import found that the node's body runs."""
+    return next((parse_dim(p.value) for p in node.metadata_props if p.key == TRIPS), None)
 
 
 def body_of(graph: GraphProto, opsets: Mapping[str, int], values: Values = numpy_helper.to_array) -> Body:
@@ -83,6 +92,10 @@ def body_of(graph: GraphProto, opsets: Mapping[str, int], values: Values = numpy
         operator_of(node, opsets, node.name or f"{node.op_type}_{index}", values)
         for index, node in enumerate(graph.node)
     )
+    tensors: dict[str, Tensor] = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        with suppress(ValueError):
+            tensors[value.name] = read_tensor(value)
     inputs = tuple(value.name for value in graph.input if value.name not in constants)
     outputs = tuple(value.name for value in graph.output)
     return Body(
@@ -93,6 +106,7 @@ def body_of(graph: GraphProto, opsets: Mapping[str, int], values: Values = numpy
         outputs=outputs,
         constants=constants,
         reads=_reads(operators, {*constants, *inputs}, outputs),
+        tensors=tensors,
     )
 
 

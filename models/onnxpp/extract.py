@@ -69,6 +69,11 @@ def read_tensors(model: ModelProto, problems: Problems) -> dict[str, Tensor]:
     return tensors
 
 
+def _fixed_batch(model: ModelProto) -> int | None:
+    said = next((p.value for p in model.metadata_props if p.key == "hpdlf.fixed_batch"), "")
+    return int(said) if said.isdecimal() else None
+
+
 def extract_graph(
     model: ModelProto,
     tensors: dict[str, Tensor],
@@ -107,4 +112,5 @@ def extract_graph(
         parameters=parameters,
         state=state,
         constants=tuple(name for name in border if name not in trained),
+        fixed_batch=_fixed_batch(model),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from typing import Any, NamedTuple
 
@@ -41,11 +41,16 @@ class Dim(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
-    """A named tensor; `dtype` is NumPy's name of the element type ("float32", "int64", "bfloat16")."""
+    """A named tensor; `dtype` is NumPy's name of the element type ("float32", "int64", "bfloat16").
+
+    On the axes `at_most` the size depends on data, and the shape says the most that it can be. A sequence's first
+    dimension is its length, the others are its elements'; its dtype is "sequence(float32)", say.
+    """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    at_most: tuple[int, ...] = ()
 
     def dims(self, batch: int) -> tuple[int, ...]:
         """The shape for `batch` samples."""
@@ -58,18 +63,37 @@ class Tensor:
     def nbytes(self, batch: int, precision: str | None = None) -> int:
         """Bytes for `batch` samples; `precision`, a plan's working one, replaces the dtype of float tensors."""
         dtype = precision if precision and self.is_float else self.dtype
-        return self.elements(batch) * item_bytes(dtype)
+        return (self.elements(batch) * item_bits(dtype) + 7) // 8
 
     @property
     def is_float(self) -> bool:
         """Whether a gradient can flow through this tensor."""
-        return "float" in self.dtype
+        return "float" in self.dtype and "(" not in self.dtype
 
 
 def item_bytes(dtype: str) -> int:
-    """Bytes of one element; knows the types that NumPy does not."""
-    extra = {"bfloat16": 2, "float8": 1, "string": 8}
-    return extra[dtype] if dtype in extra else np.dtype(dtype).itemsize
+    """Bytes of one element, rounded up; knows the types that NumPy does not.
+
+    >>> item_bytes("bfloat16"), item_bytes("float8_e4m3fn"), item_bytes("sequence(map(int64,float32))")
+    (2, 1, 12)
+    """
+    return (item_bits(dtype) + 7) // 8
+
+
+_BITS = {"bfloat16": 16, "string": 64, "int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+
+
+@cache
+def item_bits(dtype: str) -> int:
+    """Bits of one element: types of less than a byte are packed. A text counts as the reference to it."""
+    if dtype in _BITS:
+        return _BITS[dtype]
+    if "(" in dtype:
+        parts = dtype.partition("(")[2].removesuffix(")")
+        return sum(item_bits(part) for part in ([parts] if "(" in parts else parts.split(",")))
+    if dtype.startswith("float8"):
+        return 8
+    return 8 * np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +105,7 @@ class Operator:
 
     An operator with graphs of its own (If, Loop, Scan) has them among its `attributes` as :class:`Body`. What they read
     of the graph around them is listed in `captured`, and once more at the end of `inputs`: dependencies are complete.
+    `trips` is how often a Loop's or Scan's body runs at most; None where that is not known.
     """
 
     name: str
@@ -91,6 +116,7 @@ class Operator:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
+    trips: Dim | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +124,8 @@ class Body:
     """A graph that takes values and gives values: a branch of If, the body of Loop or Scan, a function, a whole file.
 
     `constants` are its initializers by name, `opsets` the version of every domain ("" is the standard's own), `reads`
-    the tensors of the graph around it that it uses.
+    the tensors of the graph around it that it uses. `tensors` are types and shapes of what it computes, where the file
+    states them (an import does).
     """
 
     name: str
@@ -108,6 +135,7 @@ class Body:
     outputs: tuple[str, ...]
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +150,7 @@ class Graph:
     state       tensors that the forward pass updates: {tensor: name of the value that replaces it} (running statistics)
     constants   every other tensor with a value known before the run (initializers, folded subgraphs)
     domains     versions of the other operator sets, by domain ("ai.onnx.ml")
+    fixed_batch the samples of one run, where the batch cannot be symbolic: all shapes are those of so many
     """
 
     name: str
@@ -136,6 +165,7 @@ class Graph:
     state: Mapping[str, str]
     constants: tuple[str, ...]
     domains: Mapping[str, int] = field(default_factory=dict)
+    fixed_batch: int | None = None
 
     @property
     def opsets(self) -> Mapping[str, int]:

@@ -41,7 +41,7 @@ def normalise(model: ModelProto) -> ModelProto:
         model = inline_local_functions(model)
     # From version 4 on initializers need not be inputs.
     model.ir_version = max(model.ir_version, 4)
-    _constants_to_initializers(model)
+    constants_to_initializers(model)
     weights = {t.name for t in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in weights]
     if len(inputs) != len(model.graph.input):
@@ -52,7 +52,7 @@ def normalise(model: ModelProto) -> ModelProto:
     return model
 
 
-def _constants_to_initializers(model: ModelProto) -> None:
+def constants_to_initializers(model: ModelProto) -> None:
     graph = model.graph
     if not any(node.op_type == "Constant" and not node.domain for node in graph.node):
         return
@@ -116,6 +116,6 @@ def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:
     del converted.graph.input[:]
     converted.graph.input.extend(inputs)
     converted.graph.initializer.extend(heavy.values())
-    _constants_to_initializers(converted)
+    constants_to_initializers(converted)
     name_nodes(converted)
     return converted

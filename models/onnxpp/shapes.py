@@ -1,32 +1,71 @@
-"""Shapes as affine functions of the batch: infer at three batch sizes, solve with two, verify with the third.
+"""Shapes as affine functions of the batch, as the rest of the house has them, and as an ONNX++ file writes them.
 
-onnx's shape inference knows symbols, but loses them in most shape arithmetic. At a concrete batch size it loses
-little, and what is left (Range, Where, Expand over shapes ...) is integer arithmetic on few numbers, which onnx's
-reference evaluator does here. The three sizes are primes that no layer is likely to have, so a coincidence cannot
-pass for a law.
+:mod:`.walk` finds them. A file states a dimension that depends on the batch as a ``dim_param`` ("16*batch"). One that
+depends on data has no size there, and the most that it can be stands in the value's own metadata.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
 
-from .batch import BATCH
+from .arithmetic import evaluate_nodes
 from .graph import Dim, Tensor
 from .problems import Problems
+from .walk import BATCH, RANDOM, Found, Shapes, Walk
 from .weights import dtype_name
 
-__all__ = ["Inferred", "infer", "infer_at", "parse_dim", "read_tensor", "value_info"]
+__all__ = ["RANDOM", "SIZES", "TRIPS", "Inferred", "evaluate_nodes", "infer", "parse_dim", "read_tensor", "value_info"]
 
 SIZES = (11, 23, 37)
-FOLDABLE_ELEMENTS = 4096
-ROUNDS = 30
-Inferred = dict[str, tuple[int, tuple[int, ...]]]
-RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+AT_MOST = "hpdlf.at_most"
+EXACT = "!"
+TRIPS = "hpdlf.trips"
+
+
+class Inferred(NamedTuple):
+    """What inference says of a model (see :class:`.walk.Shapes`); empty where there was a problem."""
+
+    tensors: dict[str, Tensor]
+    bodies: dict[str, dict[str, Tensor]]
+    branches: dict[str, str]
+    trips: dict[str, Dim]
+    edits: list[dict[str, Any]]
+
+
+def infer(light: ModelProto, problems: Problems, *, fixed: int | None = None, release: int | None = None) -> Inferred:
+    """Types and shapes of a light model with its dimensions bound; problems say what could not be inferred.
+
+    fixed    the batch, where it is to stay a number
+    release  the batch that the file was exported for and that is to become symbolic
+    """
+    found = _walk(light, (fixed,) if fixed is not None else SIZES, release)
+    for problem in found.problems:
+        problems.add(problem)
+    if found.problems:
+        return Inferred({}, {}, {}, {}, [])
+    return Inferred(
+        _tensors(found.tensors),
+        {path: _tensors(inner) for path, inner in found.bodies.items()},
+        found.branches,
+        {path: Dim(*law) for path, law in found.trips.items()},
+        found.edits,
+    )
+
+
+def _walk(light: ModelProto, sizes: tuple[int, ...], release: int | None) -> Shapes:
+    return Walk(light, sizes, release).run()
+
+
+def _tensors(found: Mapping[str, Found]) -> dict[str, Tensor]:
+    return {
+        name: Tensor(name=name, dtype=one.dtype, shape=tuple([Dim(*d) for d in one.dims]), at_most=one.loose)
+        for name, one in found.items()
+    }
 
 
 def parse_dim(text: str) -> Dim:
@@ -52,192 +91,90 @@ def parse_dim(text: str) -> Dim:
 
 
 def value_info(tensor: Tensor) -> ValueInfoProto:
-    """A tensor's type and shape as ONNX writes them; a dimension that depends on the batch is a ``dim_param``."""
-    element_type = TensorProto.STRING if tensor.dtype == "string" else _element_type(tensor.dtype)
-    dims = [str(d) if d.per_sample else d.fixed for d in tensor.shape]
-    return helper.make_tensor_value_info(tensor.name, element_type, dims)
+    """A value's type and shape as ONNX writes them; a dimension that depends on the batch is a ``dim_param``."""
+    dims = [
+        None if axis in tensor.at_most else str(d) if d.per_sample else d.fixed for axis, d in enumerate(tensor.shape)
+    ]
+    kind, open_bracket, rest = tensor.dtype.partition("(")
+    if not open_bracket:
+        value = helper.make_tensor_value_info(tensor.name, _element_type(tensor.dtype), dims)
+    else:
+        inner = rest.removesuffix(")")
+        value = helper.make_value_info(tensor.name, _type_proto(kind, inner, dims))
+    # A sequence's type has no length, and a map's no shape at all. What is exact nevertheless is marked so.
+    untold = {0} if kind == "sequence" else set()
+    if "map(" in tensor.dtype:
+        untold = set(range(len(dims)))
+    most = {
+        str(axis): str(tensor.shape[axis]) + ("" if axis in tensor.at_most else EXACT)
+        for axis in sorted(untold.union(tensor.at_most))
+    }
+    if most:
+        value.metadata_props.add(key=AT_MOST, value=json.dumps(most))
+    return value
+
+
+def _type_proto(kind: str, inner: str, dims: list[Any]) -> TypeProto:
+    """The type of kind(inner): a sequence, an optional or a map."""
+    outer, bracket, rest = inner.partition("(")
+    if kind == "map":
+        key, _, value = inner.partition(",")
+        held = helper.make_tensor_type_proto(_element_type(value), [])
+        return helper.make_map_type_proto(_element_type(key), held)
+    if bracket:
+        element = _type_proto(outer, rest.removesuffix(")"), dims)
+    else:
+        element = helper.make_tensor_type_proto(_element_type(inner), dims[1:] if kind == "sequence" else dims)
+    return helper.make_sequence_type_proto(element) if kind == "sequence" else helper.make_optional_type_proto(element)
 
 
 def _element_type(dtype: str) -> int:
     import ml_dtypes  # noqa: F401  (registers bfloat16 and the eight-bit types with NumPy)
 
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    return int(TensorProto.STRING if dtype == "string" else helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 def read_tensor(value: ValueInfoProto) -> Tensor:
     """The inverse of :func:`value_info`; ValueError if a dimension has no size or is no function of the batch."""
+    said = next((p.value for p in value.metadata_props if p.key == AT_MOST), None)
+    most: dict[int, str] = {}
+    if said is not None:
+        try:
+            most = {int(axis): str(dim) for axis, dim in json.loads(said).items()}
+        except (ValueError, AttributeError):
+            raise ValueError(f"has damaged metadata {AT_MOST}") from None
+    dtype, dims = _read_type(value.type)
+    if "map(" in dtype:
+        dims = [None] * len(most)
     shape = []
-    kind = value.type.tensor_type
+    for axis, dim in enumerate(dims):
+        if axis in most:
+            shape.append(parse_dim(most[axis].removesuffix(EXACT)))
+        elif dim is None:
+            raise ValueError("has a dimension without a size")
+        else:
+            shape.append(Dim(dim) if isinstance(dim, int) else parse_dim(dim))
+    loose = tuple(sorted(axis for axis, dim in most.items() if not dim.endswith(EXACT) and axis < len(shape)))
+    return Tensor(name=value.name, dtype=dtype, shape=tuple(shape), at_most=loose)
+
+
+def _read_type(type_proto: TypeProto) -> tuple[str, list[int | str | None]]:
+    """(dtype, dimensions) of a type; a sequence's length, which types do not say, is None."""
+    which = type_proto.WhichOneof("value")
+    if which == "sequence_type":
+        dtype, dims = _read_type(type_proto.sequence_type.elem_type)
+        return f"sequence({dtype})", [None, *dims]
+    if which == "optional_type":
+        dtype, dims = _read_type(type_proto.optional_type.elem_type)
+        return f"optional({dtype})", dims
+    if which == "map_type":
+        held = type_proto.map_type
+        return f"map({dtype_name(held.key_type)},{_read_type(held.value_type)[0]})", []
+    kind = type_proto.tensor_type
     if not kind.HasField("shape"):
         raise ValueError("has no shape")
+    dims = []
     for dim in kind.shape.dim:
-        which = dim.WhichOneof("value")
-        if which is None:
-            raise ValueError("has a dimension without a size")
-        shape.append(Dim(dim.dim_value) if which == "dim_value" else parse_dim(dim.dim_param))
-    return Tensor(name=value.name, dtype=dtype_name(kind.elem_type), shape=tuple(shape))
-
-
-def infer(light: ModelProto, problems: Problems) -> dict[str, Tensor]:
-    """Every tensor of a light model with its dimensions bound, by name; problems say what could not be inferred."""
-    runs: list[Inferred] = []
-    for size in SIZES:
-        before = len(problems.found)
-        runs.append(infer_at(light, size, problems))
-        if len(problems.found) > before:
-            return {}
-    first, second, third = runs
-    tensors: dict[str, Tensor] = {}
-    crooked: dict[str, str] = {}
-    producer = {name: node for node in light.graph.node for name in node.output}
-    for name, (element_type, at_first) in first.items():
-        at_second, at_third = second[name][1], third[name][1]
-        if not len(at_first) == len(at_second) == len(at_third):
-            crooked[name] = "its rank changes with the batch"
-            continue
-        shape: list[Dim] = []
-        for one, two, three in zip(at_first, at_second, at_third, strict=True):
-            slope, rest = divmod(two - one, SIZES[1] - SIZES[0])
-            dim = Dim(one - slope * SIZES[0], slope)
-            if rest or slope < 0 or dim.at(SIZES[2]) != three:
-                crooked[name] = (
-                    f"a dimension is {one}, {two}, {three} for batches of {SIZES[0]}, {SIZES[1]}, {SIZES[2]}"
-                )
-            shape.append(dim)
-        try:
-            tensors[name] = Tensor(name=name, dtype=dtype_name(element_type), shape=tuple(shape))
-        except ValueError as error:
-            problems.add(f"tensor {name!r}: {error}; export the model again")
-    for name, why in list(crooked.items())[:3]:
-        node = producer.get(name)
-        where = f"node {node.name!r} ({node.op_type}): " if node else ""
-        problems.add(
-            f"{where}tensor {name!r} is not proportional to the batch: {why}; rebuild that part without the batch"
-        )
-    return tensors
-
-
-def infer_at(light: ModelProto, batch: int, problems: Problems) -> Inferred:
-    """Type and shape of every tensor for `batch` samples, by repeated inference and folding of shape arithmetic."""
-    model = ModelProto()
-    model.CopyFrom(light)
-    graph = model.graph
-    for value in graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == BATCH:
-                dim.dim_value = batch
-    # What a file says about inner and output shapes may be stale or of the fixed batch: inference starts afresh.
-    del graph.value_info[:]
-    for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
-    known: Inferred = {t.name: (t.data_type, tuple(t.dims)) for t in graph.initializer}
-    values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if prod(t.dims) <= FOLDABLE_ELEMENTS}
-    # Propagated data take time by the length of every vector, long biases too, and most graphs need none.
-    propagate = False
-    for _ in range(ROUNDS):
-        try:
-            inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=propagate)
-        except Exception as error:  # InferenceError and plain RuntimeError
-            problems.add(f"shapes do not fit (batch of {batch}): {_one_line(error)}")
-            return {}
-        for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
-            shape = _concrete(value)
-            if shape is not None:
-                known[value.name] = (value.type.tensor_type.elem_type, shape)
-        missing = [n for n in graph.node if any(o and o not in known for o in n.output)]
-        if not missing:
-            break
-        if not propagate:
-            propagate = True
-            continue
-        if not _fold(model, known, values):
-            node = missing[0]
-            more = f" (and {len(missing) - 1} nodes after it)" if len(missing) > 1 else ""
-            problems.add(
-                f"the shape of {node.output[0]!r}, computed by node {node.name!r} ({node.op_type}){more}, cannot be "
-                "inferred from the inputs' shapes: it depends on data, or onnx has no inference for this operator; "
-                "export with static shapes and standard operators"
-            )
-            return {}
-    return known
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) < 400 else text[:400] + " …"
-
-
-def _concrete(value: ValueInfoProto) -> tuple[int, ...] | None:
-    kind = value.type.tensor_type
-    if not kind.HasField("shape") or any(dim.WhichOneof("value") != "dim_value" for dim in kind.shape.dim):
-        return None
-    return tuple(dim.dim_value for dim in kind.shape.dim)
-
-
-def _fold(model: ModelProto, known: Inferred, values: dict[str, np.ndarray]) -> bool:
-    """Evaluate shape arithmetic whose operands are known and turn its results into initializers; False if none was."""
-    graph = model.graph
-    kept: list[NodeProto] = []
-    for node in graph.node:
-        results = _evaluate(node, model, known, values)
-        if results is None:
-            kept.append(node)
-            continue
-        for name, value in zip(node.output, results, strict=False):
-            if name:
-                tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
-                values[name], known[name] = value, (tensor.data_type, tuple(tensor.dims))
-                graph.initializer.append(tensor)
-    if len(kept) == len(graph.node):
-        return False
-    del graph.node[:]
-    graph.node.extend(kept)
-    return True
-
-
-def _evaluate(
-    node: NodeProto, model: ModelProto, known: Inferred, values: Mapping[str, np.ndarray]
-) -> list[np.ndarray] | None:
-    if node.domain or node.op_type in RANDOM:
-        return None
-    if node.op_type == "Shape" and node.input[0] in known:
-        dims = np.asarray(known[node.input[0]][1], np.int64)
-        bounds = {a.name: a.i for a in node.attribute}
-        return [dims[slice(bounds.get("start"), bounds.get("end"))]]
-    if node.op_type == "Size" and node.input[0] in known:
-        return [np.asarray(prod(known[node.input[0]][1]), np.int64)]
-    if not node.input or any(name and name not in values for name in node.input):
-        return None
-    if any(name in known and prod(known[name][1]) > FOLDABLE_ELEMENTS for name in node.output):
-        return None
-    if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range") and not _small_result(node, values):
-        return None
-    results = evaluate_nodes([node], {name: values[name] for name in node.input if name}, list(node.output), model)
-    return results if all(r.size <= FOLDABLE_ELEMENTS for r in results) else None
-
-
-def _small_result(node: NodeProto, values: Mapping[str, np.ndarray]) -> bool:
-    operands = [values[name].astype(np.float64) for name in node.input]
-    if node.op_type == "Range":
-        start, limit, delta = (float(o.reshape(())) for o in operands)
-        return bool(delta) and (limit - start) / delta <= FOLDABLE_ELEMENTS
-    size = float(np.prod(np.maximum(operands[-1], 1)))
-    return size * (operands[0].size if node.op_type == "Tile" else 1) <= FOLDABLE_ELEMENTS
-
-
-def evaluate_nodes(
-    nodes: list[NodeProto], feeds: dict[str, np.ndarray], outputs: list[str], model: ModelProto
-) -> list[np.ndarray]:
-    """Run nodes of `model` in onnx's reference evaluator on known operands; an absent output gives an empty array."""
-    from onnx.reference import ReferenceEvaluator
-
-    wanted = [name for name in outputs if name]
-    graph = helper.make_graph(
-        nodes,
-        "constants",
-        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items()],
-        [helper.make_empty_tensor_value_info(name) for name in wanted],
-    )
-    part = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-    results = dict(zip(wanted, ReferenceEvaluator(part).run(None, feeds), strict=True))
-    return [np.asarray(results[name]) if name else np.empty(0) for name in outputs]
+        what = dim.WhichOneof("value")
+        dims.append(None if what is None else dim.dim_value if what == "dim_value" else dim.dim_param)
+    return dtype_name(kind.elem_type), dims

@@ -156,9 +156,14 @@ def test_functions_that_explode_or_recurse_are_refused_at_once(tmp_path: Path) -
 
 
 def test_data_dependent_shape_names_the_node(tmp_path: Path) -> None:
-    nodes = [helper.make_node("NonZero", ["x"], ["i"], name="find"), helper.make_node("Cast", ["i"], ["y"], to=1)]
-    said = refused(tmp_path / "m.onnx", model_of(nodes))
-    assert "'find' (NonZero)" in said
+    one = [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in (("zero", 0), ("one", 1))]
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Range", ["zero", "most", "one"], ["y"], name="count"),
+    ]
+    said = refused(tmp_path / "m.onnx", model_of(nodes, one))
+    assert "'count' (Range)" in said
+    assert "depends on data" in said
 
 
 def test_shapes_that_do_not_fit_name_the_node(tmp_path: Path) -> None:
