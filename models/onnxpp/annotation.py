@@ -21,9 +21,9 @@ from .problems import Problems, did_you_mean
 
 __all__ = ["Placement", "annotate", "annotation", "check_annotations"]
 
-MODEL_KEYS = ("format", "source.name", "source.sha256", "original", "loss", "targets", "parameters")
+MODEL_KEYS = ("format", "source.name", "source.sha256", "original", "loss", "targets", "parameters", "fixed_batch")
 REQUIRED_KEYS = ("format", "source.name", "source.sha256", "original", "targets", "parameters")
-NODE_KEYS = ("family", "flops")
+NODE_KEYS = ("family", "flops", "trips")
 SEGMENT = "segment."
 
 

@@ -73,6 +73,7 @@ def import_model(
     if found is not None:
         taken = {*tensors, *(node.name for node in model.graph.node)}
         training_mode(model, parameters, tensors, taken)
+    write_bodies(model.graph, shaped)
     graph = extract_graph(
         model, tensors, parameters=parameters, loss=found and found.tensor, targets=found.targets if found else ()
     )
@@ -109,7 +110,6 @@ def _write_down(model: ModelProto, graph: Graph, shaped: Shaped, *, original: st
     del proto.value_info[:]
     inner = [n for node in proto.node for n in node.output if n and n not in ends and n not in weights]
     proto.value_info.extend([value_info(tensors[n]) for n in inner])
-    write_bodies(proto, shaped)
     for node in proto.node:
         operator = graph.operator.get(node.name)
         if operator is not None:

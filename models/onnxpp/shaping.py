@@ -64,7 +64,10 @@ def shape_model(
     inferred, kept, why = _inferred(model, fixed, problems)
     if kept is not None:
         _freeze(model, fixed or 1)
-    apply_edits(model, inferred.edits)
+    if inferred.edits:
+        apply_edits(model, inferred.edits)
+        inferred = infer(light_copy(model), problems)._replace(edits=inferred.edits)
+        problems.stop()
     for tensor in inferred.tensors.values():
         _check(tensor, problems)
     problems.stop()
