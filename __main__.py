@@ -59,6 +59,7 @@ def import_(
     model: o.Model,
     out: o.OnnxppOut,
     loss: o.Loss = None,
+    loss_output: o.LossOutput = None,
     train: o.Train = None,
     freeze: o.Freeze = None,
     batch_dim: o.BatchDim = None,
@@ -75,6 +76,7 @@ def import_(
     found = import_model(
         model,
         loss=loss,
+        loss_output=loss_output,
         train=train,
         freeze=freeze,
         batch_dim=batch_dim,

@@ -39,6 +39,7 @@ __all__ = [
     "Interleave",
     "Json",
     "Loss",
+    "LossOutput",
     "MaxRestarts",
     "Microbatches",
     "Mixed",
@@ -96,7 +97,11 @@ Database = Annotated[
 
 # Importing
 Loss = Annotated[
-    str | None, Option("--loss", metavar="LOSS", help="softmax_xent or mse: appended where the graph has no loss.")
+    str | None,
+    Option("--loss", metavar="LOSS", help="softmax_xent, sigmoid_xent or mse: appended where the graph has no loss."),
+]
+LossOutput = Annotated[
+    str | None, Option("--loss-output", metavar="NAME", help="The output that is the loss: one number.")
 ]
 Train = Annotated[str | None, Option("--train", metavar="REGEX", help="Train only parameters whose names match.")]
 Freeze = Annotated[str | None, Option("--freeze", metavar="REGEX", help="Do not train parameters whose names match.")]

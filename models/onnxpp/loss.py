@@ -1,14 +1,23 @@
 """The loss: found in the graph, or appended to it from standard operators.
 
-``softmax_xent`` is SoftmaxCrossEntropyLoss (mean over the labels) of the first output against int64 class numbers
-named ``labels``. Where that output is a Softmax the loss reads the Softmax's operand instead, as cross-entropy of a
-softmax of a softmax is not what anybody trains; the Softmax stays, as the model's prediction. ``mse`` is the mean of
-the squared difference (Sub, Mul, ReduceMean) to a tensor named ``targets`` of the output's shape.
+| kind | loss | fed as |
+|---|---|---|
+| ``softmax_xent`` | SoftmaxCrossEntropyLoss of the scores: the mean over the labels that are not -100 | ``labels``: int64 classes |
+| ``sigmoid_xent`` | the mean of softplus(x) - x * t over all scores x: binary cross entropy | ``targets``: 0 to 1, like the output |
+| ``mse`` | the mean of the squared difference (Sub, Mul, ReduceMean) | ``targets``: like the output |
+
+The scores are the first floating-point output that has a batch dim. Where that is a Softmax or LogSoftmax over the
+classes (for ``sigmoid_xent`` a Sigmoid) the loss reads its operand instead, through the same reshapes: the cross entropy
+of a softmax of a softmax is not what anybody trains, and the logarithm of a rounded probability is not stable. The
+operator stays, as the model's prediction.
+
+A label of -100 does not count (as in PyTorch). The mean is then over the labels that count in one microbatch on one
+replica: with unequally many of them the microbatches' means weigh alike, as in data-parallel PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +27,12 @@ from .graph import Dim, Tensor
 from .normalise import unique_name
 from .problems import Problems, did_you_mean
 
-__all__ = ["LOSSES", "Loss", "append_loss", "find_loss"]
+__all__ = ["IGNORED_LABEL", "LOSSES", "Loss", "append_loss", "find_loss"]
 
-LOSSES = ("softmax_xent", "mse")
+LOSSES = ("softmax_xent", "sigmoid_xent", "mse")
+IGNORED_LABEL = -100
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+LOSS_OPERATORS = ("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
 
 
 class Loss(NamedTuple):
@@ -32,28 +43,63 @@ class Loss(NamedTuple):
     appended: bool
 
 
-def find_loss(model: ModelProto, tensors: Mapping[str, Tensor]) -> Loss | None:
-    """The graph's own loss: its first output that is one floating-point number whatever the batch; None without one.
+def find_loss(
+    model: ModelProto, tensors: dict[str, Tensor], *, output: str | None = None, problems: Problems
+) -> Loss | None:
+    """The graph's own loss: the output called `output`, else the first that is one floating-point number whatever the
+    batch; None without one.
 
-    Its targets are the inputs that reach the loss but no other output. Where the loss is the only output they are
-    those that reach the label operand of its loss operator, but not the scores.
+    A named output may have dims of 1, which a Squeeze then takes away. Its targets are the inputs that reach the loss
+    but none of the outputs that are no single number. Where there are none of these they are those that reach the label
+    operand of its loss operator, but not the scores.
     """
     graph = model.graph
-    scalars = [o.name for o in graph.output if tensors[o.name].is_float and not tensors[o.name].shape]
-    if not scalars:
+    floats = [o.name for o in graph.output if tensors[o.name].is_float]
+    scalars = [name for name in floats if not tensors[name].shape]
+    if output is not None and not _is_loss(output, model, tensors, problems):
         return None
-    loss = scalars[0]
+    if output is None and not scalars:
+        return None
+    loss = output or scalars[0]
     producer = {name: node for node in graph.node for name in node.output if name}
     inputs = {v.name for v in graph.input}
-    others = [o.name for o in graph.output if o.name != loss]
+    others = [o.name for o in graph.output if o.name != loss and tensors[o.name].shape]
     seen = _sources([loss], producer)
     if others:
         targets = (seen & inputs) - _sources(others, producer)
     else:
-        losses = [n for n in graph.node if n.op_type in ("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")]
+        losses = [n for n in graph.node if n.op_type in LOSS_OPERATORS and not seen.isdisjoint(n.output)]
         labels = _sources([n.input[1] for n in losses], producer)
         targets = (labels & inputs) - _sources([n.input[0] for n in losses], producer)
-    return Loss(loss, tuple(v.name for v in graph.input if v.name in targets), False)
+    named = tuple(v.name for v in graph.input if v.name in targets)
+    if not tensors[loss].shape:
+        return Loss(loss, named, False)
+    append = _Appended(model, tensors)
+    scalar = append.node("Squeeze", [loss], append.tensor(f"{loss}_scalar", tensors[loss].dtype, ()))
+    append.declare_output(scalar)
+    return Loss(scalar.name, named, False)
+
+
+def _is_loss(name: str, model: ModelProto, tensors: Mapping[str, Tensor], problems: Problems) -> bool:
+    """Whether the output `name` can be minimised; a problem says why not."""
+    outputs = [o.name for o in model.graph.output]
+    if name not in outputs:
+        what = "is computed inside the graph, but no output of it" if name in tensors else "does not exist"
+        near = did_you_mean(name, outputs) or f"; the outputs are {', '.join(outputs[:8])}"
+        problems.add(f"--loss-output {name}: the tensor {what}{near}")
+        return False
+    tensor = tensors[name]
+    if not tensor.is_float:
+        problems.add(f"--loss-output {name}: its values are {tensor.dtype}, which has no gradient")
+        return False
+    if any(d != Dim(1) for d in tensor.shape):
+        shape = ", ".join(map(str, tensor.shape))
+        problems.add(
+            f"--loss-output {name}: it has shape [{shape}], but a loss is one number: name an output that is one, or "
+            f"have a loss of this one appended: --loss {LOSSES[0]}"
+        )
+        return False
+    return True
 
 
 def _sources(names: list[str], producer: Mapping[str, NodeProto]) -> set[str]:
@@ -72,33 +118,28 @@ def append_loss(model: ModelProto, kind: str, tensors: dict[str, Tensor], proble
     if kind not in LOSSES:
         problems.add(f"--loss {kind}: expected one of {', '.join(LOSSES)}{did_you_mean(kind, LOSSES)}")
         return None
-    graph = model.graph
-    output = next((o.name for o in graph.output if tensors[o.name].is_float), None)
-    if output is None or not any(d.per_sample for d in tensors[output].shape):
+    floats = [tensors[o.name] for o in model.graph.output if tensors[o.name].is_float]
+    output = next((t for t in floats if any(d.per_sample for d in t.shape)), None)
+    if output is None:
         problems.add(f"--loss {kind}: the graph has no floating-point output per sample to compute a loss of")
         return None
-    taken = set(tensors) | {name for node in graph.node for name in (*node.output, node.name)}
-    append = _Appended(graph=graph, tensors=tensors, taken=taken)
-    return append.cross_entropy(_logits(model, output, tensors)) if kind == "softmax_xent" else append.squared(output)
+    if kind == "softmax_xent" and len(output.shape) < 2:
+        problems.add(
+            f"--loss {kind}: output {output.name!r} has one number per sample, no score per class: "
+            "choose --loss mse or --loss sigmoid_xent"
+        )
+        return None
+    append = _Appended(model, tensors)
+    if kind == "mse":
+        return append.squared(output.name)
+    if kind == "sigmoid_xent":
+        return append.binary(append.before(output.name, {"Sigmoid": lambda node, axis: True}))
+    classes = {"Softmax": append.is_over, "LogSoftmax": append.is_over}
+    return append.cross_entropy(append.before(output.name, classes))
 
 
-def _logits(model: ModelProto, output: str, tensors: Mapping[str, Tensor]) -> str:
-    """What a final Softmax over the classes reads, seen through reshapes; `output` itself without such a Softmax."""
-    producer = {name: node for node in model.graph.node for name in node.output if name}
-    name = output
-    while name in producer and producer[name].op_type in VIEWS:
-        name = producer[name].input[0]
-    node = producer.get(name)
-    if node is None or node.op_type not in ("Softmax", "LogSoftmax"):
-        return output
-    rank = len(tensors[name].shape)
-    axis = next((a.i for a in node.attribute if a.name == "axis"), -1) % rank
-    return node.input[0] if axis == _class_axis(tensors[name]) else output
-
-
-def _class_axis(logits: Tensor) -> int:
+def _class_axis(rank: int) -> int:
     """Classes stand last in [batch, classes] and [batch, tokens, classes], at 1 in [batch, classes, height, width]."""
-    rank = len(logits.shape)
     return rank - 1 if rank <= 3 else 1
 
 
@@ -110,8 +151,12 @@ def _rows(samples: Dim, tokens: Dim) -> Dim:
 class _Appended:
     """Nodes that a loss adds, each with its result's type and shape; names avoid those that are taken."""
 
-    def __init__(self, *, graph: GraphProto, tensors: dict[str, Tensor], taken: set[str]) -> None:
-        self.graph, self.tensors, self.taken = graph, tensors, taken
+    def __init__(self, model: ModelProto, tensors: dict[str, Tensor]) -> None:
+        self.graph: GraphProto = model.graph
+        self.tensors = tensors
+        self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.taken = set(tensors) | {n for node in model.graph.node for n in (*node.output, node.name)}
+        self.producer: dict[str, NodeProto] = {n: node for node in model.graph.node for n in node.output if n}
 
     def tensor(self, wanted: str, dtype: str, shape: tuple[Dim, ...]) -> Tensor:
         tensor = Tensor(name=unique_name(wanted, self.taken), dtype=dtype, shape=shape)
@@ -129,40 +174,118 @@ class _Appended:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
         return name
 
+    def declare_output(self, tensor: Tensor) -> None:
+        from .shapes import value_info
+
+        self.graph.output.append(value_info(tensor))
+
     def finish(self, loss: Tensor, target: Tensor) -> Loss:
         from .shapes import value_info
 
         self.graph.input.append(value_info(target))
-        self.graph.output.append(value_info(loss))
+        self.declare_output(loss)
         return Loss(loss.name, (target.name,), True)
 
+    # What the model's last operator reads
+
+    def before(self, output: str, bypassed: Mapping[str, Callable[[NodeProto, int], bool]]) -> str:
+        """What `output` would be without its last operator, where that is one of `bypassed` and its test agrees (asked
+        with the axis, of its operand, of the classes); `output` itself where it is not."""
+        views: list[NodeProto] = []
+        name, axis = output, _class_axis(len(self.tensors[output].shape))
+        while name in self.producer and self.producer[name].op_type in (*VIEWS, "Transpose"):
+            node = self.producer[name]
+            back = self._axis_before(node, axis)
+            if back is None:
+                return output
+            views.append(node)
+            name, axis = node.input[0], back
+        last = self.producer.get(name)
+        if last is None or last.domain or last.op_type not in bypassed or not bypassed[last.op_type](last, axis):
+            return output
+        name = last.input[0]
+        for view in reversed(views):
+            shape = self.tensors[view.output[0]].shape
+            result = self.tensor(f"{view.output[0]}_scores", self.tensors[name].dtype, shape)
+            attributes = {a.name: helper.get_attribute_value(a) for a in view.attribute}
+            name = self.node(view.op_type, [name, *view.input[1:]], result, **attributes).name
+        return name
+
+    def _axis_before(self, view: NodeProto, axis: int) -> int | None:
+        """The axis of a view's operand that became its result's `axis`; None where several were joined or split."""
+        before, after = self.tensors[view.input[0]].shape, self.tensors[view.output[0]].shape
+        if view.op_type == "Transpose":
+            order = next((list(a.ints) for a in view.attribute if a.name == "perm"), list(range(len(before)))[::-1])
+            return order[axis]
+        if before[: axis + 1] == after[: axis + 1]:
+            return axis
+        from_end = len(after) - axis
+        if before[-from_end:] == after[-from_end:] and from_end <= len(before):
+            return len(before) - from_end
+        return None
+
+    def is_over(self, node: NodeProto, axis: int) -> bool:
+        """Whether a Softmax is over `axis` alone; before operator set 13 it is over all axes from its own on."""
+        shape = self.tensors[node.input[0]].shape
+        given = next((a.i for a in node.attribute if a.name == "axis"), -1 if self.opset >= 13 else 1) % len(shape)
+        return given == axis and (self.opset >= 13 or all(d == Dim(1) for d in shape[axis + 1 :]))
+
+    # The losses
+
     def cross_entropy(self, name: str) -> Loss:
-        logits = self.tensors[name]
-        shape = logits.shape
+        scores = self.tensors[name]
+        shape = scores.shape
         if len(shape) > 2 and all(d == Dim(1) for d in shape[2:]):
-            flat = self.tensor(f"{name}_flat", logits.dtype, shape[:2])
-            logits = self.node("Flatten", [name], flat, axis=1)
-        tokens = shape[1:2] if len(shape) == 3 and logits.name == name else ()
-        labels = self.tensor("labels", "int64", (shape[0], *(tokens or logits.shape[2:])))
-        classes = labels
-        if tokens:
-            # One row for every token is a view; the operator's own order, classes at axis 1, would move all scores.
-            rows = _rows(shape[0], shape[1])
-            logits = self.node(
-                "Reshape",
-                [name, self.constant([-1, shape[2].fixed])],
-                self.tensor(f"{name}_rows", logits.dtype, (rows, shape[2])),
-            )
-            flat_labels = self.tensor("labels_rows", "int64", (rows,))
-            classes = self.node("Reshape", [labels.name, self.constant([-1])], flat_labels)
-        loss = self.tensor("loss", logits.dtype, ())
-        self.node("SoftmaxCrossEntropyLoss", [logits.name, classes.name], loss, reduction="mean")
+            flat = self.tensor(f"{name}_flat", scores.dtype, shape[:2])
+            scores = self.node("Flatten", [name], flat, axis=1)
+            shape = scores.shape
+        if len(shape) == 3:
+            return self._tokens(scores)
+        labels = self.tensor("labels", "int64", (shape[0], *shape[2:]))
+        return self._compared(scores, labels.name, labels)
+
+    def _tokens(self, scores: Tensor) -> Loss:
+        """One row for every token is a view; the operator's own order, classes at axis 1, would move all scores."""
+        shape = scores.shape
+        late = bool(shape[1].per_sample and not shape[0].per_sample)  # [tokens, batch, classes]
+        labels = self.tensor("labels", "int64", (shape[1], shape[0]) if late else shape[:2])
+        rows = _rows(shape[0], shape[1])
+        flat = self.node(
+            "Reshape",
+            [scores.name, self.constant([-1, shape[2].fixed])],
+            self.tensor(f"{scores.name}_rows", scores.dtype, (rows, shape[2])),
+        )
+        given = labels
+        if late:
+            given = self.node("Transpose", [labels.name], self.tensor("labels_first", "int64", shape[:2]), perm=[1, 0])
+        classes = self.tensor("labels_rows", "int64", (rows,))
+        self.node("Reshape", [given.name, self.constant([-1])], classes)
+        return self._compared(flat, classes.name, labels)
+
+    def _compared(self, scores: Tensor, classes: str, labels: Tensor) -> Loss:
+        loss = self.tensor("loss", scores.dtype, ())
+        kind = "SoftmaxCrossEntropyLoss"
+        self.node(kind, [scores.name, classes], loss, reduction="mean", ignore_index=IGNORED_LABEL)
         return self.finish(loss, labels)
 
     def squared(self, name: str) -> Loss:
         output = self.tensors[name]
-        targets = self.tensor("targets", output.dtype, output.shape)
-        error = self.node("Sub", [name, targets.name], self.tensor("loss.error", output.dtype, output.shape))
-        square = self.node("Mul", [error.name, error.name], self.tensor("loss.square", output.dtype, output.shape))
-        loss = self.node("ReduceMean", [square.name], self.tensor("loss", output.dtype, ()), keepdims=0)
-        return self.finish(loss, targets)
+        targets = self._like("targets", output)
+        error = self.node("Sub", [name, targets.name], self._like("loss.error", output))
+        square = self.node("Mul", [error.name, error.name], self._like("loss.square", output))
+        return self._mean(square, targets)
+
+    def binary(self, name: str) -> Loss:
+        scores = self.tensors[name]
+        targets = self._like("targets", scores)
+        plus = self.node("Softplus", [name], self._like("loss.softplus", scores))
+        product = self.node("Mul", [name, targets.name], self._like("loss.product", scores))
+        each = self.node("Sub", [plus.name, product.name], self._like("loss.each", scores))
+        return self._mean(each, targets)
+
+    def _like(self, name: str, other: Tensor) -> Tensor:
+        return self.tensor(name, other.dtype, other.shape)
+
+    def _mean(self, each: Tensor, targets: Tensor) -> Loss:
+        loss = self.tensor("loss", each.dtype, ())
+        return self.finish(self.node("ReduceMean", [each.name], loss, keepdims=0), targets)
