@@ -8,8 +8,9 @@ default), imports and annotates each, and prints a line of JSON per case.
 ``perceptron``   matrix product, addition and activation in turn; nothing to work out
 
 Weights lie in a file that does not exist, as importing reads none. `wall_s` is the whole process, its start included,
-`import_s` the import alone. The idle process has its libraries loaded, onnx's register of operators too. `peak_bytes` is what the process and its children held at most, together; `bytes_per_node` is
-what that is above the process before the import, for each operator of the file.
+`import_s` the import alone. `peak_bytes` is what the process and its children held at most, together; `bytes_per_node` is
+what that is above the idle process, for each operator of the file. The idle process has its libraries loaded, and onnx's
+register of operators.
 """
 
 from __future__ import annotations
