@@ -2,6 +2,7 @@
 
 from . import (
     attention,
+    casting,
     control,
     convolution,
     elementwise,
@@ -20,6 +21,7 @@ __all__ = [
     "Lowering",
     "Value",
     "attention",
+    "casting",
     "control",
     "convolution",
     "elementwise",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ...models.onnxpp.graph import Operator
-from .elementwise import element_type
+from .casting import element_type
 from .interpret import outer_values, run_body
 from .registry import Context, lowers
 

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
 from .registry import Context, Value, lowers, static, text
 
-__all__ = ["cast", "clip", "dropout", "element_type"]
+__all__ = ["clip", "dropout"]
 
 
 @jax.custom_vjp
@@ -216,46 +215,6 @@ def is_inf(node: Operator, x: Array) -> Array:
 def mod(node: Operator, a: Array, b: Array) -> Array:
     """Remainder with the sign of the divisor, or with fmod=1 of the dividend."""
     return jnp.fmod(a, b) if node.attributes.get("fmod", 0) else jnp.mod(a, b)
-
-
-# onnx.TensorProto.DataType as NumPy and JAX name the types.
-_ELEMENT_TYPES = {
-    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
-    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8_e4m3fn",
-    18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz",
-}  # fmt: skip
-
-
-def element_type(node: Operator, code: int) -> np.dtype[Any]:
-    """The dtype of an ONNX element type code.
-
-    >>> element_type(Operator(name="c", op_type="Cast", family="elementwise", inputs=("x",), outputs=("y",)), 1)
-    dtype('float32')
-    """
-    if code not in _ELEMENT_TYPES:
-        raise ModelError(
-            f"{node.op_type} node {node.name!r} asks for ONNX element type {code}, which the executor does not compute "
-            f"with. Known are {', '.join(_ELEMENT_TYPES.values())}."
-        )
-    return jnp.dtype(_ELEMENT_TYPES[code])
-
-
-@lowers("Cast", folds=True)
-def cast(node: Operator, x: Value, *, context: Context) -> Value:
-    """x as another element type; a static x stays static and keeps all 64 bits.
-
-    Where all floats compute in one precision, a cast to floats of another width would lose what that has.
-    """
-    dtype = element_type(node, int(node.attributes["to"]))
-    if context.precision is not None and "float" in dtype.name:
-        dtype = jnp.dtype(context.precision)
-    return x.astype(dtype)
-
-
-@lowers("CastLike", since=15)
-def cast_like(node: Operator, x: Value, like: Value) -> Value:
-    """x as the element type of another tensor."""
-    return x.astype(like.dtype)
 
 
 @lowers("Dropout")

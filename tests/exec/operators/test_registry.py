@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hpdlf.errors import ModelError
-from hpdlf.exec.operators import elementwise, lowering, registry, static, step_context, window
+from hpdlf.exec.operators import casting, lowering, registry, static, step_context, window
 from hpdlf.models.onnxpp import Operator
 
 
@@ -67,6 +67,6 @@ def test_rows_that_are_no_multiple_of_the_samples_are_refused() -> None:
         context.uniform((3, 2), np.float32)
 
 
-@pytest.mark.parametrize("module", [elementwise, registry, window])
+@pytest.mark.parametrize("module", [casting, registry, window])
 def test_examples_in_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
