@@ -1,7 +1,7 @@
 """Resize and Upsample: every output element is a weighted sum of a few input elements along each axis.
 
 Which elements and which weights depends on sizes alone, so both are computed before the run, in NumPy; the compiled code
-is one weighted sum after another. How it is computed depends on the pattern, see :func:`_along`.
+is one weighted sum after another.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from .registry import Value, lowers, static, text
 
 __all__ = ["Taps", "resize", "taps_of", "upsample"]
 
-# Up to this many input elements a product with the matrix of weights beats gathering (measured on one x86 core).
-MATRIX = 96
-# Patterns that repeat after so many output elements are computed by slices.
-PHASES = 8
+# More taps than this are one matrix product: they would make the code long, and read everything over and over.
+FEW_TAPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +91,9 @@ def _coordinates(
 ) -> np.ndarray:
     """Where each output element lies in the input: float64 (output,). Formulas of the ONNX specification.
 
-    For `nearest`, half an element decides, so it is computed in 32 bits as other runtimes do.
+    Where a rounding error decides what is read, it is computed in 32 bits, as other runtimes do.
     """
-    real: Any = np.float32 if rule.mode == "nearest" else np.float64
+    real: Any = np.float32 if rule.mode == "nearest" or rule.transform == "tf_crop_and_resize" else np.float64
     at = np.arange(output, dtype=real)
     scale, wanted = real(scale), real(wanted)
     half, last = real(0.5), real(size - 1)
@@ -146,69 +144,76 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def _along(x: Array, axis: int, taps: Taps) -> Array:
-    """`x` resampled along one axis. By the pattern of what is read:
+    """`x` resampled along one axis.
 
-    repeated   one element each, every one equally often: a broadcast
-    phases     weights that repeat, as when an image doubles: slices of the padded input, interleaved
-    matrix     few input elements: one product, also its gradient
-    gathered   everything else
+    Its gradient is written down, not derived: what an input element gets is a weighted sum of output elements, and
+    reading those is up to 30 times faster than adding to where they came from (measured on one x86 core).
     """
     index = np.clip(taps.index, 0, taps.size - 1)
     if taps.weights is None:
-        flat, factor = index[:, 0], taps.output // taps.size
-        if taps.output == factor * taps.size and np.array_equal(flat, np.arange(taps.output) // factor):
-            return jnp.repeat(x, factor, axis=axis) if factor != 1 else x
-        steps = np.diff(flat)
-        if steps.size and steps[0] > 0 and np.all(steps == steps[0]):
-            return lax.slice_in_dim(x, int(flat[0]), int(flat[-1]) + 1, int(steps[0]), axis)
-        return jnp.take(x, flat, axis=axis, mode="clip")
-    phases = _phases(x, axis, taps)
-    if phases is not None:
-        return phases
-    if taps.size <= MATRIX:
-        matrix = np.zeros((taps.output, taps.size))
-        np.add.at(matrix, (np.arange(taps.output)[:, None], index), taps.weights)
-        product = jnp.tensordot(x, jnp.asarray(matrix.T, x.dtype), axes=((axis,), (0,)), precision="highest")
+        pattern = _regular(x, axis, index[:, 0], taps.size)
+        if pattern is not None:
+            return pattern
+    weights = np.ones(index.shape) if taps.weights is None else taps.weights
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.take(x, index[:, 0], axis=axis, mode="clip")
+
+    @jax.custom_vjp
+    def resampled(x: Array) -> Array:
+        return _summed(x, axis, index, weights)
+
+    def backward(_: None, gradient: Array) -> tuple[Array]:
+        return (_summed(gradient, axis, *_transposed(index, weights, taps.size)),)
+
+    resampled.defvjp(lambda x: (resampled(x), None), backward)
+    return resampled(x)
+
+
+def _regular(x: Array, axis: int, index: np.ndarray, size: int) -> Array | None:
+    """One input element each, where a broadcast or a slice says which."""
+    factor = index.size // size
+    if index.size == factor * size and np.array_equal(index, np.arange(index.size) // max(factor, 1)):
+        return jnp.repeat(x, factor, axis=axis)
+    steps = np.diff(index)
+    if steps.size and steps[0] > 0 and np.all(steps == steps[0]):
+        return lax.slice_in_dim(x, int(index[0]), int(index[-1]) + 1, int(steps[0]), axis)
+    return None
+
+
+def _summed(x: Array, axis: int, index: np.ndarray, weights: np.ndarray) -> Array:
+    """The sum over t of ``weights[:, t] * x[index[:, t]]`` along one axis: tap by tap, which XLA fuses into one loop.
+
+    Many taps are a product with the matrix of weights instead.
+    """
+    if index.shape[1] > FEW_TAPS:
+        matrix = np.zeros((x.shape[axis], index.shape[0]))
+        np.add.at(matrix, (index, np.arange(index.shape[0])[:, None]), weights)
+        product = jnp.tensordot(x, jnp.asarray(matrix, x.dtype), axes=((axis,), (0,)), precision="highest")
         return jnp.moveaxis(product, -1, axis)
     shape = (-1, *(1,) * (x.ndim - 1 - axis))
-    parts = (
-        jnp.take(x, index[:, t], axis=axis, mode="clip") * jnp.asarray(weight, x.dtype).reshape(shape)
-        for t, weight in enumerate(taps.weights.T)
-        if np.any(weight)
-    )
-    return sum(parts, start=jnp.zeros((), x.dtype))
+    total = None
+    for places, share in zip(index.T, weights.T, strict=True):
+        if not np.any(share):
+            continue
+        part = jnp.take(x, places, axis=axis, mode="clip")
+        part = part if np.all(share == 1) else part * jnp.asarray(share, x.dtype).reshape(shape)
+        total = part if total is None else total + part
+    empty = (*x.shape[:axis], index.shape[0], *x.shape[axis + 1 :])
+    return jnp.zeros(empty, x.dtype) if total is None else total
 
 
-def _phases(x: Array, axis: int, taps: Taps) -> Array | None:
-    """Output element ``i * f + p`` reads what element p reads, i * g further on; None where that is not so.
-
-    f and g are output and input over their greatest common divisor.
-    """
-    common = int(np.gcd(taps.output, taps.size))
-    if not common or taps.weights is None:
-        return None
-    factor, step = taps.output // common, taps.size // common
-    if factor > PHASES or common == 1 or taps.index.shape[1] * factor > 4 * PHASES:
-        return None
-    index = taps.index.reshape(common, factor, -1) - step * np.arange(common)[:, None, None]
-    weights = taps.weights.reshape(common, factor, -1)
-    if np.any(index != index[0]) or np.abs(weights - weights[0]).max() > 1e-6:
-        return None
-    before = max(0, -int(index[0].min()))
-    after = max(0, int(index[0].max()) + step * (common - 1) - taps.size + 1)
-    wide = [(before, after) if i == axis else (0, 0) for i in range(x.ndim)]
-    padded = jnp.pad(x, wide, mode="edge") if before or after else x
-    parts = []
-    for positions, row in zip(index[0] + before, weights[0], strict=True):
-        seen = (
-            lax.slice_in_dim(padded, int(a), int(a) + step * (common - 1) + 1, step, axis) * jnp.asarray(w, x.dtype)
-            for a, w in zip(positions, row, strict=True)
-            if w
-        )
-        parts.append(sum(seen, start=jnp.zeros((), x.dtype)))
-    shape = (*x.shape[:axis], common, *x.shape[axis + 1 :])
-    stacked = jnp.stack([jnp.broadcast_to(p, shape) for p in parts], axis=axis + 1)
-    return stacked.reshape(*x.shape[:axis], taps.output, *x.shape[axis + 1 :])
+def _transposed(index: np.ndarray, weights: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `size` input elements the output elements that read it, and with what weight: (size, most)."""
+    source = index.reshape(-1)
+    target = np.repeat(np.arange(index.shape[0]), index.shape[1])
+    order = np.argsort(source, kind="stable")
+    counts = np.bincount(source, minlength=size)
+    place = np.arange(source.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    most = max(int(counts.max(initial=0)), 1)
+    where, share = np.zeros((size, most), np.int64), np.zeros((size, most))
+    where[source[order], place] = target[order]
+    share[source[order], place] = weights.reshape(-1)[order]
+    return where, share
 
 
 def _resampled(x: Value, axes: Sequence[tuple[int, Taps]], extrapolation: float) -> Array:
