@@ -28,7 +28,9 @@ __all__ = ["ComputeActions", "Samples"]
 Samples = Callable[[int, int], np.ndarray]
 """The global sample indices of (step, microbatch) on this rank."""
 
-RANDOM_OPERATORS = frozenset({"Dropout", "RandomNormalLike", "RandomUniformLike", "RandomNormal", "RandomUniform", "Bernoulli"})
+RANDOM_OPERATORS = frozenset(
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

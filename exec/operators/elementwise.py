@@ -43,6 +43,7 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Asinh": jnp.arcsinh,
     "Atan": jnp.arctan,
     "Atanh": jnp.arctanh,
+    "BitwiseNot": jnp.bitwise_not,
     "Ceil": jnp.ceil,
     "Cos": jnp.cos,
     "Cosh": jnp.cosh,
@@ -103,11 +104,20 @@ _VARIADIC: dict[str, Callable[[tuple[Any, ...]], Any]] = {
 }
 
 
+def _aligned(node: Operator, a: Any, b: Any) -> Any:
+    """b with dims of 1 behind its last, so that its first stands at a's `axis`: how it broadcast before opset 7."""
+    axis = node.attributes.get("axis")
+    if axis is None or not node.attributes.get("broadcast", 0):
+        return b
+    start = int(axis) % max(a.ndim, 1)
+    return b.reshape(b.shape + (1,) * max(a.ndim - start - b.ndim, 0))
+
+
 def _register_tables() -> None:
     for op_type, unary in _UNARY.items():
         lowers(op_type)(lambda node, x, _f=unary: _f(x))
     for op_type, binary in _BINARY.items():
-        lowers(op_type)(lambda node, a, b, _f=binary: _f(a, b))
+        lowers(op_type)(lambda node, a, b, _f=binary: _f(a, _aligned(node, a, b)))
     for op_type, variadic in _VARIADIC.items():
         lowers(op_type)(lambda node, *values, _f=variadic: jnp.asarray(_f(values)))
 
@@ -115,9 +125,24 @@ def _register_tables() -> None:
 _register_tables()
 
 
+@lowers("BitShift", since=11)
+def bit_shift(node: Operator, x: Value, places: Value) -> Array:
+    """The bits of x moved LEFT or RIGHT (`direction`); a sign stays. By fewer than 0 or all places: out, all of them."""
+    x, places = jnp.broadcast_arrays(x, places)
+    bits = jnp.iinfo(x.dtype).bits
+    inside = (places >= 0) & (places < bits)
+    by = jnp.where(inside, places, 0)
+    if text(node, "direction", "LEFT") == "LEFT":
+        return jnp.where(inside, lax.shift_left(x, by), 0)
+    if jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+        return jnp.where(inside, lax.shift_right_logical(x, by), 0)
+    return jnp.where(inside, lax.shift_right_arithmetic(x, by), jnp.where(x < 0, -1, 0).astype(x.dtype))
+
+
 @lowers("Pow")
 def power(node: Operator, x: Array, exponent: Value) -> Array:
     """x ** exponent in the dtype of x; a known whole exponent needs no logarithm: negative bases have gradients."""
+    exponent = _aligned(node, x, exponent)
     if isinstance(exponent, np.ndarray) and exponent.size == 1 and exponent.ndim <= jnp.ndim(x):
         known = float(exponent.reshape(()))
         if known.is_integer() and abs(known) <= 16 and jnp.issubdtype(x.dtype, jnp.floating):
