@@ -1,4 +1,4 @@
-"""Element by element: arithmetic, activations, comparisons, logic, Dropout, Cast. Inputs broadcast as NumPy does."""
+"""Element by element: arithmetic, activations, comparisons, logic. Inputs broadcast as NumPy does."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array, lax
 
 from ...models.onnxpp.graph import Operator
-from .registry import Context, Value, lowers, static, text
+from .registry import Value, lowers, text
 
-__all__ = ["clip", "dropout"]
+__all__ = ["clip"]
 
 
 @jax.custom_vjp
@@ -240,26 +240,3 @@ def is_inf(node: Operator, x: Array) -> Array:
 def mod(node: Operator, a: Array, b: Array) -> Array:
     """Remainder with the sign of the divisor, or with fmod=1 of the dividend."""
     return jnp.fmod(a, b) if node.attributes.get("fmod", 0) else jnp.mod(a, b)
-
-
-@lowers("Dropout")
-def dropout_by_attribute(node: Operator, x: Array, *, context: Context) -> tuple[Array, Array]:
-    """Before opset 12 the run decides whether it trains; the ratio is an attribute."""
-    return _dropped(x, float(node.attributes.get("ratio", 0.5)) if context.training else 0.0, context)
-
-
-@lowers("Dropout", since=12)
-def dropout(
-    node: Operator, x: Array, ratio: Value | None = None, training_mode: Value | None = None, *, context: Context
-) -> tuple[Array, Array]:
-    """(y, mask): zeroes a share `ratio`, scales the rest by 1 / (1 - ratio), where graph and run both train."""
-    asked = training_mode is not None and bool(static(node, "training_mode", training_mode))
-    share = 0.5 if ratio is None else float(static(node, "ratio", ratio))
-    return _dropped(x, share if asked and context.training else 0.0, context)
-
-
-def _dropped(x: Array, ratio: float, context: Context) -> tuple[Array, Array]:
-    if ratio == 0:
-        return x, jnp.ones(x.shape, bool)
-    mask = context.uniform(x.shape, jnp.float32) >= ratio
-    return jnp.where(mask, x / (1 - ratio), 0).astype(x.dtype), mask

@@ -14,34 +14,58 @@ from .registry import Context, Value, lowers
 __all__ = ["batch_normalization", "layer_normalization", "log_softmax", "softmax"]
 
 
-@lowers("BatchNormalization")
+@lowers("BatchNormalization", since=14)
 def batch_normalization(
     node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, context: Context
 ) -> Array | tuple[Array, ...]:
     """Normalises (N, C, ...) per channel; in training returns the running mean and variance too.
 
     Training uses the mean and (population) variance of this microbatch on this replica, and returns
-    ``momentum * running + (1 - momentum) * current``. A node trains where it says so itself (`training_mode`; before
-    opset 14 by more than one output) and the run trains.
+    ``momentum * running + (1 - momentum) * current``. A node trains where it says so itself (`training_mode`) and the
+    run trains. Statistics are computed in float32 at least.
     """
+    says_so = bool(node.attributes.get("training_mode", 0))
+    return _batch_normalised(node, x, scale, bias, mean, variance, trains=says_so and context.training)
+
+
+@lowers("BatchNormalization")
+def batch_normalization_by_outputs(
+    node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, context: Context
+) -> Array | tuple[Array, ...]:
+    """Before opset 14 a node trains where it has more than one output; the fourth and fifth are the batch's own mean
+    and variance. Before opset 9 `spatial` may be 0: every element of a sample then has statistics of its own."""
+    says_so = sum(map(bool, node.outputs)) > 1 and not node.attributes.get("is_test", 0)
+    return _batch_normalised(node, x, scale, bias, mean, variance, trains=says_so and context.training)
+
+
+def _batch_normalised(
+    node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, trains: bool
+) -> Array | tuple[Array, ...]:
     get = node.attributes.get
-    wanted = len([o for o in node.outputs if o])
-    trains = bool(get("training_mode", wanted > 1)) and context.training
-    axes = (0, *range(2, x.ndim))
-    shape = (1, -1, *(1,) * (x.ndim - 2))
+    if get("spatial", 1):
+        axes, shape = (0, *range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))[: max(x.ndim, 1)]
+        shape = (-1,) if x.ndim == 1 else shape
+    else:
+        axes, shape = (0,), (1, *x.shape[1:])
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if trains:
+        current = jnp.mean(wide, axis=axes, keepdims=True)
+        spread = jnp.mean(jnp.square(wide - current), axis=axes, keepdims=True)
+    else:
+        current, spread = (v.reshape(shape).astype(wide.dtype) for v in (mean, variance))
+    y = _normalised(wide, current, spread, get("epsilon", 1e-5)) * scale.reshape(shape) + bias.reshape(shape)
+    y = y.astype(x.dtype)
+    wanted = len(node.outputs)
+    if wanted <= 1:
+        return y
     if not trains:
-        y = _normalised(x, mean.reshape(shape), variance.reshape(shape), get("epsilon", 1e-5))
-        y = (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
-        return (y, mean, variance, mean, variance)[:wanted] if wanted > 1 else y
-    current = jnp.mean(x, axis=axes, keepdims=True)
-    spread = jnp.mean(jnp.square(x - current), axis=axes, keepdims=True)
-    y = _normalised(x, current, spread, get("epsilon", 1e-5)) * scale.reshape(shape) + bias.reshape(shape)
+        return (y, mean, variance, mean, variance)[:wanted]
     momentum = get("momentum", 0.9)
-    kept_mean = momentum * mean + (1 - momentum) * lax.stop_gradient(current).reshape(-1)
-    kept_variance = momentum * variance + (1 - momentum) * lax.stop_gradient(spread).reshape(-1)
-    # Opset 9 to 13 also has outputs for the batch's own statistics; nothing reads them but old exporters' graphs.
-    everything = (y.astype(x.dtype), kept_mean.astype(mean.dtype), kept_variance.astype(variance.dtype))
-    return (*everything, current.reshape(-1), spread.reshape(-1))[: max(wanted, 1)]
+    current, spread = (lax.stop_gradient(v).reshape(mean.shape) for v in (current, spread))
+    kept_mean = momentum * mean + (1 - momentum) * current
+    kept_variance = momentum * variance + (1 - momentum) * spread
+    everything = (y, kept_mean.astype(mean.dtype), kept_variance.astype(variance.dtype), current, spread)
+    return everything[:wanted]
 
 
 def _normalised(x: Array, mean: Array, variance: Array, epsilon: float) -> Array:

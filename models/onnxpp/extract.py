@@ -10,7 +10,8 @@ from onnx import ModelProto
 from .bodies import operator_of
 from .count import family
 from .graph import Dim, Graph, Tensor
-from .parameters import constant_tensors, frontier, is_training_norm
+from .modes import is_training_norm
+from .parameters import constant_tensors, frontier
 from .problems import Problems
 from .shapes import RANDOM, read_tensor
 from .weights import dtype_name

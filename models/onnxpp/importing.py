@@ -15,9 +15,10 @@ from .graph import Graph
 from .inlining import inline_branches
 from .load import read_model
 from .loss import append_loss, find_loss
+from .modes import open_dropouts, training_mode
 from .normalise import IR_VERSION, convert_opset, normalise
 from .onnxpp import FORMAT, PREFIX, Onnxpp, set_metadata
-from .parameters import select, training_mode
+from .parameters import select
 from .problems import Problems
 from .shapes import value_info
 from .shaping import Shaped, shape_model, write_bodies
@@ -50,8 +51,9 @@ def import_model(
     content         the file's bytes, where they were never written to `path`
 
     With a loss the model is meant for training: each BatchNormalization whose scale or bias is trained goes into
-    training mode, and its running statistics become ``graph.state``; without one it stays in inference form, and so
-    does Dropout in any case, which trains only where the file asks for it. Raises ModelError with all problems found.
+    training mode, and its running statistics become ``graph.state``; Dropout drops where the file asks for it, or leaves
+    it open as before operator set 12. Without a loss both stay as the file has them. Raises ModelError with all problems
+    found.
     """
     path = Path(path)
     allowed = tuple(Path(folder) for folder in allow_external)
@@ -60,6 +62,7 @@ def import_model(
     # The imported graph is put aside before anything of its meaning changes.
     model = normalise(model)
     original = pack_original(model)
+    dropouts = open_dropouts(model)
     given = {name for node in model.graph.node for name in node.output} | {t.name for t in model.graph.initializer}
     shaped = shape_model(model, batch_dim=batch_dim, bind=bind, problems=problems)
     model, tensors = shaped.model, shaped.tensors
@@ -72,7 +75,7 @@ def import_model(
     problems.stop()
     if found is not None:
         taken = {*tensors, *(node.name for node in model.graph.node)}
-        training_mode(model, parameters, tensors, taken)
+        training_mode(model, parameters, tensors, taken, dropouts=dropouts)
     write_bodies(model.graph, shaped)
     graph = extract_graph(
         model, tensors, parameters=parameters, loss=found and found.tensor, targets=found.targets if found else ()

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from .modes import after_conversion, before_conversion
 from .problems import Problems
 from .untie import untie
 from .weights import is_heavy, light_copy
@@ -101,6 +102,7 @@ def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:
     version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if version >= TARGET_OPSET:
         return model
+    before_conversion(model)
     try:
         converted = onnx.version_converter.convert_version(light_copy(model), TARGET_OPSET)
     except Exception as error:  # the converter raises RuntimeError and its own types
@@ -118,4 +120,5 @@ def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:
     converted.graph.initializer.extend(heavy.values())
     constants_to_initializers(converted)
     name_nodes(converted)
+    after_conversion(converted)
     return converted

@@ -24,9 +24,7 @@ from .weights import TRAINED
 __all__ = [
     "constant_tensors",
     "frontier",
-    "is_training_norm",
     "select",
-    "training_mode",
 ]
 
 
@@ -127,37 +125,3 @@ def _matching(option: str, expression: str, names: list[str], problems: Problems
         )
         problems.add(f"{option} {expression!r} matches no tensor that could be trained{near}")
     return found
-
-
-def is_training_norm(node: NodeProto) -> bool:
-    """Whether a node is a BatchNormalization in training mode."""
-    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i == 1 for a in node.attribute)
-
-
-def training_mode(model: ModelProto, parameters: Iterable[str], tensors: dict[str, Tensor], taken: set[str]) -> None:
-    """Put every BatchNormalization whose scale or bias is trained into training mode: it then normalises by its
-    batch's own statistics and puts out updated running ones. One whose scale and bias are frozen stays as it was,
-    that is
-    normalises by the running statistics for good."""
-    from onnx import helper
-
-    from .normalise import unique_name
-
-    trained = set(parameters)
-    for node in model.graph.node:
-        if node.op_type != "BatchNormalization" or not (
-            trained.intersection(node.input[1:3]) or is_training_norm(node)
-        ):
-            continue
-        if not is_training_norm(node):
-            kept = [a for a in node.attribute if a.name != "training_mode"]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("training_mode", 1)])
-        results = list(node.output)[:3] + [""] * (3 - len(node.output))
-        for slot, statistic in ((1, "running_mean"), (2, "running_var")):
-            running = tensors[node.input[slot + 2]]
-            name = results[slot] or unique_name(f"{node.name}_{statistic}", taken)
-            results[slot] = name
-            tensors[name] = Tensor(name=name, dtype=running.dtype, shape=running.shape)
-        del node.output[:]
-        node.output.extend(results)

@@ -1,0 +1,65 @@
+"""Dropout: elements of a sample are zeroed by numbers that depend on seed, step, operator and the sample alone.
+
+So a sample loses the same elements however a batch is cut into microbatches and over ranks. While a run evaluates,
+Dropout is the identity. Whether it drops while a run trains is for the graph to say from operator set 12 on
+(`training_mode`, off where absent); until set 6 `is_test` says so, in between the run alone decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ...models.onnxpp.graph import Operator
+from .registry import Context, Value, lowers
+
+__all__ = ["dropout"]
+
+
+@lowers("Dropout")
+def dropout_by_is_test(node: Operator, x: Value, *, context: Context) -> tuple[Array, Array]:
+    """The ratio is an attribute, and the mask has the type of x."""
+    ratio = 0.0 if node.attributes.get("is_test", 0) else node.attributes.get("ratio", 0.5)
+    y, mask = _dropped(x, ratio, context)
+    return y, mask.astype(x.dtype)
+
+
+@lowers("Dropout", since=7)
+def dropout_by_run(node: Operator, x: Value, *, context: Context) -> tuple[Array, Array]:
+    """The same without `is_test`."""
+    return dropout_by_is_test(node, x, context=context)
+
+
+@lowers("Dropout", since=10)
+def dropout_by_run_with_mask(node: Operator, x: Value, *, context: Context) -> tuple[Array, Array]:
+    """The mask is of truth values."""
+    return _dropped(x, node.attributes.get("ratio", 0.5), context)
+
+
+@lowers("Dropout", since=12)
+def dropout(
+    node: Operator, x: Value, ratio: Value | None = None, training_mode: Value | None = None, *, context: Context
+) -> tuple[Array, Array]:
+    """(y, mask): zeroes a share `ratio`, scales the rest by 1 / (1 - ratio), where graph and run both train."""
+    share = 0.5 if ratio is None else ratio
+    if training_mode is None:
+        share = 0.0
+    elif isinstance(training_mode, jax.core.Tracer):
+        share = jnp.where(jnp.reshape(training_mode, ()), share, 0)
+    elif not bool(training_mode):
+        share = 0.0
+    return _dropped(x, share, context)
+
+
+def _dropped(x: Value, ratio: Any, context: Context) -> tuple[Array, Array]:
+    known = not isinstance(ratio, jax.core.Tracer)
+    if not context.training or (known and float(ratio) == 0):
+        return jnp.asarray(x), jnp.ones(x.shape, bool)
+    ratio = jnp.asarray(ratio, jnp.float32).reshape(())
+    mask = context.uniform(x.shape, jnp.float32) >= ratio
+    # A ratio of 1 drops everything: nothing is left to scale, and infinity times nothing is no number.
+    scale = jnp.where(ratio < 1, 1 / jnp.where(ratio < 1, 1 - ratio, 1), 0).astype(x.dtype)
+    return jnp.where(mask, x * scale, 0).astype(x.dtype), mask
