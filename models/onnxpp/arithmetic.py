@@ -17,12 +17,29 @@ __all__ = ["bounds", "evaluate", "evaluate_nodes"]
 
 Array = np.ndarray
 Attributes = Mapping[str, Any]
+Bounds = tuple[np.ndarray, np.ndarray]
 
 # Data is only moved: every element of the result is one of the operands'.
 RESHAPING = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 # The result grows (or stays) where an operand grows.
 RISING = frozenset(
-    {"Add", "Sum", "Min", "Max", "Cast", "CastLike", "Floor", "Ceil", "Round", "Sqrt", "Relu", "Concat", "CumSum"}
+    {
+        "Add",
+        "Sum",
+        "Min",
+        "Max",
+        "Cast",
+        "CastLike",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sqrt",
+        "Relu",
+        "Concat",
+        "CumSum",
+        "And",
+        "Or",
+    }
     | {"ReduceMax", "ReduceMin", "ReduceSum", "ReduceMean"}
 )
 RISING_FROM_ZERO = frozenset({"Mul", "ReduceProd"})
@@ -192,12 +209,11 @@ def evaluate(
     try:
         with np.errstate(all="ignore"):
             results = _direct(node.op_type, attributes, values, dims)
-        if results is None:
-            if node.op_type not in RARE:
-                return None
-            feeds = {name: v for name, v in zip(node.input, values, strict=True) if name and v is not None}
-            results = evaluate_nodes([node], feeds, list(node.output), model)
-        with np.errstate(all="ignore"):
+            if results is None:
+                if node.op_type not in RARE:
+                    return None
+                feeds = {name: v for name, v in zip(node.input, values, strict=True) if name and v is not None}
+                results = evaluate_nodes([node], feeds, list(node.output), model)
             return [np.asarray(r).astype(t, copy=False) for r, t in zip(results, dtypes, strict=False)]
     except Exception:  # the reference evaluator raises anything
         return None  # operands that do not fit: the shape stays what inference says
@@ -211,7 +227,7 @@ def bounds(
     dims: Sequence[Sequence[int]],
     dtypes: Sequence[np.dtype],
     model: ModelProto,
-) -> list[tuple[Array, Array]] | None:
+) -> list[Bounds] | None:
     """(least, most) of each result of an operator whose operands are known between two bounds; None if not known."""
 
     def run(values: Sequence[Array | None]) -> list[Array] | None:
@@ -230,13 +246,35 @@ def bounds(
         least, most = run([lows[0], highs[1]]), run([highs[0], lows[1]])
     elif op_type == "Neg":
         least, most = run(highs), run(lows)
-    elif op_type == "Where" and 0 not in open_operands:
-        least, most = run(lows), run(highs)
+    elif op_type in COMPARED and len(operands) == 2:
+        return [COMPARED[op_type](*operands[0], *operands[1])]
+    elif op_type == "Not":
+        least, most = run(highs), run(lows)
+    elif op_type == "Where":
+        return [_chosen(*operands)]
     else:
         return None
     if least is None or most is None:
         return None
     return list(zip(least, most, strict=True))
+
+
+def _chosen(condition: Bounds, yes: Bounds, no: Bounds) -> Bounds:
+    """What Where makes of bounds: either of both where the condition is open."""
+    surely, perhaps = condition
+    least = np.where(surely, yes[0], np.where(perhaps, np.minimum(yes[0], no[0]), no[0]))
+    most = np.where(surely, yes[1], np.where(perhaps, np.maximum(yes[1], no[1]), no[1]))
+    return least, most
+
+
+# (surely, perhaps) for operands between (least, most) each.
+COMPARED: Mapping[str, Callable[[Array, Array, Array, Array], Bounds]] = {
+    "Equal": lambda a, b, c, d: ((a == b) & (c == d) & (a == c), (a <= d) & (c <= b)),
+    "Less": lambda a, b, c, d: (b < c, a < d),
+    "LessOrEqual": lambda a, b, c, d: (b <= c, a <= d),
+    "Greater": lambda a, b, c, d: (a > d, b > c),
+    "GreaterOrEqual": lambda a, b, c, d: (a >= d, b >= c),
+}
 
 
 def evaluate_nodes(

@@ -3,7 +3,8 @@
 An exporter that traces with two samples writes 2 into the targets of reshapes, into initial states, into constants that
 it concatenates. The walk knows which dimension of every operand is the batch, so it can say what each of these has to be:
 
-* a Reshape whose operand carries the batch gets -1 where the batch goes, the rest written out in full;
+* a Reshape whose operand carries the batch gets -1 where the batch goes, the rest written out in full (several places
+  may fit; :func:`batch_place` has the order in which they are taken);
 * an Expand gets 1 there, which keeps what is there; the sizes of a Resize leave it out;
 * an initial state of zeros is left out, as the standard then takes zeros;
 * what has one row where another operand has the batch (a class token, say) is expanded to it.
@@ -25,7 +26,7 @@ from .known import Known, line
 if TYPE_CHECKING:
     from .walk import Node, Walk
 
-__all__ = ["apply_edits", "release_operands"]
+__all__ = ["apply_edits", "batch_place", "follow_batch", "release_operands"]
 
 Edit = dict[str, Any]
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -110,9 +111,11 @@ def _reshape(walk: Walk, node: Node) -> list[Edit]:
     full = _resolved(before, [int(t) for t in target], bool(node.attributes.get("allowzero")))
     if full is None:
         return []
-    place = batch_place(before, full, axis, batch)
-    if place is None:
+    found = batch_place(before, full, axis, batch, walk.outer.get(node.inputs[0], 1))
+    if found is None:
         return []
+    place, outer = found
+    walk.outer[node.outputs[0]] = outer
     wanted = [-1 if i == place else extent for i, extent in enumerate(full)]
     plain = [_resolved([f + p * n for f, p in dims], [int(t) for t in target], False) for n in walk.sizes]
     right = [[full[place] // batch * n if i == place else d for i, d in enumerate(full)] for n in walk.sizes]
@@ -132,21 +135,56 @@ def _resolved(before: Sequence[int], target: Sequence[int], allow_zero: bool) ->
     return full if prod(full) == prod(before) and min(full, default=0) >= 0 else None
 
 
-def batch_place(before: Sequence[int], target: Sequence[int], axis: int, batch: int) -> int | None:
-    """Where in a Reshape's `target` the batch goes that leads the dimension `axis` of its operand `before`.
+def batch_place(
+    before: Sequence[int], target: Sequence[int], axis: int, batch: int, outer: int = 1
+) -> tuple[int, int] | None:
+    """Where in a Reshape's `target` the batch goes that is in the dimension `axis` of its operand `before`.
+
+    `outer` counts what stands before the batch inside that dimension: [197, batch] as one dimension has 197. The answer
+    is the target's dimension, and what stands before the batch in there. A dimension that is the batch alone is taken
+    first, then one that the batch leads, but not the last one (features), then one that the batch ends. None if there is
+    none: the batch would be cut.
 
     >>> batch_place([2, 197, 768], [2, 197, 12, 64], 0, 2), batch_place([197, 1, 768], [197, 12, 64], 1, 1)
-    (0, 1)
+    ((0, 1), (1, 1))
+    >>> batch_place([197, 1, 12, 64], [197, 768], 1, 1), batch_place([197, 768], [197, 1, 768], 0, 1, outer=197)
+    ((0, 197), (1, 1))
     >>> batch_place([64, 49, 96], [1, 8, 8, 7, 7, 96], 0, 1), batch_place([1, 1, 32], [1, 1, 4, 8], 1, 1)
-    (0, 1)
+    ((0, 1), (1, 1))
     """
-    lead = prod(before[:axis])
-    places = [
-        place for place, extent in enumerate(target) if prod(target[:place]) == lead and extent and not extent % batch
-    ]
-    if axis in places and list(target[:axis]) == list(before[:axis]):
-        return axis
-    return places[0] if places else None
+    lead = prod(before[:axis]) * outer
+    starts = [p for p, extent in enumerate(target) if prod(target[:p]) == lead and extent and not extent % batch]
+    alone = [p for p in starts if target[p] == batch]
+    if outer == 1 and axis in starts and list(target[:axis]) == list(before[:axis]):
+        same = target[axis] == before[axis] or axis < len(target) - 1 or axis in alone
+        if same:
+            return axis, 1
+    if alone:
+        return alone[0], 1
+    if starts and (starts[0] < len(target) - 1 or not starts[0]):
+        return starts[0], 1
+    for p, extent in enumerate(target):
+        inside = extent // batch if not extent % batch else 0
+        if p < len(target) - 1 and inside > 1 and prod(target[:p]) * inside == lead:
+            return p, inside
+    return (starts[0], 1) if starts else None
+
+
+def follow_batch(walk: Walk, node: Node) -> None:
+    """Note for a node's results what stands before the batch in their dimension, as in the operand that has as much."""
+    if not walk.outer or node.op_type == "Reshape":
+        return
+    for name in node.inputs:
+        outer = walk.outer.get(name, 1)
+        dims = _lines(walk, name) if outer > 1 else None
+        axis = None if dims is None else _batch_axis(dims)
+        if dims is None or axis is None:
+            continue
+        for result in filter(None, node.outputs):
+            made = _lines(walk, result)
+            at = None if made is None else _batch_axis(made)
+            if made is not None and at is not None and made[at] == dims[axis]:
+                walk.outer[result] = outer
 
 
 def _expand(walk: Walk, node: Node) -> list[Edit]:

@@ -155,6 +155,7 @@ class Walk:
         self.trips: list[dict[str, int]] = [{} for _ in sizes]
         self.inner: list[dict[str, dict[str, Known]]] = [{} for _ in sizes]
         self.edits: list[dict[str, Any]] = []
+        self.outer: dict[str, int] = {}
         self.problems: list[str] = []
         self.scopes = [Scope(None, "", i) for i in range(len(sizes))]
 
@@ -162,7 +163,7 @@ class Walk:
 
     def run(self) -> Shapes:
         """All shapes, or the first problem."""
-        from .release import release_operands
+        from .release import follow_batch, release_operands
 
         nodes: list[Node] = []
         if self._given():
@@ -172,6 +173,8 @@ class Walk:
                 self.edits.extend(release_operands(self, node, index))
             if not self._step(node):
                 break
+            if self.release is not None:
+                follow_batch(self, node)
         tensors: dict[str, Found] = {}
         bodies: dict[str, dict[str, Found]] = {}
         if not self.problems:
