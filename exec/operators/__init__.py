@@ -7,6 +7,7 @@ from . import (
     convolution,
     dropout,
     elementwise,
+    images,
     integer_products,
     loss,
     matmul,
@@ -22,6 +23,7 @@ from . import (
     sampling,
     scattering,
     shape,
+    signals,
 )
 from .registry import Context, Lowering, Value, host_lowering, lowering, lowers, registered, static, step_context
 
@@ -36,6 +38,7 @@ __all__ = [
     "dropout",
     "elementwise",
     "host_lowering",
+    "images",
     "integer_products",
     "loss",
     "lowering",
@@ -54,6 +57,7 @@ __all__ = [
     "sampling",
     "scattering",
     "shape",
+    "signals",
     "static",
     "step_context",
 ]
