@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from .graph import Tensor
+from .graph import Dim, Tensor
 from .slots import REARRANGEMENTS, STATE_SLOTS, WEIGHT_SLOTS
 from .weights import is_external
 
@@ -98,6 +98,9 @@ class Weights:
         extents = sum(d.fixed != 1 for d in self.tensors[name].shape)
         if kind == "Expand" and slot == 0:
             return extents > 0 and node.output[0] in self.used and self._joins_data(node)
+        if kind in ("Add", "Mul") and not extents:
+            single = kind == "Add" and any(self._is_single_bias(name, n) for n in node.input if n != name)
+            return single or self._is_affine_pair(name, node)
         if kind not in ("Add", "Mul", "Sum") or not extents or (kind == "Mul" and extents > 1):
             return False
         data = [n for n in node.input if n not in self.uses]
@@ -167,6 +170,40 @@ class Weights:
         if kind == "Add" and node.op_type == "Mul":  # the bias behind the scale
             return any(self._is_affine(n, "Mul") for n in node.input if n not in self.uses)
         return False
+
+    def _is_single_bias(self, name: str, product: str) -> bool:
+        """Whether one number is the bias of a product that has one column, or a convolution that has one channel."""
+        node = self.producer.get(product)
+        if node is None or not self._is_weighted(node) or not self.tensors[name].shape:
+            return False
+        axis = {"MatMul": -1, "Einsum": -1, "Gemm": -1, "Conv": 1, "ConvTranspose": 1}.get(node.op_type)
+        return axis is not None and self.tensors[product].shape[axis] == Dim(1)
+
+    def _is_affine_pair(self, name: str, node: NodeProto) -> bool:
+        """Whether one number scales or shifts a layer's results: of rank 1 and read here alone, with its counterpart
+        right before or after it. Constants of a formula are scalars, are shared, or are followed by a Clip."""
+        if node.op_type == "Add":
+            scales = [self.producer[n] for n in node.input if n in self.producer and n not in self.uses]
+            scale, shift = scales[0] if scales else None, node
+        else:
+            readers = self.readers.get(node.output[0], [])
+            scale, shift = node, readers[0] if len(readers) == 1 else None
+        if scale is None or shift is None or (scale.op_type, shift.op_type) != ("Mul", "Add"):
+            return False
+        if any(reader.op_type == "Clip" for reader in self.readers.get(shift.output[0], ())):
+            return False
+        numbers = [[n for n in one.input if n in self.uses] for one in (scale, shift)]
+        return (
+            shift.output[0] in self.used
+            and all(
+                len(names) == 1
+                and len(self.uses[names[0]]) == 1
+                and self.tensors[names[0]].is_float
+                and self.tensors[names[0]].shape == (Dim(1),)
+                for names in numbers
+            )
+            and not all(n in self.raw for n in scale.input if n not in self.uses)
+        )
 
     def _is_quantised(self, name: str) -> bool:
         while name in self.producer:

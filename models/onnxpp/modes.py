@@ -18,6 +18,7 @@ __all__ = ["after_conversion", "before_conversion", "is_training_norm", "open_dr
 
 NORM_SAYS_SO = 14
 DROPOUT_SAYS_SO = 12
+RESULTS = ("", "running_mean", "running_var", "saved_mean", "saved_var")
 
 
 def _opset(model: ModelProto) -> int:
@@ -101,15 +102,16 @@ def training_mode(
             continue
         if says_so:
             _set_training(node)
-        results = list(node.output)[:3] + [""] * (3 - len(node.output))
-        for slot, statistic in ((1, "running_mean"), (2, "running_var")):
-            running = tensors[node.input[slot + 2]]
-            name = results[slot] or unique_name(f"{node.name}_{statistic}", taken)
-            results[slot] = name
-            tensors[name] = Tensor(name=name, dtype=running.dtype, shape=running.shape)
-        rest = list(node.output)[3:]
+        results = list(node.output)
+        # Before, a node in training has all five results: the last two are the batch's own statistics.
+        for place in range(1, 3 if says_so else 5):
+            running = tensors[node.input[3 + (place - 1) % 2]]
+            if place == len(results):
+                results.append("")
+            results[place] = results[place] or unique_name(f"{node.name}_{RESULTS[place]}", taken)
+            tensors[results[place]] = Tensor(name=results[place], dtype=running.dtype, shape=running.shape)
         del node.output[:]
-        node.output.extend([*results, *rest])
+        node.output.extend(results)
     if _opset(model) >= DROPOUT_SAYS_SO:
         _switch_on(
             [n for n in model.graph.node if n.op_type == "Dropout" and n.output[0] in dropouts], model, tensors, taken

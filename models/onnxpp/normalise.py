@@ -102,9 +102,10 @@ def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:
     version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if version >= TARGET_OPSET:
         return model
-    before_conversion(model)
+    light = light_copy(model)
+    before_conversion(light)
     try:
-        converted = onnx.version_converter.convert_version(light_copy(model), TARGET_OPSET)
+        converted = onnx.version_converter.convert_version(light, TARGET_OPSET)
     except Exception as error:  # the converter raises RuntimeError and its own types
         problems.add(
             f"operator set {version} cannot be converted to {TARGET_OPSET}: {str(error).strip()}; "
@@ -113,8 +114,8 @@ def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:
         problems.stop()
     heavy = {t.name: t for t in model.graph.initializer if is_heavy(t)}
     inputs = [v for v in converted.graph.input if v.name not in heavy]
-    light = {t.name for t in converted.graph.initializer}
-    inputs = [v for v in inputs if v.name not in light]
+    kept = {t.name for t in converted.graph.initializer}
+    inputs = [v for v in inputs if v.name not in kept]
     del converted.graph.input[:]
     converted.graph.input.extend(inputs)
     converted.graph.initializer.extend(heavy.values())

@@ -8,7 +8,8 @@ each (torch: as one initializer, or as Identity nodes of one). Trained further, 
 * A vector that the file shows to hold different numbers stays one too: merging by value cannot have made it.
 * Any other vector is taken apart by layer: its uses as a weight or as state get a tensor each, but for uses that belong
   to one and the same layer applied again. That is so where the operators have the same matrix (a bias beside its
-  kernel), or, for a scale or an added bias, the same path from the same nearest operator that has one.
+  kernel), or, for a scale or an added bias, the same path from the same nearest operator that has one. (Levels that
+  share a kernel but not the normalisation behind it look the same: such are told apart by what they hold once trained.)
 
 So a scale and a variance that both start at one come apart, as do the biases of 61 products; the bias of a head over
 five levels stays one. An initializer of which the file says whether it is trained (:data:`.weights.TRAINED`) is what it
@@ -17,7 +18,7 @@ is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -58,7 +59,7 @@ def untie(model: ModelProto) -> None:
     if not merged:
         return
     kept = {v.name for v in graph.output}
-    uses = {root: found for root, found in _Reader(model).uses().items() if root in merged and len(found) > 1}
+    uses = {root: found for root, found in _Reader(model, merged).uses().items() if root in merged and len(found) > 1}
     editing = _Editing(model)
     for root, found in uses.items():
         layers: dict[tuple[Any, ...], list[_Use]] = {}
@@ -92,10 +93,10 @@ def _could_be_merged(tensor: TensorProto) -> bool:
 class _Reader:
     """Who reads which initializer, and as part of which layer."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, merged: Collection[str]) -> None:
         from .parameters import constant_tensors  # that module builds on this one's neighbours
 
-        self.graph = model.graph
+        self.graph, self.merged = model.graph, merged
         self.constant = constant_tensors(model)
         self.sizes = {t.name: t.dims for t in self.graph.initializer if "float" in dtype_name(t.data_type)}
         # Constant tensors that are an initializer rearranged: (the initializer, the places of the nodes in between)
@@ -119,7 +120,8 @@ class _Reader:
             for slot, name in enumerate(node.input):
                 if name in self.origin:
                     root, path = self.origin[name]
-                    belongs = (slot, *layer) if self._is_weight(node, slot, root) else None
+                    place = -1 if node.op_type in ELEMENTWISE else slot  # it does not matter which is added to which
+                    belongs = (place, *layer) if self._is_weight(node, slot, root) else None
                     found.setdefault(root, []).append(
                         _Use(index=index, slot=slot, operand=name, path=path, layer=belongs)
                     )
@@ -147,7 +149,7 @@ class _Reader:
         matrices = tuple(
             self.origin[name][0] if name in self.origin else name
             for slot, name in enumerate(node.input)
-            if slot in WEIGHT_SLOTS.get(node.op_type, ()) and name in self.constant and self._is_matrix(name)
+            if slot in WEIGHT_SLOTS.get(node.op_type, ()) and name in self.constant and self._tells(name)
         )
         data = [name for name in node.input if name in self.distance]
         if matrices:
@@ -164,8 +166,9 @@ class _Reader:
                 self.distance[name], self.way[name] = distance, self._number((place, layer))
         return layer
 
-    def _is_matrix(self, name: str) -> bool:
-        return name not in self.origin or _extents(self.sizes[self.origin[name][0]]) > 1
+    def _tells(self, name: str) -> bool:
+        """Whether an operand is enough to know its layer by: no vector that could be anybody's."""
+        return name not in self.origin or self.origin[name][0] not in self.merged
 
 
 class _Editing:
