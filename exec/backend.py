@@ -49,7 +49,7 @@ class Prepared(BackendRep):
         """
         given = self._ordered(inputs)
         with jax.enable_x64(True):
-            context = step_context(seed=self._seed, step=0, samples=np.arange(1))
+            context = step_context(seed=self._seed, step=0, samples=np.arange(1), training=None)
             return tuple(_plain(value) for value in self._runner(given, {}, context))
 
     def _ordered(self, inputs: Any) -> list[Any]:

@@ -25,7 +25,7 @@ def batch_normalization(
     run trains. Statistics are computed in float32 at least.
     """
     says_so = bool(node.attributes.get("training_mode", 0))
-    return _batch_normalised(node, x, scale, bias, mean, variance, trains=says_so and context.training)
+    return _batch_normalised(node, x, scale, bias, mean, variance, trains=says_so and context.training is not False)
 
 
 @lowers("BatchNormalization")
@@ -35,7 +35,7 @@ def batch_normalization_by_outputs(
     """Before opset 14 a node trains where it has more than one output; the fourth and fifth are the batch's own mean
     and variance. Before opset 9 `spatial` may be 0: every element of a sample then has statistics of its own."""
     says_so = sum(map(bool, node.outputs)) > 1 and not node.attributes.get("is_test", 0)
-    return _batch_normalised(node, x, scale, bias, mean, variance, trains=says_so and context.training)
+    return _batch_normalised(node, x, scale, bias, mean, variance, trains=says_so and context.training is not False)
 
 
 def _batch_normalised(

@@ -78,7 +78,8 @@ class Context:
 
     key         JAX random key of seed and step
     samples     global indices of the samples of this microbatch, int32 (microbatch,)
-    training    False while evaluating: dropout is the identity, batch normalisation uses its running statistics
+    training    False while evaluating: dropout is the identity, batch normalisation uses its running statistics. None
+                where a graph is run as it stands: a node trains where it says so itself
     salt        tells the operators of a graph apart (set by the segment)
     batch_axis  the axis of the operator's first input along which samples lie, None if none (set by the segment)
     precision   the type that all floats compute in, None for the graph's own
@@ -86,7 +87,7 @@ class Context:
 
     key: Array
     samples: Array
-    training: bool = True
+    training: bool | None = True
     salt: int = 0
     batch_axis: int | None = 0
     precision: str | None = None
@@ -121,7 +122,7 @@ jax.tree_util.register_dataclass(
 )
 
 
-def step_context(seed: int, step: Array | int, samples: Value, training: bool = True) -> Context:
+def step_context(seed: int, step: Array | int, samples: Value, training: bool | None = True) -> Context:
     """The context of one microbatch: its samples' global indices at one step of a run.
 
     >>> step_context(seed=0, step=3, samples=np.arange(4)).samples.shape
