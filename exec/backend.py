@@ -21,9 +21,9 @@ from onnx.backend.base import BackendRep, Device, DeviceType
 
 from ..errors import ModelError
 from ..models.onnxpp.bodies import body_of
+from ..models.onnxpp.external import tensor_values
 from ..models.onnxpp.graph import Body
 from ..models.onnxpp.load import read_model
-from ..models.onnxpp.weights import tensor_values
 from .operators import step_context
 from .runner import Runner
 

@@ -18,10 +18,11 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ...errors import ModelError
+from .external import tensor_values
 from .graph import Tensor
 from .onnxpp import Onnxpp, metadata, write_atomic
 from .problems import Problems, did_you_mean
-from .weights import is_heavy, tensor_values
+from .weights import is_heavy
 
 __all__ = ["export_trained", "pack_original", "unpack_original"]
 

@@ -37,11 +37,12 @@ from tempfile import NamedTemporaryFile
 from onnx import ModelProto
 
 from ...errors import ModelError
+from .external import external_path
 from .extract import extract_graph, read_tensors
 from .graph import Graph
 from .load import read_model
 from .problems import Problems
-from .weights import external_path, is_external
+from .weights import is_external
 
 __all__ = ["FORMAT", "Onnxpp", "load_onnxpp", "metadata", "save_onnxpp", "write_atomic"]
 

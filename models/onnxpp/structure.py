@@ -1,140 +1,132 @@
-"""What a graph is made of: operators that onnx knows, operands that somebody makes, and an order without a cycle."""
+"""What a model is made of: operator sets that onnx knows, and operators that are in them, however deep they stand."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
-from collections.abc import Iterable
-from heapq import heapify, heappop, heappush
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from .problems import Problems, did_you_mean
+from .survey import Survey, bodies_of, function_key, node_label
 
-__all__ = ["check_operators", "check_opsets", "check_wiring"]
+__all__ = ["check_bodies", "check_inputs", "check_operators", "check_opsets"]
 
-# Operators whose body is a graph of its own; a later module may unroll them.
-CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 DOMAIN_OF = {"ai.onnx": "", "": ""}
+# Domains whose operators are rewritten into standard ones.
+CONTRIB = "com.microsoft"
+
+
+@cache
+def _newest() -> Mapping[str, int]:
+    """The newest operator set of every domain that onnx knows."""
+    newest: dict[str, int] = {"": onnx.defs.onnx_opset_version()}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        newest[schema.domain] = max(newest.get(schema.domain, 0), schema.since_version)
+    return newest
+
+
+@cache
+def _rewritten() -> frozenset[str]:
+    """Operators of other tools that the import knows how to rewrite."""
+    if importlib.util.find_spec(f"{__package__}.contrib") is None:
+        return frozenset()
+    return frozenset(importlib.import_module(f"{__package__}.contrib").SUPPORTED)
+
+
+def _versions(holder: ModelProto | FunctionProto) -> dict[str, int]:
+    return {DOMAIN_OF.get(o.domain, o.domain): o.version for o in holder.opset_import}
 
 
 def check_opsets(model: ModelProto, problems: Problems) -> None:
-    known = {schema.domain for schema in onnx.defs.get_all_schemas()} | {f.domain for f in model.functions}
-    used = {DOMAIN_OF.get(node.domain, node.domain) for node in model.graph.node}
-    if "" not in {DOMAIN_OF.get(o.domain, o.domain) for o in model.opset_import}:
+    """Operator sets between 1 and the newest that onnx knows, one per domain, the standard one among them."""
+    if model.ir_version > onnx.IR_VERSION:
+        problems.add(
+            f"version {model.ir_version} of the file format is newer than {onnx.IR_VERSION}, the newest that the installed "
+            "onnx knows; update onnx, or export with an older version"
+        )
+    if "" not in _versions(model) and any(not DOMAIN_OF.get(n.domain, n.domain) for n in model.graph.node):
         problems.add("no operator set of the standard domain is imported; export the model again")
-    for opset in model.opset_import:
-        domain = DOMAIN_OF.get(opset.domain, opset.domain)
-        if domain == "" and not 1 <= opset.version <= onnx.defs.onnx_opset_version():
-            newest = onnx.defs.onnx_opset_version()
-            problems.add(f"operator set {opset.version} is not among 1 to {newest}, which the installed onnx knows")
-        elif domain not in known and domain in used:
-            names = sorted({n.op_type for n in model.graph.node if n.domain == opset.domain})
-            problems.add(
-                f"domain {opset.domain!r} is unknown to onnx (operators {', '.join(names[:5])}): "
-                "export with standard operators only"
-            )
+    holders: list[tuple[str, ModelProto | FunctionProto]] = [("", model)]
+    holders += [(f" of function {f.name!r}", f) for f in model.functions]
+    for where, holder in holders:
+        seen: dict[str, int] = {}
+        for opset in holder.opset_import:
+            domain = DOMAIN_OF.get(opset.domain, opset.domain)
+            newest = _newest().get(domain)
+            called = f"operator set {opset.version}" + (f" of domain {domain!r}" if domain else "") + where
+            if newest is not None and not 1 <= opset.version <= newest:
+                problems.add(f"{called} is not among 1 to {newest}, which the installed onnx knows")
+            elif seen.setdefault(domain, opset.version) != opset.version:
+                problems.add(f"{called} is imported beside {seen[domain]}; export the model again")
 
 
-def check_operators(model: ModelProto, problems: Problems) -> None:
-    versions = {DOMAIN_OF.get(o.domain, o.domain): o.version for o in model.opset_import}
-    functions = {(f.domain, f.name) for f in model.functions}
-    known = {schema.domain for schema in onnx.defs.get_all_schemas()}
-    counts: Counter[tuple[str, str]] = Counter()
-    first: dict[tuple[str, str], str] = {}
-    for index, node in enumerate(model.graph.node):
-        if (node.domain, node.op_type) in functions:
-            continue
-        key = (DOMAIN_OF.get(node.domain, node.domain), node.op_type)
-        counts[key] += 1
-        first.setdefault(key, node.name or f"number {index}")
-    for (domain, op_type), count in counts.items():
-        where = f"node {first[domain, op_type]!r}" + (f" and {count - 1} more" if count > 1 else "")
-        if domain in known or domain not in versions:
-            version = versions.get(domain, 1)
-            if not onnx.defs.has(op_type, max_inclusive_version=max(version, 1), domain=domain):
-                names = {s.name for s in onnx.defs.get_all_schemas() if s.domain == domain}
-                place = f"operator set {version}" + (f" of domain {domain!r}" if domain else "")
-                problems.add(f"{where}: operator {op_type!r} is unknown in {place}{did_you_mean(op_type, names)}")
+def check_operators(model: ModelProto, surveyed: Survey, problems: Problems) -> None:
+    """Every operator is one that onnx knows at its operator set, one that can be rewritten, or a function of the file."""
+    functions = {function_key(f) for f in model.functions}
+    counts: Counter[tuple[str, str, int]] = Counter()
+    first: dict[tuple[str, str, int], str] = {}
+    own = _versions(model)
+    parts: list[tuple[Sequence[NodeProto], FunctionProto | None]] = []
+    parts += [(inner.graph.node, inner.function) for inner in surveyed.graphs]
+    parts += [(function.node, function) for function in model.functions]
+    for nodes, function in parts:
+        versions = own if function is None else {**own, **_versions(function)}
+        for node in nodes:
+            if functions and (node.domain, node.op_type, node.overload) in functions:
                 continue
-        if op_type in CONTROL_FLOW or _has_graph(model, domain, op_type):
+            domain = DOMAIN_OF.get(node.domain, node.domain)
+            key = (domain, node.op_type, versions.get(domain, 0))
+            if key not in counts:
+                first[key] = repr(node.name) if node.name else "without a name"
+            counts[key] += 1
+    for (domain, op_type, version), count in counts.items():
+        where = f"node {first[domain, op_type, version]}" + (f" and {count - 1} more" if count > 1 else "")
+        if domain == CONTRIB and op_type in _rewritten():
+            continue
+        if domain not in _newest():
+            names = sorted({name for d, name, _ in counts if d == domain})
+            shown = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
             problems.add(
-                f"{where}: control flow ({op_type}) is not supported; export with loops unrolled, branches resolved"
+                f"domain {domain!r} is unknown to onnx (operators {shown}): export with standard operators only"
             )
+        elif not version:
+            called = f"domain {domain!r}" if domain else "the standard domain"
+            problems.add(
+                f"{where}: operator {op_type!r} is of {called}, of which the file imports no operator set; export the "
+                "model again"
+            )
+        elif not onnx.defs.has(op_type, max_inclusive_version=version, domain=domain):
+            known = {s.name for s in onnx.defs.get_all_schemas() if s.domain == domain}
+            place = f"operator set {version}" + (f" of domain {domain!r}" if domain else "")
+            problems.add(f"{where}: operator {op_type!r} is unknown in {place}{did_you_mean(op_type, known)}")
 
 
-def _has_graph(model: ModelProto, domain: str, op_type: str) -> bool:
-    kinds = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-    return any(
-        a.type in kinds
-        for node in model.graph.node
-        if node.op_type == op_type and DOMAIN_OF.get(node.domain, node.domain) == domain
-        for a in node.attribute
-    )
-
-
-def check_wiring(model: ModelProto, problems: Problems) -> None:
-    """Each tensor made once, each operand by somebody, and no cycle. Nodes merely out of order are sorted in place."""
-    graph = model.graph
-    given = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    for name, count in Counter(t.name for t in graph.initializer).items():
-        if count > 1:
-            problems.add(f"initializer {name!r} occurs {count} times; export the model again")
+def check_inputs(graph: GraphProto, problems: Problems) -> None:
+    """Every input is a tensor: what is imported is fed with arrays."""
     for value in graph.input:
         if not value.type.HasField("tensor_type"):
-            kind = value.type.WhichOneof("value") or "of no type"
-            problems.add(f"input {value.name!r} is no tensor ({kind}); only tensors can be fed")
-    producer: dict[str, int] = {}
-    for index, node in enumerate(graph.node):
-        for name in filter(None, node.output):
-            if name in producer or name in given:
-                problems.add(f"tensor {name!r} is computed by node {node.name or index!r} and defined elsewhere too")
-            producer[name] = index
-    known = [*given, *producer]
-    for index, node in enumerate(graph.node):
-        for slot, name in enumerate(node.input):
-            if name and name not in producer and name not in given:
-                problems.add(
-                    f"node {node.name or index!r} ({node.op_type}): operand {slot}, {name!r}, is no input, no "
-                    f"initializer and computed by no node: its weights are missing{did_you_mean(name, known)}"
-                )
-    for value in graph.output:
-        if value.name not in producer and value.name not in given:
-            problems.add(f"output {value.name!r} is computed by no node{did_you_mean(value.name, known)}")
-    order = _order(graph.node, producer, problems)
-    if order is not None and order != list(range(len(order))):
-        nodes = [NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
-        del graph.node[:]
-        graph.node.extend(nodes)
+            kind = (value.type.WhichOneof("value") or "of no type").removesuffix("_type").replace("_", " ")
+            problems.add(
+                f"input {value.name!r} is no tensor ({kind}), and only tensors can be fed when a model is planned or "
+                "trained; export with tensors as inputs, or run the model as it is: hpdlf.exec.backend"
+            )
 
 
-def _order(nodes: Iterable[NodeProto], producer: dict[str, int], problems: Problems) -> list[int] | None:
-    """Kahn's order, by index where there is a choice; None (and a problem that shows one cycle) if there is none."""
-    nodes = list(nodes)
-    needs = [{producer[name] for name in node.input if name in producer} for node in nodes]
-    readers: dict[int, list[int]] = {}
-    for index, sources in enumerate(needs):
-        for source in sources:
-            readers.setdefault(source, []).append(index)
-    waiting = [len(sources) for sources in needs]
-    ready = [i for i, count in enumerate(waiting) if not count]
-    heapify(ready)
-    order: list[int] = []
-    while ready:
-        index = heappop(ready)
-        order.append(index)
-        for reader in readers.get(index, ()):
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                heappush(ready, reader)
-    if len(order) == len(nodes):
-        return order
-    left = set(range(len(nodes))) - set(order)
-    walk, at = [], min(left)
-    while at not in walk:
-        walk.append(at)
-        at = min(needs[at] & left)
-    cycle = [*walk[walk.index(at) :], at][::-1]
-    shown = " → ".join(repr(nodes[i].name or f"{nodes[i].op_type} number {i}") for i in cycle[:8])
-    problems.add(f"the graph has a cycle: {shown}{' → …' if len(cycle) > 8 else ''}; export the model again")
-    return None
+def check_bodies(surveyed: Survey, problems: Problems) -> None:
+    """Operators with graphs have those that they need: If two branches, a loop its body."""
+    needed: Mapping[str, tuple[str, ...]] = {
+        "If": ("then_branch", "else_branch"),
+        **dict.fromkeys(("Loop", "Scan", "SequenceMap"), ("body",)),
+    }
+    for inner in surveyed.graphs:
+        for node in inner.graph.node:
+            if node.op_type not in needed or DOMAIN_OF.get(node.domain, node.domain):
+                continue
+            have = Counter(name for name, _ in bodies_of(node))
+            for name in needed[node.op_type]:
+                if have[name] != 1:
+                    problems.add(f"{node_label(node)}: it has no graph {name!r}; export the model again")

@@ -8,11 +8,11 @@ import numpy as np
 from onnx import NodeProto
 
 from ...errors import ModelError
+from .external import tensor_values
 from .onnxpp import Onnxpp
 from .parameters import constant_tensors
 from .problems import did_you_mean
 from .shapes import evaluate_nodes
-from .weights import tensor_values
 
 __all__ = ["load_values"]
 

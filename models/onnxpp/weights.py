@@ -1,4 +1,4 @@
-"""Tensors and their bytes: sizes, external data read safely, and copies of a model without its heavy weights.
+"""Tensors and their bytes: sizes, and copies of a model without its heavy weights.
 
 Everything that checks, converts or infers works on a *light* copy, in which every heavy initializer has become a graph
 input of the same name, type and shape: no step of the import touches the weights.
@@ -6,24 +6,23 @@ input of the same name, type and shape: no step of the import touches the weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import prod
-from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from ...errors import ModelError
+from .survey import survey
 
 __all__ = [
     "TRAINED",
+    "densify",
     "dtype_name",
-    "external_path",
     "is_external",
     "is_heavy",
     "light_copy",
     "payload_bytes",
-    "tensor_values",
+    "without_values",
 ]
 
 # Shape operands (of Reshape, Slice, Resize ...) are far smaller and must stay visible to shape inference.
@@ -32,6 +31,8 @@ HEAVY_BYTES = 1024
 # copies are made of it where several operators share it.
 TRAINED = "hpdlf.trained"
 MAX_RANK = 64
+# A sparse tensor of a few bytes may be an exabyte once it is written out.
+MAX_DENSE_BYTES = 2**28
 PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
 
 
@@ -92,52 +93,37 @@ def light_copy(model: ModelProto) -> ModelProto:
     return light
 
 
-def external_path(tensor: TensorProto, folder: Path, allow_external: Iterable[Path] = ()) -> tuple[Path, int, int]:
-    """File, offset and length in bytes of a tensor's external data.
-
-    The file must lie, after every link is followed, inside `folder` or a folder of `allow_external`, and hold as many
-    bytes as the tensor's shape and type ask for. Raises ModelError, which says what is wrong and how to mend it.
-    """
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    what = f"weights of {tensor.name!r}: external data {location!r}"
-    if not location or "\0" in location:
-        raise ModelError(f"{what} names no file; export the model again")
-    allowed = [folder.resolve(), *(Path(f).resolve() for f in allow_external)]
-    path = (folder / location).resolve()
-    if not any(path.is_relative_to(root) for root in allowed):
-        raise ModelError(
-            f"{what} lies outside the model's folder {folder} (or is reached through a link out of it); "
-            f"move the file there, or allow its folder: --allow-external {path.parent}"
-        )
-    if not path.is_file():
-        raise ModelError(
-            f"{what} is missing; put the file into {folder}, or import for planning alone with --without-weights"
-        )
-    size = payload_bytes(tensor)
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", size))
-    except ValueError:
-        raise ModelError(f"{what} has an offset or length that is no number; export the model again") from None
-    if length != size:
-        raise ModelError(
-            f"{what} has {length} bytes, but shape {list(tensor.dims)} needs {size}; export the model again"
-        )
-    if offset < 0 or offset + length > path.stat().st_size:
-        raise ModelError(
-            f"{what} ends at byte {path.stat().st_size}, bytes {offset} to {offset + length} are needed; "
-            "copy the file again"
-        )
-    return path, offset, length
+def without_values(light: ModelProto) -> ModelProto:
+    """`light` without the heavy values that its attributes and inner graphs hold, in place: onnx's checker reads none."""
+    for tensor, _, kind in survey(light).tensors:
+        if kind in ("inner", "attribute") and not is_external(tensor) and payload_bytes(tensor) > HEAVY_BYTES:
+            empty = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b"")
+            tensor.CopyFrom(empty)
+    return light
 
 
-def tensor_values(tensor: TensorProto, folder: Path, allow_external: Iterable[Path] = ()) -> np.ndarray:
-    """The values of an initializer, read from its file if they are external."""
-    if not is_external(tensor):
-        return np.asarray(numpy_helper.to_array(tensor))
-    path, offset, length = external_path(tensor, folder, allow_external)
-    inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    with path.open("rb") as file:
-        file.seek(offset)
-        inline.raw_data = file.read(length)
-    return np.asarray(numpy_helper.to_array(inline))
+def densify(graph: GraphProto, place: object) -> None:
+    """Turn sparse initializers of the main graph into dense ones, in place. Raises ModelError where that is too much."""
+    total = 0
+    for sparse in graph.sparse_initializer:
+        name = sparse.values.name
+        total += prod(sparse.dims) * helper.tensor_dtype_to_np_dtype(sparse.values.data_type).itemsize
+        if total > MAX_DENSE_BYTES:
+            raise ModelError(
+                f"{place} cannot be imported: with sparse initializer {name!r}, {total} bytes are needed to write them out, "
+                f"at most {MAX_DENSE_BYTES} are supported; export with dense weights as external data"
+            )
+        values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense: np.ndarray = np.zeros(tuple(sparse.dims), values.dtype)
+        try:
+            if places.ndim == 1:
+                dense.reshape(-1)[places] = values
+            else:
+                dense[tuple(places.T)] = values
+        except IndexError:
+            raise ModelError(
+                f"{place} cannot be imported: sparse initializer {name!r} has an index outside its shape "
+                f"{list(sparse.dims)}; export the model again"
+            ) from None
+        graph.initializer.append(numpy_helper.from_array(dense, name))
+    del graph.sparse_initializer[:]

@@ -54,16 +54,44 @@ def test_unknown_operators_come_together_by_name(tmp_path: Path) -> None:
     assert "'nowhere', is no input, no initializer" in said
 
 
-def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
-    branch = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["r"])],
-        "b",
-        [],
-        [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)],
-    )
+def choice(nodes: list[NodeProto], weights: list[TensorProto] = (), output: str = "r") -> onnx.ModelProto:
+    """A model whose only node, "choice", has `nodes` in both of its branches."""
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    branch = helper.make_graph(nodes, "b", [], [result], weights)
     node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
-    said = refused(tmp_path / "m.onnx", model_of([node], [numpy_helper.from_array(np.asarray(True), "c")]))
-    assert "node 'choice': control flow (If) is not supported" in said
+    return model_of([node], [numpy_helper.from_array(np.asarray(True), "c")])
+
+
+def test_branches_are_checked_as_the_graph_around_them_is(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(choice([helper.make_node("Relu", ["x"], ["r"])]), path)
+    assert [o.op_type for o in import_model(path).graph.operators] == ["Relu"]
+    said = refused(path, choice([helper.make_node("Relue", ["x"], ["r"], name="first")]))
+    assert "node 'first' and 1 more: operator 'Relue' is unknown in operator set 18; did you mean Relu" in said
+    said = refused(path, choice([helper.make_node("Add", ["x", "w"], ["r"], name="sum")]))
+    assert "node 'choice' (If), then_branch: node 'sum' (Add): operand 1, 'w', is no input" in said
+    short = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], raw_data=bytes(12))
+    said = refused(path, choice([helper.make_node("Add", ["x", "w"], ["r"])], [short]))
+    assert "initializer 'w' in then_branch of node 'choice' (If): shape [4] needs 16 bytes" in said
+    loop = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"], name="back")]
+    assert "then_branch: the graph has a cycle" in refused(path, choice(loop, output="b"))
+    assert "'choice' → 'choice'" in refused(path, choice([helper.make_node("Relu", ["y"], ["r"])]))
+
+
+def test_nodes_inside_branches_are_sorted_and_so_are_nodes_that_branches_read(tmp_path: Path) -> None:
+    model = choice([helper.make_node("Relu", ["late"], ["r"]), helper.make_node("Tanh", ["outer"], ["late"])])
+    model.graph.node.append(helper.make_node("Neg", ["x"], ["outer"]))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert [o.op_type for o in import_model(tmp_path / "m.onnx").graph.operators] == ["Neg", "Tanh", "Relu"]
+
+
+def test_graphs_that_nest_too_deep_are_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["r"])]
+    for _ in range(20):
+        result = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+        body = helper.make_graph(nodes, "b", [], [result])
+        nodes = [helper.make_node("If", ["c"], ["r"], then_branch=body, else_branch=helper.make_graph([], "e", [], []))]
+    assert "graphs nest" in refused(tmp_path / "m.onnx", choice(nodes))
 
 
 def test_cycle_is_shown(tmp_path: Path) -> None:
