@@ -17,6 +17,7 @@ from jax import Array, lax
 from ...models.onnxpp.graph import Body, Operator
 from .interpret import outer_values, run_body
 from .registry import Context, NotStaticError, OnlyOnHostError, Value, lowers, static
+from .strings import is_text
 
 __all__ = ["if_", "loop", "scan"]
 
@@ -34,6 +35,13 @@ def _known(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic)
 
 
+def _tensors(node: Operator, values: Sequence[Any]) -> tuple[Array, ...]:
+    """The values as arrays of JAX; a compiled loop or condition takes nothing else."""
+    if any(v is None or isinstance(v, list | tuple) or is_text(v) for v in values):
+        raise OnlyOnHostError(f"{node.op_type} node {node.name!r} passes on what is no tensor of numbers.")
+    return tuple(map(jnp.asarray, values))
+
+
 @lowers("If", folds=True)
 def if_(node: Operator, condition: Value, *captured: Value, context: Context) -> tuple[Value, ...]:
     """The branch that a condition chooses. Where it is computed from data, both must give the same shapes."""
@@ -43,7 +51,7 @@ def if_(node: Operator, condition: Value, *captured: Value, context: Context) ->
         return run_body(branches[int(np.asarray(condition).reshape(()))], (), outer, context)
 
     def branch(body: Body) -> Any:
-        return lambda: tuple(map(jnp.asarray, run_body(body, (), outer, context)))
+        return lambda: _tensors(node, run_body(body, (), outer, context))
 
     try:
         shapes = [jax.eval_shape(branch(body)) for body in branches]
@@ -71,11 +79,11 @@ def loop(
     number = int(static(node, "M", rounds).reshape(()))
     if number <= UNROLLED:
         return _unrolled(node, body, number, carried, outer, context, stacked)
-    carried = [jnp.asarray(v) for v in carried]
+    carried = list(_tensors(node, carried))
 
     def step(values: list[Array], index: Array) -> tuple[list[Array], list[Array]]:
         given = (index, np.ones((), bool), *values)
-        results = [jnp.asarray(v) for v in run_body(body, given, outer, _of_round(context, index))[1:]]
+        results = list(_tensors(node, run_body(body, given, outer, _of_round(context, index))[1:]))
         if not _alike(results[:count], values):
             raise OnlyOnHostError(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
         return results[:count], results[count:]
@@ -126,10 +134,8 @@ def _unrolled(
         rows.append(row)
     if stacked and not rows:
         raise OnlyOnHostError(f"{node.op_type} node {node.name!r} stacks the results of no round at all.")
-    if any(isinstance(v, list) for v in carried):
-        raise OnlyOnHostError(f"{node.op_type} node {node.name!r} carries a sequence.")
     try:
-        return (*carried, *(jnp.stack([jnp.asarray(r[i]) for r in rows]) for i in range(stacked)))
+        return (*carried, *(jnp.stack(_tensors(node, [r[i] for r in rows])) for i in range(stacked)))
     except ValueError:
         raise OnlyOnHostError(f"{node.op_type} node {node.name!r} stacks results of several shapes.") from None
 
@@ -159,15 +165,13 @@ def _while(
 
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         index, on, *values = state
-        again, *results = (
-            jnp.asarray(v) for v in run_body(body, (index, on, *values), outer, _of_round(context, index))
-        )
+        again, *results = _tensors(node, run_body(body, (index, on, *values), outer, _of_round(context, index)))
         if not _alike(results, values):
             raise OnlyOnHostError(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
         return (index + 1, again.reshape(()), *results)
 
     try:
-        _, _, *kept = lax.while_loop(holds, step, (jnp.zeros((), integer), start, *map(jnp.asarray, carried)))
+        _, _, *kept = lax.while_loop(holds, step, (jnp.zeros((), integer), start, *_tensors(node, carried)))
     except NotStaticError as error:
         raise OnlyOnHostError(
             f"{node.op_type} node {node.name!r} needs in each round what the one before computed."
@@ -192,10 +196,10 @@ def scan(node: Operator, *values: Value, context: Context) -> tuple[Value, ...]:
     rows = [jnp.flip(v, 0) if back else v for v, back in zip(rows, backward, strict=True)]
 
     def step(state: list[Array], row: list[Array]) -> tuple[list[Array], list[Array]]:
-        results = [jnp.asarray(v) for v in run_body(body, (*state, *row), outer, context)]
+        results = list(_tensors(node, run_body(body, (*state, *row), outer, context)))
         return results[:states], results[states:]
 
-    kept, stacked = lax.scan(step, [jnp.asarray(v) for v in own[:states]], rows)
+    kept, stacked = lax.scan(step, list(_tensors(node, own[:states])), rows)
     stacked = [jnp.flip(v, 0) if back else v for v, back in zip(stacked, results_backward, strict=True)]
     return (*kept, *(jnp.moveaxis(v, 0, axis) for v, axis in zip(stacked, result_axes, strict=True)))
 

@@ -41,10 +41,16 @@ def computed(node: Operator, function: Lowering, operands: Sequence[Any], contex
     """The operator's results. Small ones of static operands are computed at once: they may be a shape."""
     if function.folds and all(isinstance(v, np.ndarray | None) for v in operands):
         with jax.ensure_compile_time_eval():
-            results = tuple(None if v is None else np.asarray(v) for v in function(node, *operands, context=context))
-        if all(v is None or v.nbytes <= BAKED_BYTES for v in results):
+            results = tuple(map(_on_host, function(node, *operands, context=context)))
+        if all(v is None or isinstance(v, list) or v.nbytes <= BAKED_BYTES for v in results):
             return results
     return function(node, *operands, context=context)
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_on_host(item) for item in value]
+    return None if value is None else np.asarray(value)
 
 
 def run_body(body: Body, given: Sequence[Any], outer: Mapping[str, Any], context: Context) -> tuple[Any, ...]:
