@@ -28,6 +28,8 @@ from . import (
     sequences,
     shape,
     signals,
+    updates,
+    words,
 )
 from .registry import Context, Lowering, Value, host_lowering, lowering, lowers, registered, static, step_context
 
@@ -68,4 +70,6 @@ __all__ = [
     "signals",
     "static",
     "step_context",
+    "updates",
+    "words",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from .count import family
+from .differentiated import with_graphs_of_gradients
 from .graph import Body, Dim, Operator, Tensor
 from .shapes import TRIPS, parse_dim, read_tensor
 
@@ -92,6 +93,7 @@ def body_of(graph: GraphProto, opsets: Mapping[str, int], values: Values = numpy
         operator_of(node, opsets, node.name or f"{node.op_type}_{index}", values)
         for index, node in enumerate(graph.node)
     )
+    operators = with_graphs_of_gradients(operators, constants, opsets)
     tensors: dict[str, Tensor] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         with suppress(ValueError):
