@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hpdlf.errors import ModelError
 from hpdlf.exec.backend import Backend
-from hpdlf.experiments.validate_operators import NO_REASON, read_table, run_suite, suite
+from hpdlf.experiments.validate_conformance import NO_REASON, read_table, run_suite, suite
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
 EVERY = 19
@@ -58,7 +58,7 @@ def test_every_test_of_the_standard_passes_or_is_explained() -> None:
     assert len(results) >= 2033
     assert {name: error for name, error in failed.items() if name not in known} == {}
     assert sorted(known) == sorted(failed), (
-        "the table lists tests that pass: write it anew (validate_operators --table)"
+        "the table lists tests that pass: write it anew (validate_conformance --table)"
     )
     assert NO_REASON not in known.values()
 
