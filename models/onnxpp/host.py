@@ -21,6 +21,7 @@ WHY: Mapping[str, Mapping[str, str]] = {
         "StringConcat": "strings",
         "StringNormalizer": "strings",
         "StringSplit": "strings",
+        "TfIdfVectorizer": "looks n-grams up in a dictionary, of words as a rule",
         "Unique": "the result has as many elements as there are different ones",
     },
     "ai.onnx.ml": {
