@@ -9,6 +9,7 @@ What looks like one and is none is told by what surrounds it:
   from integer inputs;
 * postprocessing: anchors and strides, behind the last operator with weights;
 * masks: added, of exactly two different numbers;
+* formulas: computed from integers and single numbers, as causal masks and sines of positions are;
 * what integers were scaled to (DequantizeLinear): it is stored in few bits, and training would not keep it there.
 """
 
@@ -83,7 +84,7 @@ class Weights:
         return [name for name, where in self.uses.items() if self.tensors[name].is_float and self._is_one(name, where)]
 
     def _is_one(self, name: str, where: Iterable[tuple[NodeProto, int]]) -> bool:
-        if self._is_quantised(name):
+        if self._is_quantised(name) or not self.holds_numbers(name):
             return False
         return any(self._is_weight(name, node, slot) for node, slot in where if node.domain in ("", "ai.onnx"))
 
@@ -96,7 +97,8 @@ class Weights:
                 return self._is_table(node)
             return kind not in ("MatMul", "Einsum") or not self._becomes_angles(node.output[0])
         extents = sum(d.fixed != 1 for d in self.tensors[name].shape)
-        if kind == "Expand" and slot == 0:
+        filled = kind == "Add" and any(self._is_filled(n) for n in node.input)
+        if (kind == "Expand" and slot == 0) or filled:  # the same for every sample
             return extents > 0 and node.output[0] in self.used and self._joins_data(node)
         if kind in ("Add", "Mul") and not extents:
             single = kind == "Add" and any(self._is_single_bias(name, n) for n in node.input if n != name)
@@ -104,7 +106,7 @@ class Weights:
         if kind not in ("Add", "Mul", "Sum") or not extents or (kind == "Mul" and extents > 1):
             return False
         data = [n for n in node.input if n not in self.uses]
-        if all(n in self.raw or n in self.counted for n in data) or self._is_mask(name):
+        if all(n in self.raw or n in self.counted for n in data) or self.is_mask(name):
             return False
         return node.output[0] in self.used or (extents == 1 and any(self._is_affine(n, kind) for n in data))
 
@@ -138,6 +140,10 @@ class Weights:
                     if result and result not in seen:
                         seen.add(result)
                         waiting.append(result)
+
+    def _is_filled(self, name: str) -> bool:
+        """Whether one number was repeated as often as a shape of data says."""
+        return name in self.producer and name in self.counted and self.producer[name].op_type == "ConstantOfShape"
 
     def _joins_data(self, node: NodeProto) -> bool:
         """Whether what is repeated for every sample meets features: as a token among others, or as an operand."""
@@ -215,7 +221,27 @@ class Weights:
             name = node.input[0]
         return False
 
-    def _is_mask(self, name: str) -> bool:
+    def holds_numbers(self, name: str) -> bool:
+        """Whether a tensor's floats come from initializers of more than one number, or from a ConstantOfShape: not from
+        a formula over integers and scalars, as masks and sines of positions do."""
+        waiting, seen, plain = [name], {name}, True
+        while waiting:
+            name = waiting.pop()
+            node = self.producer.get(name)
+            if node is None:
+                if self.tensors[name].elements(1) > 1 or name in self.uses:
+                    return True
+                continue
+            if node.op_type == "ConstantOfShape":
+                return plain
+            plain = plain and node.op_type in REARRANGEMENTS
+            for operand in node.input:
+                if operand and operand not in seen and self.tensors[operand].is_float:
+                    seen.add(operand)
+                    waiting.append(operand)
+        return False
+
+    def is_mask(self, name: str) -> bool:
         """Whether the file shows a matrix of two different numbers: 0 and minus infinity, say."""
         tensor = self.initializers.get(name)
         if tensor is None or is_external(tensor) or self.tensors[name].elements(1) > MASK_ELEMENTS:

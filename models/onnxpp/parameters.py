@@ -28,6 +28,12 @@ __all__ = [
 ]
 
 
+# Operators between a weight and what it is made of, at most.
+DEEPEST = 40
+# Take or repeat parts of their first operand: several of the results' numbers may be one of its.
+COPIES = ("Expand", "Gather", "GatherElements", "GatherND", "Tile")
+
+
 def constant_tensors(model: ModelProto, parameters: Iterable[str] = ()) -> set[str]:
     """Initializers and everything computed from them alone.
 
@@ -67,7 +73,8 @@ def select(
     matches. An expression that matches nothing is a problem."""
     constant = constant_tensors(model)
     uses = frontier(model, constant)
-    chosen = _as_told(model, Weights(model, constant, uses, tensors).found())
+    weights = Weights(model, constant, uses, tensors)
+    chosen = _as_told(model, weights.found())
     state = {name for name, where in uses.items() for node, slot in where if slot in STATE_SLOTS.get(node.op_type, ())}
     if train is not None:
         every = [name for name in uses if tensors[name].is_float and name not in state]
@@ -75,7 +82,7 @@ def select(
     if freeze is not None:
         frozen = set(_matching("--freeze", freeze, chosen, problems))
         chosen = [name for name in chosen if name not in frozen]
-    return _tied(model, chosen, tensors)
+    return _tied(model, chosen, tensors, weights)
 
 
 def _as_told(model: ModelProto, chosen: list[str]) -> list[str]:
@@ -90,26 +97,56 @@ def _as_told(model: ModelProto, chosen: list[str]) -> list[str]:
     return [*(n for n in chosen if n not in settled), *(n for n, value in told.items() if value == "true")]
 
 
-def _tied(model: ModelProto, chosen: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Parameters, with those that are rearrangements of one shared initializer replaced by it.
+def _tied(model: ModelProto, chosen: list[str], tensors: Mapping[str, Tensor], weights: Weights) -> list[str]:
+    """Parameters, with those that are shared replaced by the initializer that they are made of.
 
-    A language model's embedding and its transposed copy in the last layer are one parameter. What exporters merged
-    because it happened to be equal is apart already (:mod:`.untie`).
+    A language model's embedding and its transposed copy in the last layer are one parameter; so is a table of which
+    rows are looked up (positions, relative ones) or which is repeated: the table, not what was taken from it. What
+    exporters merged because it happened to be equal is apart already (:mod:`.untie`).
     """
-    initializers = {t.name for t in model.graph.initializer}
-    producer = {name: node for node in model.graph.node for name in node.output if name}
-    roots: dict[str, str] = {}
-    for name in chosen:
-        root = name
-        while root in producer and producer[root].op_type in REARRANGEMENTS:
-            root = producer[root].input[0]
-        shared = root in initializers and tensors[root].is_float
-        roots[name] = root if shared else name
-    count = Counter(roots.values())
-    tied = list(dict.fromkeys(roots[name] if count[roots[name]] > 1 else name for name in chosen))
+    origins = _Origins(model, tensors, weights)
+    made_of = {name: origins.of(name) for name in chosen}
+    count = Counter(root for roots in made_of.values() for root, _ in roots)
+    tied: dict[str, None] = {}
+    for name, roots in made_of.items():
+        whole = all(count[root] == 1 and not copied for root, copied in roots)
+        tied.update(dict.fromkeys([name] if whole else [root for root, _ in roots]))
     # What is computed from a parameter follows it, and is none itself.
     constant = constant_tensors(model, tied)
     return [name for name in tied if name in constant]
+
+
+class _Origins:
+    """The initializers that a weight is made of by rearranging, copying and adding up."""
+
+    def __init__(self, model: ModelProto, tensors: Mapping[str, Tensor], weights: Weights) -> None:
+        self.initializers = {t.name for t in model.graph.initializer}
+        self.producer = {name: node for node in model.graph.node for name in node.output if name}
+        self.tensors, self.weights = tensors, weights
+
+    def of(self, name: str) -> list[tuple[str, bool]]:
+        """(initializer, whether parts of it were copied); the weight itself where it is computed in another way, or
+        where there is nothing but single numbers and masks."""
+        found = self._found(name, False, DEEPEST)
+        return [(name, False)] if found is None or not found else found
+
+    def _found(self, name: str, copied: bool, depth: int) -> list[tuple[str, bool]] | None:
+        if not depth:
+            return None
+        if name in self.initializers:
+            tensor = self.tensors[name]
+            if not tensor.is_float:
+                return None
+            return [] if tensor.elements(1) == 1 or self.weights.is_mask(name) else [(name, copied)]
+        node = self.producer.get(name)
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type in (*REARRANGEMENTS, *COPIES):
+            return self._found(node.input[0], copied or node.op_type in COPIES, depth - 1)
+        if node.op_type != "Add":
+            return [] if not self.weights.holds_numbers(name) else None
+        parts = [self._found(operand, copied, depth - 1) for operand in node.input]
+        return None if any(part is None for part in parts) else [root for part in parts for root in part or []]
 
 
 def _matching(option: str, expression: str, names: list[str], problems: Problems) -> list[str]:

@@ -146,10 +146,12 @@ class _Reader:
 
     def _layer(self, node: NodeProto) -> tuple[Any, ...]:
         """What tells the node's layer from others; notes for the node's results how they came about."""
+        # Normalisations have no matrix: their layer is that of what they normalise.
+        slots = () if node.op_type.endswith("Normalization") else WEIGHT_SLOTS.get(node.op_type, ())
         matrices = tuple(
             self.origin[name][0] if name in self.origin else name
             for slot, name in enumerate(node.input)
-            if slot in WEIGHT_SLOTS.get(node.op_type, ()) and name in self.constant and self._tells(name)
+            if slot in slots and name in self.constant and self._tells(name)
         )
         data = [name for name in node.input if name in self.distance]
         if matrices:
