@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def _pool(node: Operator) -> dict[tuple[Any, ...], int]:
     starts = [*(int(start) for start in get("ngram_counts")), len(items)]
     places: dict[tuple[Any, ...], int] = {}
     number = 0
-    for n, (start, end) in enumerate(zip(starts, starts[1:], strict=False), 1):
+    for n, (start, end) in enumerate(pairwise(starts), 1):
         if start > end or (end - start) % n:
             raise ModelError(
                 f"TfIdfVectorizer node {node.name!r}: its pool has {end - start} items for {n}-grams, from {start} to {end}"

@@ -214,7 +214,8 @@ def _clip(node: Operator) -> float | None:
 
 def _activations(node: Operator, directions: int, defaults: tuple[str, ...]) -> list[list[Activation]]:
     """The activation functions of each direction. Values of alpha and beta go, in order, to the functions that take
-    them; what is given to an activation is clipped first."""
+    them. What gates are computed from is clipped first; the cell itself, which the third function of an LSTM is given,
+    is not, as in onnxruntime."""
     given = node.attributes.get("activations") or defaults * directions
     names = [n.decode() if isinstance(n, bytes) else str(n) for n in given]
     if len(names) < len(defaults) * directions:
@@ -224,7 +225,7 @@ def _activations(node: Operator, directions: int, defaults: tuple[str, ...]) -> 
         )
     alphas, betas = (iter(node.attributes.get(f"activation_{which}") or ()) for which in ("alpha", "beta"))
     functions = []
-    for name in names[: len(defaults) * directions]:
+    for place, name in enumerate(names[: len(defaults) * directions]):
         if name.lower() not in ACTIVATIONS:
             raise ModelError(
                 f"{node.op_type} node {node.name!r} has the activation {name!r}; the standard knows "
@@ -232,7 +233,9 @@ def _activations(node: Operator, directions: int, defaults: tuple[str, ...]) -> 
             )
         function, values = ACTIVATIONS[name.lower()]
         constants = [float(next(source, value)) for source, value in zip((alphas, betas), values, strict=False)]
-        functions.append(partial(_activated, function, constants, _clip(node)))
+        functions.append(
+            partial(_activated, function, constants, None if place % 3 == 2 and len(defaults) == 3 else _clip(node))
+        )
     return [functions[i : i + len(defaults)] for i in range(0, len(functions), len(defaults))]
 
 

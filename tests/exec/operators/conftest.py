@@ -33,6 +33,7 @@ def like_onnxruntime() -> Callable[..., list[np.ndarray]]:
         rtol: float = 1e-5,
         atol: float = 1e-5,
         domain: str = "",
+        version: int = 1,
     ) -> list[np.ndarray]:
         def value(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
             return onnx.helper.make_tensor_value_info(
@@ -43,7 +44,7 @@ def like_onnxruntime() -> Callable[..., list[np.ndarray]]:
         graph = onnx.helper.make_graph([node], "g", [value(n, v) for n, v in inputs.items()], results)
         opsets = [onnx.helper.make_opsetid("", opset)]
         if domain:
-            opsets.append(onnx.helper.make_opsetid(domain, 1))
+            opsets.append(onnx.helper.make_opsetid(domain, version))
         model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
         options = SessionOptions()
         options.log_severity_level = 3
