@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...models.onnxpp.graph import Body, Operator
+from .known import in_numpy
 from .registry import Context, Lowering, lowering
 
 __all__ = ["BAKED_BYTES", "computed", "in_precision", "interpret", "outer_values", "run_body"]
@@ -40,11 +41,23 @@ def interpret(
 def computed(node: Operator, function: Lowering, operands: Sequence[Any], context: Context) -> tuple[Any, ...]:
     """The operator's results. Small ones of static operands are computed at once: they may be a shape."""
     if function.folds and all(isinstance(v, np.ndarray | None) for v in operands):
-        with jax.ensure_compile_time_eval():
-            results = tuple(map(_on_host, function(node, *operands, context=context)))
-        if all(v is None or isinstance(v, list) or v.nbytes <= BAKED_BYTES for v in results):
-            return results
+        known = in_numpy(node, operands)
+        if known is not None and all(v.nbytes <= BAKED_BYTES for v in known):
+            return known
+        if _is_small(node, function, operands, context):
+            with jax.ensure_compile_time_eval():
+                results = tuple(map(_on_host, function(node, *operands, context=context)))
+            if all(v is None or isinstance(v, list) or v.nbytes <= BAKED_BYTES for v in results):
+                return results
     return function(node, *operands, context=context)
+
+
+def _is_small(node: Operator, function: Lowering, operands: Sequence[Any], context: Context) -> bool:
+    """Whether it pays to compute at once: of large operands only where the result will be small."""
+    if all(v is None or v.nbytes <= BAKED_BYTES for v in operands):
+        return True
+    results = jax.eval_shape(lambda: function(node, *operands, context=context))
+    return all(v.size * v.dtype.itemsize <= BAKED_BYTES for v in jax.tree.leaves(results))
 
 
 def _on_host(value: Any) -> Any:
