@@ -21,9 +21,10 @@ from onnx.backend.base import BackendRep, Device, DeviceType
 
 from ..errors import ModelError
 from ..models.onnxpp.bodies import body_of
+from ..models.onnxpp.contrib import rewrite_contrib
 from ..models.onnxpp.external import tensor_values
 from ..models.onnxpp.graph import Body
-from ..models.onnxpp.load import read_model
+from ..models.onnxpp.load import check, read_model
 from .operators import step_context
 from .runner import Runner
 
@@ -117,14 +118,16 @@ class Backend(StandardBackend):
     ) -> Prepared:
         """A model, or the path of its file, ready to run on `device`; `seed` is that of its random operators.
 
-        A file is checked as :func:`hpdlf.models.onnxpp.import_model` checks it, a proto by onnx. External data lies in
-        the file's folder, or in one of `allow_external`. Raises ModelError.
+        Both are checked as :func:`hpdlf.models.onnxpp.import_model` checks a file. External data lies in the file's
+        folder, or in one of `allow_external`; that of a proto was loaded before. Raises ModelError.
         """
         if not cls.supports_device(device):
             raise ModelError(f"device {device!r} is not available here; JAX has {', '.join(map(str, jax.devices()))}")
         folder, allowed = Path(), [Path(f) for f in allow_external]
         if isinstance(model, ModelProto):
-            _check(model)
+            given, model = model, ModelProto()
+            model.CopyFrom(given)
+            check(model, "the model", allow_external=allowed)
         else:
             folder = Path(model).parent
             model, _ = read_model(model, allow_external=allowed)
@@ -132,6 +135,12 @@ class Backend(StandardBackend):
             from onnx.inliner import inline_local_functions
 
             model = inline_local_functions(model)
+        unknown = rewrite_contrib(model)
+        if unknown:
+            raise ModelError(
+                f"operators {', '.join(unknown)} of domain com.microsoft are unknown to the executor: export with standard "
+                "operators, or without the optimisations of onnxruntime"
+            )
         opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
         body = body_of(model.graph, opsets, lambda tensor: tensor_values(tensor, folder, allowed))
         return Prepared(body, seed)
@@ -166,13 +175,6 @@ class Backend(StandardBackend):
         opsets = {"" if node.domain == "ai.onnx" else node.domain: version}
         given = inputs if isinstance(inputs, dict) else list(inputs)
         return Prepared(body_of(graph, {"": onnx.defs.onnx_opset_version(), **opsets}), seed=0).run(given)
-
-
-def _check(model: ModelProto) -> None:
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:  # the checker raises several unrelated types
-        raise ModelError(f"the model is no valid ONNX: {' '.join(str(error).split())}; export it again") from None
 
 
 # What the standard's helpers look for in a backend module.
