@@ -181,16 +181,24 @@ class _Editing:
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.taken = {v.name for v in self.graph.input} | {t.name for t in self.graph.initializer}
         self.taken |= {name for node in self.nodes for name in (*node.output, node.name)}
+        self.counts: dict[str, int] = {}
         self.readers: dict[str, int] = {}
         for name in (*(n for node in self.nodes for n in node.input), *(v.name for v in self.graph.output)):
             self.readers[name] = self.readers.get(name, 0) + 1
         self.before: dict[int, list[NodeProto]] = {}
         self.dropped: set[int] = set()
 
+    def _fresh(self, wanted: str) -> str:
+        """A name like `wanted` that nobody has; thousands may want the same."""
+        name = wanted
+        while name in self.taken:
+            self.counts[wanted] = self.counts.get(wanted, 0) + 1
+            name = f"{wanted}_{self.counts[wanted]}"
+        self.taken.add(name)
+        return name
+
     def give(self, group: list[_Use], original: TensorProto) -> None:
         """A copy of `original` to one layer: under an Identity's name where the exporter left one, else a new name."""
-        from .normalise import unique_name
-
         copy = self.graph.initializer.add()
         copy.CopyFrom(original)
         first = group[0]
@@ -198,7 +206,7 @@ class _Editing:
             copy.name = first.operand
             self.dropped.add(first.path[0])
             return
-        copy.name = unique_name(original.name, self.taken)
+        copy.name = self._fresh(original.name)
         made: dict[str, str] = {}
         for use in group:
             if use.operand not in made:
@@ -216,14 +224,12 @@ class _Editing:
 
     def _rearranged(self, name: str, use: _Use) -> str:
         """The copy brought into the form in which the use reads it."""
-        from .normalise import unique_name
-
         for place in use.path:
             node = NodeProto()
             node.CopyFrom(self.nodes[place])
-            node.name = unique_name(node.name or node.op_type, self.taken)
+            node.name = self._fresh(node.name or node.op_type)
             node.input[0] = name
-            name = node.output[0] = unique_name(node.output[0], self.taken)
+            name = node.output[0] = self._fresh(node.output[0])
             self.before.setdefault(use.index, []).append(node)
         return name
 
