@@ -95,12 +95,13 @@ def _to_powers(x: Array, saturate: bool, round_mode: str) -> Array:
         raise ModelError(f"round_mode {round_mode!r} of Cast is none of up, down, nearest; export the model again")
     step = {"up": more > 0, "down": jnp.zeros_like(more, bool), "nearest": more >= 0x400000}[round_mode]
     code = exponent + step.astype(jnp.uint32)
-    below = x < jnp.float32(2**-127)
+    # By bits: XLA takes numbers as small as these for 0.
+    below = small & (fraction < 0x400000)
     if saturate:
         code = jnp.where(below, 0, jnp.minimum(code, 254))
     else:
         code = jnp.where(below, 255, jnp.minimum(code, 255))
-    code = jnp.where(jnp.isnan(x) | (x < 0), 255, code)
+    code = jnp.where(jnp.isnan(x) | (bits > 0x80000000), 255, code)
     return lax.bitcast_convert_type(code.astype(jnp.uint8), jnp.float8_e8m0fnu)
 
 

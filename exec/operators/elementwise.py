@@ -34,6 +34,11 @@ def _relu_backward(y: Array, gradient: Array) -> tuple[Array]:
 
 _relu.defvjp(_relu_forward, _relu_backward)
 
+def _floats(x: Any) -> Any:
+    """Whole numbers as float32, floats as they are."""
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
 # Operators that are one function of one tensor.
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "Abs": jnp.abs,
@@ -47,7 +52,7 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Ceil": jnp.ceil,
     "Cos": jnp.cos,
     "Cosh": jnp.cosh,
-    "Erf": lax.erf,
+    "Erf": lambda x: lax.erf(_floats(x)).astype(x.dtype),
     "Exp": jnp.exp,
     "Floor": jnp.floor,
     "IsNaN": jnp.isnan,

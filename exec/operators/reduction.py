@@ -42,7 +42,8 @@ def _bound(x: Array, low: bool) -> Any:
         return not low
     if jnp.issubdtype(x.dtype, jnp.floating):
         return -jnp.inf if low else jnp.inf
-    return jnp.iinfo(x.dtype).min if low else jnp.iinfo(x.dtype).max
+    limits = jnp.iinfo(x.dtype)
+    return np.asarray(limits.min if low else limits.max, x.dtype)
 
 
 def reduced(reduction: Reduction, node: Operator, x: Value, axes: Any) -> Array:

@@ -14,8 +14,8 @@ __all__ = ["by_codes", "is_text"]
 
 # Operators that only move, select or compare: any numbers will do in place of the strings.
 MOVING = frozenset({
-    "Compress", "Concat", "Equal", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad",
-    "Reshape", "ReverseSequence", "Scatter", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Split",
+    "Compress", "Concat", "Equal", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "OneHot",
+    "Pad", "Reshape", "ReverseSequence", "Scatter", "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "Split",
     "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
 
