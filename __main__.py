@@ -103,6 +103,7 @@ def inspect(
     model: o.Model,
     batch: o.InspectBatch = 1,
     loss: o.Loss = None,
+    bind: o.Bind = None,
     allow_external: o.AllowExternal = None,
     as_json: o.Json = False,
 ) -> None:
@@ -110,7 +111,9 @@ def inspect(
     from .experiments.tables import operators_table
     from .experiments.verbs import counts, load_model
 
-    graph = load_model(model, loss=loss, allow_external=allow_external or ()).graph
+    graph = load_model(
+        model, loss=loss, allow_external=allow_external or (), bind=_bindings(bind or []), loss_optional=True
+    ).graph
     if as_json:
         print_json(counts(graph, batch=batch))
     else:
@@ -148,6 +151,7 @@ def simulate(
     price: o.Price = None,
     region: o.Region = None,
     loss: o.Loss = "softmax_xent",
+    bind: o.Bind = None,
     allow_external: o.AllowExternal = None,
     database: o.Database = None,
     as_json: o.Json = False,
@@ -157,7 +161,10 @@ def simulate(
     power: o.PowerPicture = None,
     versus: o.Versus = None,
 ) -> None:
-    """Predict time, energy, cost and memory of one strategy."""
+    """Predict time, energy, cost and memory of one strategy.
+
+    What cannot be trained, as it has no weights or a fixed batch, is run forward alone.
+    """
     from .experiments.looking import breakdown_table, comparison_table, told, variant
     from .experiments.tables import memory_table, simulation_table
     from .experiments.verbs import cluster_of
@@ -170,6 +177,7 @@ def simulate(
         "batch": batch,
         "loss": loss,
         "allow_external": allow_external or (),
+        "bind": _bindings(bind or []),
         "optimizer": optimizer,
         "samples": samples,
         "database": database,

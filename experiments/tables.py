@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..exec.doctor import Finding
     from ..hwprofiles import ProfileRow, ValueRow
     from ..models.onnxpp import Graph
+    from ..models.onnxpp.graph import Tensor
     from ..models.plan import Plan
     from ..sim import Candidate, Interval, Search, Simulation
     from .explain import Explanation
@@ -87,6 +88,12 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
         f"forward pass; bytes: operands read and results written, each once\nfed with: {given}\n"
         f"predicts: {', '.join(_tensor(graph, name) for name in graph.outputs)}"
     )
+    loose = {name for name, tensor in graph.tensors.items() if tensor.at_most}
+    bounded = sum(1 for o in graph.operators if not loose.isdisjoint((*o.inputs, *o.outputs)))
+    if bounded:
+        table.caption += f"\n<=: depends on data, at most this; work of {bounded} operators is an upper bound"
+    if graph.fixed_batch is not None:
+        table.caption += f"\nthe batch is fixed, {graph.fixed_batch} a run: it can be simulated and run, not trained"
     table.caption_justify = "left"
     total_flops = total_bytes = 0.0
     for operator in graph.operators:
@@ -95,7 +102,7 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
         moved = forward.read_bytes + forward.write_bytes
         total_flops, total_bytes = total_flops + forward.flops, total_bytes + moved
         result = graph.tensors.get(operator.outputs[0])
-        shape = "x".join("N" if str(d) == "batch" else str(d) for d in result.shape) if result else "?"
+        shape = _dims(result, "x") if result else "?"
         table.add_row(
             operator.name,
             operator.op_type,
@@ -120,13 +127,23 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
 
 def _tensor(graph: Graph, name: str) -> str:
     tensor = graph.tensors[name]
-    return f"{name} ({' x '.join('N' if str(d) == 'batch' else str(d) for d in tensor.shape)}) {tensor.dtype}"
+    return f"{name} ({_dims(tensor, ' x ')}) {tensor.dtype}"
+
+
+def _dims(tensor: Tensor, between: str) -> str:
+    """A shape, N for the batch, "<=" before a dimension that depends on data and is at most that."""
+    return between.join(
+        ("<=" if axis in tensor.at_most else "") + ("N" if str(dim) == "batch" else str(dim))
+        for axis, dim in enumerate(tensor.shape)
+    )
 
 
 def accuracy_table(report: Sequence[Mapping[str, Any]]) -> Table:
     """Errors on measurements that were left out of fitting."""
     numbers = ("n", "median", "p90", "bias", "covered", "width")
-    table = plain_table("Errors on what was left out", "left out", "table", "device", "operators", *numbers, right=numbers)
+    table = plain_table(
+        "Errors on what was left out", "left out", "table", "device", "operators", *numbers, right=numbers
+    )
     for row in report:
         table.add_row(
             row["left_out"].removesuffix(" left out"),

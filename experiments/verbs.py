@@ -7,7 +7,7 @@ Each takes a model as an :class:`Onnxpp` value or the path of an ONNX or ONNX++ 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,18 @@ __all__ = ["approve", "cluster_of", "counts", "export", "load_model", "measure",
 Model = Onnxpp | str | Path
 
 
-def load_model(model: Model, *, loss: str | None = None, allow_external: Iterable[str | Path] = ()) -> Onnxpp:
+def load_model(
+    model: Model,
+    *,
+    loss: str | None = None,
+    allow_external: Iterable[str | Path] = (),
+    bind: Mapping[str, int] | None = None,
+    loss_optional: bool = False,
+) -> Onnxpp:
     """An ONNX++ file as it is; any other ONNX file is imported, with the `loss` appended if it has none.
+
+    bind            sizes of symbolic dimensions besides the batch
+    loss_optional   go without the loss where none can be appended, or where there is nothing to train
 
     Raises:
         ModelError: the file is no ONNX model that can be used.
@@ -40,7 +50,9 @@ def load_model(model: Model, *, loss: str | None = None, allow_external: Iterabl
     path = Path(model)
     if is_onnxpp(path):
         return load_onnxpp(path, allow_external=allow_external)
-    return import_model(path, loss=loss, allow_external=allow_external, without_weights=True)
+    return import_model(
+        path, loss=loss, allow_external=allow_external, bind=bind, without_weights=True, loss_optional=loss_optional
+    )
 
 
 def counts(graph: Graph, *, batch: int) -> dict[str, Any]:
@@ -105,10 +117,12 @@ def simulate(
     database: str | Path | None = None,
     fold: bool = True,
     slowdown: dict[int, float] | None = None,
+    bind: Mapping[str, int] | None = None,
     **strategy: Any,
 ) -> Simulation:
-    """Predict training `model` on a cluster as a strategy says.
+    """Predict training `model` on a cluster as a strategy says; what cannot be trained is run forward alone.
 
+    bind       sizes of symbolic dimensions besides the batch
     samples    in one epoch, for figures of epochs
     strategy   fields of :class:`hpdlf.Strategy`: data, pipeline, microbatches, schedule, solver, precision,
                bucket_bytes
@@ -118,10 +132,12 @@ def simulate(
     """
     from ..sim import simulate as run
 
+    graph = load_model(model, loss=loss, allow_external=allow_external, bind=bind, loss_optional=True).graph
     return run(
-        load_model(model, loss=loss, allow_external=allow_external).graph,
+        graph,
         cluster_of(on),
         Strategy.of(batch=batch, **strategy),
+        training=graph.loss is not None and bool(graph.parameters),
         model=_costs(database),
         optimizer=optimizer,
         samples_per_epoch=samples,

@@ -77,7 +77,7 @@ def _simulate(
         precision=strategy.precision,
         optimizer=optimizer or "sgd",
         mixed=strategy.mixed,
-        strategy=str(strategy),
+        strategy=str(strategy) + ("" if training else ", the forward pass alone"),
         **options,
     )
 

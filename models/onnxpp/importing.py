@@ -14,7 +14,7 @@ from .extract import extract_graph
 from .graph import Graph
 from .inlining import inline_branches
 from .load import read_model
-from .loss import append_loss, find_loss
+from .loss import LOSSES, append_loss, find_loss
 from .modes import open_dropouts, training_mode
 from .normalise import IR_VERSION, convert_opset, normalise
 from .onnxpp import FORMAT, PREFIX, Onnxpp, set_metadata
@@ -38,6 +38,7 @@ def import_model(
     allow_external: Iterable[str | Path] = (),
     without_weights: bool = False,
     content: bytes | None = None,
+    loss_optional: bool = False,
 ) -> Onnxpp:
     """Import an ONNX file: check and convert it, make its batch symbolic, find its parameters and its loss, and count.
 
@@ -49,6 +50,7 @@ def import_model(
     allow_external  folders besides the model's own in which external data may lie
     without_weights tolerate absent external data: enough to plan and simulate
     content         the file's bytes, where they were never written to `path`
+    loss_optional   go without the loss where none can be appended, or where there is nothing to train
 
     With a loss the model is meant for training: each BatchNormalization whose scale or bias is trained goes into
     training mode, and its running statistics become ``graph.state``; Dropout drops where the file asks for it, or leaves
@@ -69,9 +71,13 @@ def import_model(
     set_metadata(model, {} if shaped.fixed_batch is None else {"fixed_batch": str(shaped.fixed_batch)})
     found = find_loss(model, tensors, output=loss_output, problems=problems)
     problems.stop()
-    if found is None and loss is not None:
-        found = append_loss(model, loss, tensors, problems)
     parameters = select(model, tensors, train=train, freeze=freeze, problems=problems)
+    if shaped.fixed_batch is not None:
+        found = None
+        if (loss or loss_output) and not loss_optional:
+            problems.add(_untrainable(shaped))
+    elif found is None and loss is not None and (parameters or not loss_optional):
+        found = append_loss(model, loss, tensors, Problems(path) if loss_optional and loss in LOSSES else problems)
     problems.stop()
     if found is not None:
         taken = {*tensors, *(node.name for node in model.graph.node)}
@@ -85,6 +91,13 @@ def import_model(
         original = pack_original(_converted(path, allowed, without_weights, content, shaped.inlined, problems))
     _write_down(model, graph, shaped, original=original, name=path.name, sha256=sha256)
     return Onnxpp(proto=model, graph=graph, folder=path.parent, source_sha256=sha256, allow_external=allowed)
+
+
+def _untrainable(shaped: Shaped) -> str:
+    return (
+        f"it cannot be trained: it was exported for a fixed batch, and this import tried to make it symbolic: {shaped.why}; "
+        "export with a dynamic batch axis, or name it with --batch-dim INPUT:AXIS"
+    )
 
 
 def _converted(

@@ -104,7 +104,15 @@ class Chain:
         experts: frozenset[str] = frozenset(),
         fused: bool = False,
     ) -> Chain:
-        """Raises PlanError where the partition does not follow the graph or the strategy."""
+        """Raises PlanError where the partition does not follow the graph or the strategy, or the graph's batch is fixed at
+        another.
+        """
+        fixed = graph.fixed_batch
+        if fixed is not None and fixed != strategy.microbatch_samples:
+            raise PlanError(
+                f"{graph.name} was exported for a batch of {fixed}, which nothing can change: a microbatch has that many "
+                f"samples, not {strategy.microbatch_samples}. Let `--batch` be {fixed} for each replica and microbatch."
+            )
         by_block = strategy.recompute != "none" or strategy.zero == 3
         blocks = find_blocks(graph) if by_block else None
         segments = build_segments(graph, partition, blocks=blocks, untied=bool(strategy.simulated_only))
