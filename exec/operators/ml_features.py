@@ -118,7 +118,7 @@ def one_hot_encoder_of_strings(node: Operator, x: np.ndarray) -> np.ndarray:
     values: Any = x.astype(str) if kind == "cats_strings" else x.astype(np.int64)
     found = values[..., None] == np.array(categories)
     if not node.attributes.get("zeros", 1) and not found.any(-1).all():
-        unknown = values.reshape(-1)[~found.any(-1).reshape(-1)][0]
+        unknown = values.reshape(-1)[~found.any(-1).reshape(-1)].tolist()[0]
         raise ModelError(f"OneHotEncoder node {node.name!r}: {unknown!r} is none of its categories, and zeros is 0")
     return found.astype(np.float32)
 
