@@ -34,6 +34,7 @@ def _relu_backward(y: Array, gradient: Array) -> tuple[Array]:
 
 _relu.defvjp(_relu_forward, _relu_backward)
 
+
 def _floats(x: Any) -> Any:
     """Whole numbers as float32, floats as they are."""
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
@@ -161,10 +162,17 @@ def leaky_relu(node: Operator, x: Array) -> Array:
     return jnp.where(x >= 0, x, node.attributes.get("alpha", 0.01) * x)
 
 
-@lowers("PRelu")
+@lowers("PRelu", since=7)
 def prelu(node: Operator, x: Array, slope: Array) -> Array:
     """x where positive, slope x elsewhere."""
     return jnp.where(x >= 0, x, slope * x)
+
+
+@lowers("PRelu")
+def prelu_by_channel(node: Operator, x: Array, slope: Array) -> Array:
+    """Before opset 7 there is one slope, or one for each channel (axis 1)."""
+    by_channel = jnp.ndim(slope) == 1 and slope.size > 1 and x.ndim > 1
+    return prelu(node, x, jnp.reshape(slope, (-1, *(1,) * (x.ndim - 2))) if by_channel else slope)
 
 
 @lowers("ThresholdedRelu")

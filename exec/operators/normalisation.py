@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -134,7 +135,7 @@ def lp_normalization(node: Operator, x: Array) -> Array:
     if int(node.attributes.get("p", 2)) == 1:
         norm = jnp.sum(jnp.abs(x), axis=axis, keepdims=True)
     else:
-        norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
+        norm = _root(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
     return jnp.where(norm == 0, 0, x / jnp.where(norm == 0, 1, norm))
 
 
@@ -142,8 +143,47 @@ def lp_normalization(node: Operator, x: Array) -> Array:
 def mean_variance_normalization(node: Operator, x: Array) -> Array:
     """(x - mean) / (deviation + 1e-9) over `axes`."""
     axes = tuple(node.attributes.get("axes") or (0, 2, 3))
-    mean = jnp.mean(x, axis=axes, keepdims=True)
-    return (x - mean) / (jnp.sqrt(jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)) + 1e-9)
+    centred = x - jnp.mean(x, axis=axes, keepdims=True)
+    return centred / (_root(jnp.mean(jnp.square(centred), axis=axes, keepdims=True)) + 1e-9)
+
+
+def _root(square: Array) -> Array:
+    """The square root, with a gradient of 0 where it is 0 (by derivation it would be infinite)."""
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+
+
+def _below_maximum(x: Array, axis: int) -> Array:
+    """x minus its maximum, never above 0.
+
+    XLA may compute x once for the maximum and once for the difference, and round differently: with scores of 1e10 the
+    difference is then as much as 1000 and its exponential infinite.
+    """
+    difference = x - jnp.max(x, axis=axis, keepdims=True)
+    return jnp.where(difference > 0, 0, difference)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _softmax(x: Array, axis: int = -1) -> Array:
+    powers = jnp.exp(_below_maximum(x, axis))
+    return powers / jnp.sum(powers, axis=axis, keepdims=True)
+
+
+@_softmax.defjvp
+def _softmax_jvp(axis: int, values: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y, change = _softmax(*values, axis), tangents[0]
+    return y, y * (change - jnp.sum(y * change, axis=axis, keepdims=True))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _log_softmax(x: Array, axis: int = -1) -> Array:
+    below = _below_maximum(x, axis)
+    return below - jnp.log(jnp.sum(jnp.exp(below), axis=axis, keepdims=True))
+
+
+@_log_softmax.defjvp
+def _log_softmax_jvp(axis: int, values: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y, change = _log_softmax(*values, axis), tangents[0]
+    return y, change - jnp.sum(jnp.exp(y) * change, axis=axis, keepdims=True)
 
 
 def _hardmax(x: Array, axis: int = -1) -> Array:
@@ -157,19 +197,19 @@ def _flattened(function: Any, node: Operator, x: Array) -> Array:
     rows = 1
     for d in x.shape[:axis]:
         rows *= d
-    return function(x.reshape(rows, -1), axis=-1).reshape(x.shape)
+    return function(x.reshape(rows, -1), -1).reshape(x.shape)
 
 
 @lowers("Softmax", since=13)
 def softmax(node: Operator, x: Array) -> Array:
     """exp(x) over its sum along `axis`."""
-    return jax.nn.softmax(x, axis=int(node.attributes.get("axis", -1)))
+    return _softmax(jnp.asarray(x), int(node.attributes.get("axis", -1)))
 
 
 @lowers("LogSoftmax", since=13)
 def log_softmax(node: Operator, x: Array) -> Array:
     """The logarithm of Softmax."""
-    return jax.nn.log_softmax(x, axis=int(node.attributes.get("axis", -1)))
+    return _log_softmax(jnp.asarray(x), int(node.attributes.get("axis", -1)))
 
 
 @lowers("Hardmax", since=13)
@@ -181,13 +221,13 @@ def hardmax(node: Operator, x: Array) -> Array:
 @lowers("Softmax")
 def softmax_flattening(node: Operator, x: Value) -> Array:
     """Softmax before opset 13."""
-    return _flattened(jax.nn.softmax, node, jnp.asarray(x))
+    return _flattened(_softmax, node, jnp.asarray(x))
 
 
 @lowers("LogSoftmax")
 def log_softmax_flattening(node: Operator, x: Value) -> Array:
     """LogSoftmax before opset 13."""
-    return _flattened(jax.nn.log_softmax, node, jnp.asarray(x))
+    return _flattened(_log_softmax, node, jnp.asarray(x))
 
 
 @lowers("Hardmax")

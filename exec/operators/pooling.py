@@ -139,10 +139,30 @@ def _counts(window: Window, spatial: tuple[int, ...], include_pads: bool) -> np.
 @lowers("LpPool")
 def lp_pool(node: Operator, x: Array) -> Array:
     """The p-norm of each window."""
-    window = window_of(node, x.shape[2:], node.attributes["kernel_shape"])
-    p = node.attributes.get("p", 2)
-    powers = jnp.abs(padded(x, window, 0, first_spatial=2)) ** p
-    return reduce(jnp.add, taps(powers, window, first_spatial=2)) ** (1 / p)
+    # In opset 1 the window may be left out: then it is the whole image.
+    window = window_of(node, x.shape[2:], node.attributes.get("kernel_shape") or x.shape[2:])
+    p = float(node.attributes.get("p", 2))
+    powers = _powers(padded(x, window, 0, first_spatial=2), p)
+    return _root(reduce(jnp.add, taps(powers, window, first_spatial=2)), p)
+
+
+@lowers("GlobalLpPool")
+def global_lp_pool(node: Operator, x: Array) -> Array:
+    """The p-norm over all spatial dims, which stay as 1."""
+    p = float(node.attributes.get("p", 2))
+    return _root(jnp.sum(_powers(x, p), axis=tuple(range(2, x.ndim)), keepdims=True), p)
+
+
+def _powers(x: Array, p: float) -> Array:
+    return lax.integer_pow(jnp.abs(x), int(p)) if p.is_integer() else jnp.abs(x) ** p
+
+
+def _root(total: Array, p: float) -> Array:
+    """The p-th root, with a gradient of 0 where it is 0 (by derivation it would be infinite)."""
+    if p == 1:
+        return total
+    empty = total == 0
+    return jnp.where(empty, 0, jnp.where(empty, 1, total) ** (1 / p))
 
 
 @lowers("GlobalAveragePool")
