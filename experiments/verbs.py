@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ApprovalError
+from ..errors import ApprovalError, ModelError
 from ..hwprofiles import Cluster, load_region
 from ..hwprofiles import load_cluster as read_cluster
 from ..models.onnxpp import Graph, Onnxpp, import_model, is_onnxpp, load_onnxpp, work
@@ -130,6 +130,7 @@ def simulate(
     Raises:
         PlanError: the strategy does not divide, does not fit the cluster, or the model has no loss.
     """
+    from ..models.onnxpp.gradients import trained_in_vain
     from ..sim import simulate as run
 
     graph = load_model(model, loss=loss, allow_external=allow_external, bind=bind, loss_optional=True).graph
@@ -137,7 +138,7 @@ def simulate(
         graph,
         cluster_of(on),
         Strategy.of(batch=batch, **strategy),
-        training=graph.loss is not None and bool(graph.parameters),
+        training=graph.loss is not None and bool(graph.parameters) and not trained_in_vain(graph),
         model=_costs(database),
         optimizer=optimizer,
         samples_per_epoch=samples,
@@ -181,13 +182,22 @@ def plan(
 
 
 def _with_weights(model: Model, loss: str | None, allow_external: Iterable[str | Path]) -> Onnxpp:
-    """The model as a plan wants it: what is imported here keeps its weights."""
+    """The model as a plan wants it: what is imported here keeps its weights.
+
+    Raises:
+        ModelError: the model cannot be imported, or its loss is the same whatever it says.
+    """
     if isinstance(model, Onnxpp):
-        return model
-    path = Path(model)
-    if is_onnxpp(path):
-        return load_onnxpp(path, without_weights=False, allow_external=allow_external)
-    return import_model(path, loss=loss, allow_external=allow_external)
+        found = model
+    elif is_onnxpp(Path(model)):
+        found = load_onnxpp(Path(model), without_weights=False, allow_external=allow_external)
+    else:
+        found = import_model(Path(model), loss=loss, allow_external=allow_external)
+    from ..models.onnxpp.gradients import constant_loss
+
+    if why := constant_loss(found.graph):
+        raise ModelError(f"{found.graph.name} cannot be trained: {why}.")
+    return found
 
 
 def approve(plan_path: str | Path, *, approved_by: str | None = None, shown_sha256: str | None = None) -> Approval:

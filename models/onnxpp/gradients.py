@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .graph import Graph
+from .graph import Dim, Graph
 
-__all__ = ["FLAT", "trained_in_vain", "without_gradient"]
+__all__ = ["FLAT", "constant_loss", "trained_in_vain", "without_gradient"]
 
 # Piecewise constant: floats go in and come out, but the derivative is zero wherever there is one.
 FLAT = frozenset({"Ceil", "Floor", "Hardmax", "Round", "Sign"})
@@ -41,8 +41,22 @@ def without_gradient(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return lost, tuple(o.name for o in graph.operators if o.name in stops)
 
 
+def constant_loss(graph: Graph) -> str | None:
+    """Why the loss is the same whatever the network says, as a sentence; None where it is not."""
+    loss = graph.producer.get(graph.loss or "")
+    if loss is None or loss.op_type != "SoftmaxCrossEntropyLoss":
+        return None
+    scores = graph.tensors[loss.inputs[0]]
+    if len(scores.shape) < 2 or scores.shape[1] != Dim(1):
+        return None
+    return (
+        f"{scores.name!r} has one score per sample, whose softmax is 1 whatever it is: have another loss appended, "
+        "--loss mse or --loss sigmoid_xent"
+    )
+
+
 def trained_in_vain(graph: Graph) -> str | None:
-    """Why no parameter of `graph` can be trained, as a sentence; None if some can, or there are none."""
+    """Why training would change no parameter of `graph`, as a sentence; None where it would, or there are none."""
     lost, ends = without_gradient(graph)
     if not lost or len(lost) < len(graph.parameters):
         return None

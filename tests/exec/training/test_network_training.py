@@ -8,11 +8,13 @@ import onnx
 import optax
 import pytest
 
-from hpdlf.errors import PlanError
+from hpdlf.errors import ModelError, PlanError
+from hpdlf.experiments.verbs import plan
 from hpdlf.models.onnxpp import import_model
-from hpdlf.models.onnxpp.gradients import trained_in_vain, without_gradient
+from hpdlf.models.onnxpp.gradients import constant_loss, trained_in_vain, without_gradient
 from hpdlf.models.plan import Partition, Strategy
 from hpdlf.models.program.lower import lower
+from hpdlf.models.zoo.small import mlp
 
 NETWORKS = ("convnext", "swin", "t5", "llama", "recogniser")
 
@@ -42,3 +44,10 @@ def test_what_is_rounded_everywhere_is_refused(write_network: Callable[[str], Pa
     partition = Partition(stages=names, segments=dict.fromkeys(names, "0"))
     with pytest.raises(PlanError, match="cannot be trained: no gradient of the loss reaches"):
         lower(graph, partition, Strategy(batch=2))
+
+
+def test_a_softmax_of_one_score_is_not_planned(tmp_path: Path) -> None:
+    onnx.save(mlp((5, 7, 1)), tmp_path / "m.onnx")
+    assert constant_loss(import_model(tmp_path / "m.onnx", loss="mse").graph) is None
+    with pytest.raises(ModelError, match="has one score per sample, whose softmax is 1 whatever it is"):
+        plan(tmp_path / "m.onnx", on="generic-x86:1x1", batch=4, out=tmp_path / "plan.json")
