@@ -62,7 +62,7 @@ def import_model(
     model, sha256 = read_model(path, allow_external=allowed, without_weights=without_weights, content=content)
     problems = Problems(path)
     # The imported graph is put aside before anything of its meaning changes.
-    model = normalise(model)
+    model = normalise(model, path)
     original = pack_original(model)
     dropouts = open_dropouts(model)
     given = {name for node in model.graph.node for name in node.output} | {t.name for t in model.graph.initializer}
@@ -109,7 +109,7 @@ def _converted(
     problems: Problems,
 ) -> ModelProto:
     model, _ = read_model(path, allow_external=allowed, without_weights=without_weights, content=content)
-    model = normalise(model)
+    model = normalise(model, path)
     for branches in inlined:
         inline_branches(model, branches)
     return convert_opset(model, problems)

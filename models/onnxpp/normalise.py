@@ -1,8 +1,8 @@
 """Bring what exporters write into one form, without changing what the graph computes.
 
 Functions inlined; Constant nodes turned into initializers; initializers that old files list as inputs, listed no more;
-every node named, names unique; vectors that an exporter merged because they were equal, untied (:mod:`.untie`); the
-operator set converted to 18 or newer.
+every node named, names unique; vectors that an exporter merged because they were equal, untied (:mod:`.untie`);
+gathers that only reshape, written as reshapes (:mod:`.strided`); the operator set converted to 18 or newer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from ...errors import ModelError
+from . import sandbox
 from .modes import after_conversion, before_conversion
 from .problems import Problems
+from .strided import reshape_ordered_gathers
 from .untie import untie
 from .weights import is_heavy, light_copy
 
@@ -34,12 +37,16 @@ def unique_name(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def normalise(model: ModelProto) -> ModelProto:
-    """The same model in the house's form (see the module), changed in place where that is possible."""
-    if model.functions:
-        from onnx.inliner import inline_local_functions
+def normalise(model: ModelProto, place: object = "the model") -> ModelProto:
+    """The same model in the house's form (see the module), changed in place where that is possible.
 
-        model = inline_local_functions(model)
+    `place` names the file in messages. Raises ModelError where its functions cannot be written out.
+    """
+    if model.functions:
+        light = light_copy(model)
+        nodes = len(light.graph.node) + sum(len(f.node) for f in light.functions)
+        reply = sandbox.run_limited("inline", light.SerializeToString(), place=place, nodes=nodes)
+        model = _with_weights(ModelProto.FromString(reply), model)
     # From version 4 on initializers need not be inputs.
     model.ir_version = max(model.ir_version, 4)
     constants_to_initializers(model)
@@ -49,6 +56,7 @@ def normalise(model: ModelProto) -> ModelProto:
         del model.graph.input[:]
         model.graph.input.extend(inputs)
     name_nodes(model)
+    reshape_ordered_gathers(model)
     untie(model)
     return model
 
@@ -98,28 +106,39 @@ def name_nodes(model: ModelProto) -> None:
 
 
 def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:
-    """The model at operator set 18 or newer. Weights are put aside meanwhile: the converter never sees them."""
+    """The model at operator set 18 or newer, or as it is where onnx's converter refuses it.
+
+    Weights are put aside meanwhile: the converter never sees them.
+    """
     version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if version >= TARGET_OPSET:
         return model
     light = light_copy(model)
     before_conversion(light)
     try:
-        converted = onnx.version_converter.convert_version(light, TARGET_OPSET)
-    except Exception as error:  # the converter raises RuntimeError and its own types
-        problems.add(
-            f"operator set {version} cannot be converted to {TARGET_OPSET}: {str(error).strip()}; "
-            f"export with operator set {TARGET_OPSET} or newer"
+        reply = sandbox.run_limited(
+            "convert",
+            light.SerializeToString(),
+            place=problems.place,
+            nodes=len(light.graph.node),
+            target=TARGET_OPSET,
         )
-        problems.stop()
-    heavy = {t.name: t for t in model.graph.initializer if is_heavy(t)}
-    inputs = [v for v in converted.graph.input if v.name not in heavy]
-    kept = {t.name for t in converted.graph.initializer}
-    inputs = [v for v in inputs if v.name not in kept]
-    del converted.graph.input[:]
-    converted.graph.input.extend(inputs)
-    converted.graph.initializer.extend(heavy.values())
+    except ModelError:
+        # Some operators have no way up (Upsample, say). Every version of theirs can be counted and run.
+        return model
+    converted = _with_weights(ModelProto.FromString(reply), model)
     constants_to_initializers(converted)
     name_nodes(converted)
     after_conversion(converted)
     return converted
+
+
+def _with_weights(changed: ModelProto, model: ModelProto) -> ModelProto:
+    """A light copy of `model` that onnx changed, with the heavy initializers that were its inputs."""
+    heavy = {t.name: t for t in model.graph.initializer if is_heavy(t)}
+    kept = heavy.keys() | {t.name for t in changed.graph.initializer}
+    inputs = [v for v in changed.graph.input if v.name not in kept]
+    del changed.graph.input[:]
+    changed.graph.input.extend(inputs)
+    changed.graph.initializer.extend(heavy.values())
+    return changed

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper
 
+from . import sandbox
 from .arithmetic import evaluate_nodes
 from .graph import Dim, Tensor
 from .problems import Problems
-from .walk import BATCH, RANDOM, Found, Shapes, Walk
+from .walk import BATCH, RANDOM, Found, Shapes
 from .weights import dtype_name
 
 __all__ = ["RANDOM", "SIZES", "TRIPS", "Inferred", "evaluate_nodes", "infer", "parse_dim", "read_tensor", "value_info"]
@@ -43,7 +44,7 @@ def infer(light: ModelProto, problems: Problems, *, fixed: int | None = None, re
     fixed    the batch, where it is to stay a number
     release  the batch that the file was exported for and that is to become symbolic
     """
-    found = _walk(light, (fixed,) if fixed is not None else SIZES, release)
+    found = _walk(light, (fixed,) if fixed is not None else SIZES, release, problems.place)
     for problem in found.problems:
         problems.add(problem)
     if found.problems:
@@ -57,8 +58,28 @@ def infer(light: ModelProto, problems: Problems, *, fixed: int | None = None, re
     )
 
 
-def _walk(light: ModelProto, sizes: tuple[int, ...], release: int | None) -> Shapes:
-    return Walk(light, sizes, release).run()
+def _walk(light: ModelProto, sizes: tuple[int, ...], release: int | None, place: object) -> Shapes:
+    """The walk, in the process for files from anywhere."""
+    reply = sandbox.run_limited(
+        "walk",
+        light.SerializeToString(),
+        place=place,
+        nodes=_count(light.graph),
+        sizes=list(sizes),
+        release=release,
+    )
+    tensors, bodies, *others = json.loads(reply)
+    return Shapes(_found(tensors), {path: _found(inner) for path, inner in bodies.items()}, *others)
+
+
+def _found(told: Mapping[str, Any]) -> dict[str, Found]:
+    return {name: Found(dtype, dims, tuple(loose)) for name, (dtype, dims, loose) in told.items()}
+
+
+def _count(graph: GraphProto) -> int:
+    """Nodes, those of graphs inside operators included."""
+    inner = sum(_count(a.g) for node in graph.node for a in node.attribute if a.type == AttributeProto.GRAPH)
+    return len(graph.node) + inner
 
 
 def _tensors(found: Mapping[str, Found]) -> dict[str, Tensor]:
