@@ -196,14 +196,13 @@ def max_roi_pool(node: Operator, x: Value, rois: Value) -> Array:
     given = lax.stop_gradient(jnp.asarray(rois))
     scaled = given[:, 1:] * float(node.attributes.get("spatial_scale", 1.0))
     # Halves go away from zero.
-    edges = jnp.sign(scaled) * jnp.floor(jnp.abs(scaled) + 0.5)
+    edges = (jnp.sign(scaled) * jnp.floor(jnp.abs(scaled) + 0.5)).astype(jnp.int32)
     masks = []
     for axis, (size, bins) in enumerate(zip(image.shape[2:], node.attributes["pooled_shape"], strict=True)):
         start, end = edges[:, 1 - axis, None], edges[:, 3 - axis, None]
-        length = jnp.maximum(end - start + 1, 1) / int(bins)
-        number = jnp.arange(int(bins))
-        low = jnp.clip(jnp.floor(number * length) + start, 0, size)
-        high = jnp.clip(jnp.ceil((number + 1) * length) + start, 0, size)
+        length, number = jnp.maximum(end - start + 1, 1), jnp.arange(int(bins), dtype=jnp.int32)
+        low = jnp.clip(number * length // int(bins) + start, 0, size)
+        high = jnp.clip(-(-(number + 1) * length // int(bins)) + start, 0, size)
         at = jnp.arange(size)
         masks.append((at >= low[..., None]) & (at < high[..., None]))
 

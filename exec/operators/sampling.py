@@ -161,9 +161,8 @@ def affine_grid(node: Operator, theta: Value, size: Value) -> Array:
     matrices = jnp.asarray(theta)
     spatial = [int(n) for n in static(node, "size", size)[2:]]
     aligned = bool(node.attributes.get("align_corners", 0))
+    # One element lies at 0 either way.
     axes = [np.linspace(-1, 1, n) if aligned and n > 1 else (np.arange(n) + 0.5) / n * 2 - 1 for n in spatial]
-    if aligned:
-        axes = [a if a.size > 1 else np.full(1, -1.0) for a in axes]
     grid = np.stack([*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(spatial)], axis=-1)
     return jnp.einsum("...k,nik->n...i", jnp.asarray(grid, matrices.dtype), matrices, precision="highest")
 
