@@ -16,6 +16,7 @@ from onnx import ModelProto, NodeProto
 from ...errors import ModelError
 from . import sandbox
 from .budgets import MAX_ELEMENTS, MAX_FILE_BYTES, MAX_NAME, check_budgets
+from .contrib import rewrite_contrib
 from .external import check_external, fetch_small, open_regular
 from .problems import Problems, did_you_mean
 from .structure import check_bodies, check_operators, check_opsets
@@ -70,8 +71,9 @@ def check(
     place   names the model in messages
     folder  where its external data lies; None: it must have none
 
-    In place, nodes that are out of order are sorted, sparse initializers become dense ones, and external tensors that
-    are no weights are read. Raises ModelError with all problems found.
+    In place, operators of onnxruntime are written out in standard ones (:mod:`.contrib`), nodes that are out of order are
+    sorted, sparse initializers become dense ones, and external tensors that are no weights are read. Raises ModelError
+    with all problems found.
     """
     sandbox.begin()
     allow_external = list(allow_external)
@@ -81,6 +83,8 @@ def check(
     problems.stop()
     nodes = check_budgets(model, surveyed, problems)
     problems.stop()
+    rewrite_contrib(model)
+    surveyed = survey(model)
     check_external(surveyed, folder, allow_external, without_weights, problems)
     check_opsets(model, problems)
     check_operators(model, surveyed, problems)
