@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, numpy_helper
 
 from .graph import Dim, Tensor
 from .slots import REARRANGEMENTS, STATE_SLOTS, WEIGHT_SLOTS
@@ -34,6 +34,15 @@ QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 MASK_ELEMENTS = 1 << 20
 
 
+def _with_inner(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of a graph and of the graphs inside them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+                yield from _with_inner(inner)
+
+
 class Weights:
     """Tells weights of one graph.
 
@@ -44,7 +53,7 @@ class Weights:
 
     def __init__(self, model: ModelProto, constant: Collection[str], uses: Uses, tensors: Mapping[str, Tensor]) -> None:
         self.uses, self.tensors = uses, tensors
-        self.producer = {name: node for node in model.graph.node for name in node.output if name}
+        self.producer = {name: node for node in _with_inner(model.graph) for name in node.output if name}
         self.initializers = {t.name: t for t in model.graph.initializer}
         data = [node for node in model.graph.node if not all(n in constant for n in node.output if n)]
         self.readers: dict[str, list[NodeProto]] = {}

@@ -31,7 +31,7 @@ __all__ = ["IGNORED_LABEL", "LOSSES", "Loss", "append_loss", "find_loss"]
 
 LOSSES = ("softmax_xent", "sigmoid_xent", "mse")
 IGNORED_LABEL = -100
-VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Transpose", "Cast")
 LOSS_OPERATORS = ("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
 
 
@@ -119,7 +119,14 @@ def append_loss(model: ModelProto, kind: str, tensors: dict[str, Tensor], proble
         problems.add(f"--loss {kind}: expected one of {', '.join(LOSSES)}{did_you_mean(kind, LOSSES)}")
         return None
     floats = [tensors[o.name] for o in model.graph.output if tensors[o.name].is_float]
-    output = next((t for t in floats if any(d.per_sample for d in t.shape)), None)
+    fitting = [t for t in floats if any(d.per_sample for d in t.shape)]
+    output = next((t for t in fitting if not t.at_most), None)
+    if fitting and output is None:
+        problems.add(
+            f"--loss {kind}: the size of output {fitting[0].name!r} depends on data, so nobody can know its labels: make "
+            "what it is selected from an output, and train that"
+        )
+        return None
     if output is None:
         problems.add(f"--loss {kind}: the graph has no floating-point output per sample to compute a loss of")
         return None
@@ -193,9 +200,9 @@ class _Appended:
         with the axis, of its operand, of the classes); `output` itself where it is not."""
         views: list[NodeProto] = []
         name, axis = output, _class_axis(len(self.tensors[output].shape))
-        while name in self.producer and self.producer[name].op_type in (*VIEWS, "Transpose"):
+        while name in self.producer and self.producer[name].op_type in VIEWS:
             node = self.producer[name]
-            back = self._axis_before(node, axis)
+            back = self._axis_before(node, axis) if self.tensors[node.input[0]].is_float else None
             if back is None:
                 return output
             views.append(node)
@@ -206,7 +213,8 @@ class _Appended:
         name = last.input[0]
         for view in reversed(views):
             shape = self.tensors[view.output[0]].shape
-            result = self.tensor(f"{view.output[0]}_scores", self.tensors[name].dtype, shape)
+            dtype = self.tensors[view.output[0] if view.op_type == "Cast" else name].dtype
+            result = self.tensor(f"{view.output[0]}_scores", dtype, shape)
             attributes = {a.name: helper.get_attribute_value(a) for a in view.attribute}
             name = self.node(view.op_type, [name, *view.input[1:]], result, **attributes).name
         return name

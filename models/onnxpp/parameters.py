@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from onnx import ModelProto, NodeProto
+from onnx import AttributeProto, ModelProto, NodeProto
 
 from .graph import Tensor
 from .learned import Weights
@@ -22,6 +22,7 @@ from .slots import REARRANGEMENTS, STATE_SLOTS
 from .weights import TRAINED
 
 __all__ = [
+    "captured",
     "constant_tensors",
     "frontier",
     "select",
@@ -42,14 +43,15 @@ def constant_tensors(model: ModelProto, parameters: Iterable[str] = ()) -> set[s
     constant = {t.name for t in model.graph.initializer}
     trained = set(parameters)
     for node in model.graph.node:
-        operands = [name for name in node.input if name]
+        operands = [*(name for name in node.input if name), *(name for name, _, _ in captured(node))]
         if node.op_type not in RANDOM and constant.issuperset(operands) and trained.isdisjoint(operands):
             constant.update(filter(None, node.output))
     return constant
 
 
 def frontier(model: ModelProto, constant: set[str]) -> dict[str, list[tuple[NodeProto, int]]]:
-    """Constant tensors that operators on data read, each with its uses (node, operand number), in the graph's order."""
+    """Constant tensors that operators on data read, each with its uses (node, operand number), in the graph's order; a
+    graph inside an operator uses what it reads of the graph around it."""
     uses: dict[str, list[tuple[NodeProto, int]]] = {}
     for node in model.graph.node:
         if all(name in constant for name in node.output if name) and node.op_type not in RANDOM:
@@ -57,7 +59,28 @@ def frontier(model: ModelProto, constant: set[str]) -> dict[str, list[tuple[Node
         for slot, name in enumerate(node.input):
             if name in constant:
                 uses.setdefault(name, []).append((node, slot))
+        for name, inner, slot in captured(node):
+            if name in constant:
+                uses.setdefault(name, []).append((inner, slot))
     return uses
+
+
+def captured(node: NodeProto) -> list[tuple[str, NodeProto, int]]:
+    """What the graphs inside a node (If, Loop, Scan) read of the graph around it: (tensor, reader, operand number).
+
+    A tensor that such a graph only passes on has the node itself as its reader.
+    """
+    found: list[tuple[str, NodeProto, int]] = []
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+        for graph in graphs:
+            own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+            own |= {name for inner in graph.node for name in inner.output}
+            read = [(n, inner, slot) for inner in graph.node for slot, n in enumerate(inner.input) if n]
+            read += [one for inner in graph.node for one in captured(inner)]
+            read += [(v.name, node, -1) for v in graph.output]
+            found += [one for one in read if one[0] not in own]
+    return found
 
 
 def select(

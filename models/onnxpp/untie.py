@@ -154,6 +154,7 @@ class _Reader:
             if slot in slots and name in self.constant and self._tells(name)
         )
         data = [name for name in node.input if name in self.distance]
+        layer: tuple[Any, ...]
         if matrices:
             layer, distance = (node.op_type, matrices), 0
         elif not data:

@@ -16,7 +16,7 @@ from hpdlf.models.plan import Partition, Strategy
 from hpdlf.models.program.lower import lower
 from hpdlf.models.zoo.small import mlp
 
-NETWORKS = ("convnext", "swin", "t5", "llama", "recogniser")
+NETWORKS = ("convnext", "swin", "t5", "llama", "recogniser", "scanned")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -158,3 +158,28 @@ def test_a_loss_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="did you mean softmax_xent"):
         import_model(path, loss="softmax_xnet")
     assert import_model(path, loss="mse").graph.targets == ("targets",)
+
+
+def test_a_softmax_in_half_precision_is_bypassed_through_its_cast(tmp_path: Path) -> None:
+    nodes = [
+        node("Cast", "x", "half", to=TensorProto.FLOAT16),
+        node("MatMul", "half w", "scores"),
+        node("Softmax", "scores", "p"),
+        node("Cast", "p", "y", to=TensorProto.FLOAT),
+    ]
+    path = written(tmp_path / "m.onnx", nodes, {"x": ["N", 4]}, "y", w=W.astype(np.float16))
+    graph = import_model(path, loss="softmax_xent").graph
+    [loss] = [o for o in graph.operators if o.op_type == "SoftmaxCrossEntropyLoss"]
+    cast = graph.producer[loss.inputs[0]]
+    assert (cast.op_type, cast.inputs[0]) == ("Cast", "scores")
+    assert graph.tensors["loss"].dtype == "float32"
+
+
+def test_what_is_selected_by_data_has_no_labels(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x w", "scores"), node("NonZero", "scores", "at"), node("Cast", "at", "y", to=1)]
+    path = written(tmp_path / "m.onnx", nodes, {"x": ["N", 4]}, "y", w=W)
+    with pytest.raises(ModelError, match="the size of output 'y' depends on data"):
+        import_model(path, loss="softmax_xent")
+    both = written(tmp_path / "both.onnx", nodes, {"x": ["N", 4]}, "y scores", w=W)
+    graph = import_model(both, loss="softmax_xent").graph
+    assert graph.producer[graph.loss or ""].inputs[0] == "scores"
