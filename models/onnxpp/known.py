@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
-from onnx import TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
+from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 from .weights import dtype_name
 
@@ -125,13 +125,14 @@ def open_axes(type_proto: TypeProto, rank: int) -> tuple[int, ...]:
 def line(sizes: Sequence[int], extents: Sequence[int], *, loose: bool) -> tuple[int, int] | None:
     """(fixed, per sample) of a dimension that has these `extents` for batches of these `sizes`; None if no line does.
 
-    A loose dimension gets a line that lies on or above all of them: the chord of the first two, steeper if need be.
-    Where the extents are concave in the batch, as the least of several lines is, it bounds every other batch too.
+    A loose dimension gets a line that lies on or above all of them: as steep as the chord of the first two, and as high at
+    the first as they are at the second. Where the extents grow less and less with the batch, as the least of several lines
+    does, it bounds every other batch too.
 
     >>> line((11, 23, 37), (34, 70, 112), loose=False), line((11, 23, 37), (121, 529, 1369), loose=False)
     ((1, 3), None)
     >>> line((11, 23, 37), (220, 300, 300), loose=True)
-    (143, 7)
+    (223, 7)
     """
     if len(set(extents)) == 1:
         return extents[0], 0
@@ -145,12 +146,8 @@ def line(sizes: Sequence[int], extents: Sequence[int], *, loose: bool) -> tuple[
         return extents[0] - slope * sizes[0], slope
     if not loose:
         return None
-    slope = max(slope + bool(rest), 0)
-    fixed = max(extents[0] - slope * sizes[0], 0)
-    above = all(fixed + slope * size >= extent for size, extent in zip(sizes, extents, strict=True))
+    slope += bool(rest)
+    # Between the first two sizes the extents may lie above their chord, but not above the second.
+    fixed = max(extents[1] - slope * sizes[0], 0)
+    above = slope >= 0 and all(fixed + slope * size >= extent for size, extent in zip(sizes, extents, strict=True))
     return (fixed, slope) if above else None
-
-
-def of_value_info(value: ValueInfoProto) -> Known | None:
-    """What an input's declaration says."""
-    return known_of_type(value.type)

@@ -361,6 +361,23 @@ def _max_unpool(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Ope
     return [Known(_first(operands).dtype, [int(d) for d in target.exact])]
 
 
+def _stft(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
+    """Half the spectrum unless asked for all of it: onnx's own inference takes the attribute's absence for the whole."""
+    signal, step = _first(operands), _present(operands, 1)
+    window, length = _present(operands, 2), _present(operands, 3)
+    if step is None or step.exact is None or (length is not None and length.exact is None) or len(signal.dims) < 2:
+        return walk.usual(node, operands)
+    if length is not None and length.exact is not None:
+        frame = int(length.exact.reshape(-1)[0])
+    elif window is not None:
+        frame = window.dims[0]
+    else:
+        return walk.usual(node, operands)
+    frames = max((signal.dims[1] - frame) // max(int(step.exact.reshape(-1)[0]), 1) + 1, 0)
+    bins = frame // 2 + 1 if node.attributes.get("onesided", 1) else frame
+    return [Known(signal.dtype, (signal.dims[0], frames, bins, 2), loose=[axis for axis in signal.loose if axis < 2])]
+
+
 def _image_decoder(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
     raise _unknown("how large a decoded image is stands in the image; decode it before the model")
 
@@ -395,6 +412,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "MaxUnpool"): _max_unpool,
     ("", "OneHot"): _one_hot_tensor,
     ("", "Range"): _range,
+    ("", "STFT"): _stft,
     ("", "StringNormalizer"): _string_normalizer,
     ("", "StringSplit"): _string_split,
     **_group(["MeanVarianceNormalization", "GroupNormalization"], _like_first),
