@@ -22,9 +22,17 @@ def _log_sum_exp(x: Array, **how: Any) -> Array:
     return jax.nn.logsumexp(x, **how)
 
 
+def _root(x: Array) -> Array:
+    """The square root; its gradient at 0, which is infinite, counts as 0: so does that of the length of nothing."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.sqrt(x)
+    nothing = x == 0
+    return jnp.where(nothing, 0, jnp.sqrt(jnp.where(nothing, 1, x)))
+
+
 _REDUCTIONS: dict[str, Reduction] = {
     "ReduceL1": lambda x, **how: jnp.sum(jnp.abs(x), **how),
-    "ReduceL2": lambda x, **how: jnp.sqrt(jnp.sum(jnp.square(x), **how)),
+    "ReduceL2": lambda x, **how: _root(jnp.sum(jnp.square(x), **how)),
     "ReduceLogSum": lambda x, **how: jnp.log(jnp.sum(x, **how)),
     "ReduceLogSumExp": _log_sum_exp,
     "ReduceMax": lambda x, **how: jnp.max(x, initial=_bound(x, low=True), **how),
