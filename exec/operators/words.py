@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
 from .registry import lowers, text
+from .regular import Machine
 
 __all__ = ["regex_full_match", "string_concat", "string_normalizer", "string_split"]
-
-# Signs of Python's expressions that RE2 has not: they ask for going back, which takes exponential time.
-NOT_RE2 = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?:<?[=!]|P=|\(|>|#)|\\[1-9]|[*+?}]\+)")
 
 
 @lowers("StringConcat", since=20, host=True)
@@ -45,34 +42,15 @@ def string_split(node: Operator, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 @lowers("RegexFullMatch", since=20, host=True)
 def regex_full_match(node: Operator, x: np.ndarray) -> np.ndarray:
     """Whether all of a string matches a regular expression of RE2 (https://github.com/google/re2/wiki/Syntax): bool."""
-    match = _expression(node.name, text(node, "pattern", "")).fullmatch
-    return np.array([match(str(item)) is not None for item in x.reshape(-1)], bool).reshape(x.shape)
-
-
-@cache
-def _expression(name: str, pattern: str) -> re.Pattern[str]:
-    """An expression of RE2 as Python understands it."""
-    if NOT_RE2.search(pattern):
-        raise ModelError(
-            f"RegexFullMatch node {name!r}: {pattern!r} is no expression of RE2, which has no look-around and no "
-            "references back"
-        )
-    nested = re.search(r"\([^()]*[*+][^()]*\)[*+{]", pattern)
-    if nested:
-        raise ModelError(
-            f"RegexFullMatch node {name!r}: {pattern!r} repeats what is repeated ({nested.group()}), for which matching "
-            "may take exponential time here; write it as one repetition"
-        )
-    # RE2's classes of letters; its end of text; names of groups.
-    python = pattern.replace(r"\z", r"\Z").replace("(?<", "(?P<")
-    for word, letters in {"alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "upper": "A-Z", "lower": "a-z",
-                          "space": r"\s", "word": r"\w", "xdigit": "0-9a-fA-F", "punct": r"!-/:-@\[-`{-~"}.items():  # fmt: skip
-        python = python.replace(f"[:{word}:]", letters)
+    pattern = text(node, "pattern", "")
     try:
-        # RE2's \d, \w, \s and \b are those of ASCII.
-        return re.compile(python, re.ASCII)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ModelError(f"RegexFullMatch node {name!r}: {pattern!r} is no regular expression: {error}") from None
+        machine = _machine(pattern)
+    except ValueError as error:
+        raise ModelError(f"RegexFullMatch node {node.name!r}: {pattern!r} is no expression of RE2: {error}") from None
+    return np.array([machine.matches(str(item)) for item in x.reshape(-1)], bool).reshape(x.shape)
+
+
+_machine = lru_cache(maxsize=64)(Machine)
 
 
 @lowers("StringNormalizer", since=10, host=True)
