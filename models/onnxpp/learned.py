@@ -7,7 +7,7 @@ What looks like one and is none is told by what surrounds it:
 * preprocessing: applied to the graph's inputs before any weight is;
 * positions: angles that end in a sine or a cosine, tables of such, and what only meets numbers counted from shapes or
   from integer inputs;
-* postprocessing: anchors and strides, behind the last operator with weights;
+* postprocessing: anchors and strides, behind the last operator with weights; the places of bins (0, 1, 2 …);
 * masks: added, of exactly two different numbers;
 * formulas: computed from integers and single numbers, as causal masks and sines of positions are;
 * what integers were scaled to (DequantizeLinear): it is stored in few bits, and training would not keep it there.
@@ -32,6 +32,7 @@ MOVES = (*REARRANGEMENTS, "Concat", "Expand", "Slice", "Split", "Pad", "Tile")
 PREPARING = (*MOVES, "Add", "Sub", "Mul", "Div", "Clip", "Resize")
 QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 MASK_ELEMENTS = 1 << 20
+COUNTED_ELEMENTS = 1 << 12
 
 
 def _with_inner(graph: GraphProto) -> Iterator[NodeProto]:
@@ -93,7 +94,7 @@ class Weights:
         return [name for name, where in self.uses.items() if self.tensors[name].is_float and self._is_one(name, where)]
 
     def _is_one(self, name: str, where: Iterable[tuple[NodeProto, int]]) -> bool:
-        if self._is_quantised(name) or not self.holds_numbers(name):
+        if self._is_quantised(name) or self._is_count(name) or not self.holds_numbers(name):
             return False
         return any(self._is_weight(name, node, slot) for node, slot in where if node.domain in ("", "ai.onnx"))
 
@@ -249,6 +250,14 @@ class Weights:
                     seen.add(operand)
                     waiting.append(operand)
         return False
+
+    def _is_count(self, name: str) -> bool:
+        """Whether the file shows 0, 1, 2 … in order: the places of bins, of which an expectation is taken."""
+        tensor = self.initializers.get(name)
+        if tensor is None or is_external(tensor) or not 4 <= self.tensors[name].elements(1) <= COUNTED_ELEMENTS:
+            return False
+        values = numpy_helper.to_array(tensor).reshape(-1)
+        return bool((values == np.arange(values.size)).all())
 
     def is_mask(self, name: str) -> bool:
         """Whether the file shows a matrix of two different numbers: 0 and minus infinity, say."""

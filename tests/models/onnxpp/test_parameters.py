@@ -228,6 +228,14 @@ def test_angles_masks_anchors_and_preprocessing_are_not_learned(tmp_path: Path) 
     assert graph.parameters == ("wq", "places", "wk", "head")
 
 
+def test_the_places_of_bins_are_not_learned(tmp_path: Path) -> None:
+    """Detectors take the mean of a distribution over distances: a product with 0, 1, 2 …"""
+    nodes = [node("MatMul", "x w", "h"), node("Softmax", "h", "p"), node("MatMul", "p bins", "y")]
+    bins = np.arange(8, dtype=np.float32)[:, None]
+    graph = imported(tmp_path, nodes, {"x": ["N", 4]}, w=normal(4, 8), bins=bins).graph
+    assert graph.parameters == ("w",)
+
+
 def test_weights_in_integers_are_not_trained(tmp_path: Path) -> None:
     nodes = [
         node("DequantizeLinear", "w8 step", "w"),
