@@ -172,3 +172,41 @@ def test_relu_has_no_gradient_at_zero_and_elu_no_nan_far_away() -> None:
 
 def test_whole_powers_of_negative_numbers_have_gradients() -> None:
     check(node("Pow"), np.array([-2.0, -0.5, 0.0, 1.5]), fixed=(np.array(3.0),))
+
+
+def test_what_moves_and_sums_numbers() -> None:
+    x = distinct(3, 4)
+    for attributes in ({}, {"exclusive": 1}, {"reverse": 1}, {"exclusive": 1, "reverse": 1}):
+        check(node("CumSum", **attributes), x, fixed=(np.array(1),))
+        check(node("CumProd", **attributes), x + 1, fixed=(np.array(0),), opset=26)
+    check(node("Trilu"), x, fixed=(np.array(1),))
+    check(node("Det"), normal(2, 3, 3))
+    check(node("TopK", 2), x, fixed=(np.array([2]),))
+    check(node("TopK", 2, largest=0, axis=0), x, fixed=(np.array([2]),))
+
+
+def test_scales_of_quantised_weights() -> None:
+    stored = np.random.default_rng(0).integers(-9, 9, (3, 4)).astype(np.int8)
+    operator = node("DequantizeLinear", axis=0)
+    function, context = lowering(operator, 21), step_context(seed=0, step=0, samples=np.arange(2))
+    check_grads(lambda s: function(operator, stored, s, context=context)[0], (normal(3),), order=1, modes=["rev"])
+
+
+# Where a branch that is not taken divides by 0, or overflows.
+EDGES = np.array([0, -0.0, 1, -1, 3, -3, 50, -50, 800, -800, 1e-30])
+
+
+@pytest.mark.parametrize(
+    "op_type",
+    [
+        "Abs", "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "LogSoftmax", "LpNormalization",
+        "Mish", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceProd", "Relu", "Selu", "Shrink", "Sigmoid", "Softmax",
+        "Softplus", "Softsign", "Swish", "Tanh", "ThresholdedRelu",
+    ],
+)  # fmt: skip
+def test_gradients_are_numbers_everywhere(op_type: str) -> None:
+    operator = node(op_type)
+    function, context = lowering(operator, 24), step_context(seed=0, step=0, samples=np.arange(1))
+    for x in (EDGES, np.zeros(3)):
+        gradient = jax.grad(lambda x: jnp.sum(function(operator, x, context=context)[0]))(jnp.asarray(x))
+        assert np.isfinite(gradient).all(), gradient
