@@ -19,7 +19,8 @@ __all__ = ["METRICS", "accuracy", "mse", "value"]
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """[right, counted]: how often the highest of `scores` [n, classes, ...] along axis 1 is the label [n, ...].
+    """[right, counted]: how often the highest of `scores` [n, classes, ...] along axis 1 is the label [n, ...]; of scores
+    of tokens [n, tokens, classes] along the last, as in the loss that an import appends.
 
     Labels are integers; negative ones (a loss's ignore_index) are not counted. `valid` (bool [n]) says which samples
     count.
@@ -27,6 +28,8 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, valid: np.ndarray | None = 
     Raises:
         DataError: the shapes do not belong together, or labels are no integers.
     """
+    if scores.ndim == 3 and scores.shape[:2] == labels.shape:
+        scores = np.moveaxis(scores, -1, 1)
     if scores.ndim < 2 or scores.shape[:1] + scores.shape[2:] != labels.shape or labels.dtype.kind not in "iu":
         raise DataError(
             'The metric "accuracy" wants scores (n, classes, ...) and integer labels (n, ...); the model gives '

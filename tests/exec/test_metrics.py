@@ -48,3 +48,13 @@ def test_what_does_not_belong_together() -> None:
         accuracy(np.zeros((3, 2)), np.zeros(3))
     with pytest.raises(DataError, match="wants targets shaped as"):
         mse(np.zeros((3, 2)), np.zeros(3))
+
+
+def test_tokens_have_their_classes_last_and_masked_ones_do_not_count() -> None:
+    scores = np.zeros((2, 3, 5))
+    scores[0, :, 4] = scores[1, :, 2] = 1
+    labels = np.array([[4, 4, -100], [0, 2, -100]])
+    assert accuracy(scores, labels).tolist() == [3, 4]
+    square = np.zeros((1, 2, 2))
+    square[0, 0, 1] = square[0, 1, 1] = 1
+    assert accuracy(square, np.array([[1, 1]])).tolist() == [2, 2]
