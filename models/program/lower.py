@@ -13,6 +13,7 @@ from collections import Counter
 from functools import partial
 
 from ...errors import PlanError
+from ..cost.memo import memo_of
 from ..onnxpp.gradients import trained_in_vain
 from ..onnxpp.graph import Graph
 from ..plan.partition import Partition
@@ -52,7 +53,10 @@ def lower(
         raise PlanError(f"{graph.name} has no loss: `hpdlf import MODEL --loss softmax_xent` (or mse) appends one.")
     if not graph.parameters:
         raise PlanError(f"{graph.name} has nothing to train: `hpdlf import MODEL --train REGEX` names its parameters.")
-    if why := trained_in_vain(graph):
+    memo = memo_of(graph)
+    if "trained_in_vain" not in memo:
+        memo["trained_in_vain"] = trained_in_vain(graph)
+    if why := memo["trained_in_vain"]:
         raise PlanError(f"{graph.name} cannot be trained: {why}.")
     chain = Chain.build(graph, partition, strategy, experts=experts, fused=fused)
     write = {"synchronous": _synchronous_step, "asynchronous": _asynchronous_step, "local": _local_step}[
