@@ -1,24 +1,26 @@
 """Which dimension is the batch, what the other symbolic ones are bound to, and how a fixed batch becomes symbolic.
 
 The batch is axis 0 of the inputs where that is symbolic; another input's dimension of the same name is the batch too.
-Where no input has a symbolic axis 0, the file was exported for one fixed batch: axis 0 of every input that has the
-first input's size there becomes the batch, and shape operands that froze it are released.
+Where axis 0 is bound, the one other dimension that is left open is the batch; where none is left open, axis 0 is the batch
+all the same. Where no input has a symbolic dimension, the file was exported for one fixed batch: axis 0 of every input that
+has the first input's size there becomes the batch, and what froze it is released (:mod:`.release`).
+
+Exporters name a dimension that follows from others by a formula ("past_sequence_length + 1"): it is worked out.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto
 
-from .normalise import unique_name
 from .problems import Problems, did_you_mean
 from .walk import BATCH
 
-__all__ = ["BATCH", "bind_dims", "release_targets"]
+__all__ = ["BATCH", "bind_dims"]
 
-TARGET_SLOTS = {"Reshape": 1, "Expand": 1, "Resize": 3}
+LONGEST_FORMULA = 200
 
 
 def _labels(model: ModelProto) -> dict[str, list[tuple[str, int | None]]]:
@@ -47,8 +49,9 @@ def bind_dims(
     labels = _labels(model)
     names = {name for row in labels.values() for name, _ in row if name}
     places = {f"{tensor}:{axis}" for tensor, row in labels.items() for axis in range(len(row))}
+    symbolic = {f"{tensor}:{axis}" for tensor, row in labels.items() for axis, (name, _) in enumerate(row) if name}
     for name, size in bind.items():
-        if name not in names:
+        if name not in names and name not in symbolic:
             problems.add(f"--bind {name}={size}: no input has such a symbolic dimension{did_you_mean(name, names)}")
         elif size < 1:
             problems.add(f"--bind {name}={size}: a dimension is at least 1")
@@ -56,7 +59,6 @@ def bind_dims(
         if not value.type.tensor_type.HasField("shape"):
             problems.add(f"input {value.name!r} has no shape, not even a rank; export with shapes")
     fixed: int | None = None
-    batches: set[str] = set()
     if batch_dim is not None:
         if batch_dim not in names and batch_dim not in places:
             problems.add(
@@ -64,25 +66,78 @@ def bind_dims(
             )
         batches = {batch_dim}
     else:
-        batches = {row[0][0] for row in labels.values() if row and row[0][0] and row[0][0] not in bind}
+        batches = _batch_names(labels, bind)
     if not batches & names:
         fixed = _fixed_batch(labels, batch_dim)
     unbound: list[str] = []
     for value in model.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             name, extent = labels[value.name][axis]
-            is_batch = name in batches if name else batch_dim == f"{value.name}:{axis}"
+            place = f"{value.name}:{axis}"
+            is_batch = name in batches if name and place not in bind else batch_dim == place
             if batch_dim is None and fixed is not None and axis == 0 and extent == fixed:
                 is_batch = True
             if is_batch:
                 dim.dim_param = BATCH
-            elif name and name in bind:
-                dim.dim_value = bind[name]
+            elif name and (size := bind.get(place, bind.get(name, _formula(name, bind)))) is not None:
+                dim.dim_value = size
             elif name:
                 unbound.append(name)
     for name in dict.fromkeys(unbound):
         problems.add(f"dimension {name!r} is not bound; give it a size: --bind {name}=128, say")
     return fixed
+
+
+def _batch_names(labels: Mapping[str, Sequence[tuple[str, int | None]]], bind: Mapping[str, int]) -> set[str]:
+    """The names that mean the batch; see the module."""
+
+    def left_open(tensor: str, axis: int, name: str) -> bool:
+        return bool(name) and name not in bind and f"{tensor}:{axis}" not in bind and _formula(name, bind) is None
+
+    leading = [(tensor, row[0][0]) for tensor, row in labels.items() if row and row[0][0]]
+    batches = {name for tensor, name in leading if left_open(tensor, 0, name)}
+    if batches or not leading:
+        return batches
+    others = {
+        name for tensor, row in labels.items() for axis, (name, _) in enumerate(row) if left_open(tensor, axis, name)
+    }
+    if len(others) == 1:
+        return others
+    return set() if others else {name for _, name in leading if name == leading[0][1]}
+
+
+def _formula(text: str, bind: Mapping[str, int]) -> int | None:
+    """What sums, differences, products and quotients of bound dimensions come to; None where `text` is no such thing.
+
+    >>> _formula("past + 1", {"past": 7}), _formula("floor(past/2)", {"past": 7}), _formula("past", {})
+    (8, None, None)
+    """
+
+    def value(node: ast.expr) -> int | None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name):
+            return bind.get(node.id)
+        if not isinstance(node, ast.BinOp):
+            return None
+        left, right = value(node.left), value(node.right)
+        if left is None or right is None:
+            return None
+        if isinstance(node.op, (ast.Div, ast.FloorDiv)):
+            return left // right if right else None
+        if isinstance(node.op, ast.Add):
+            return left + right
+        if isinstance(node.op, ast.Sub):
+            return left - right
+        return left * right if isinstance(node.op, ast.Mult) else None
+
+    if len(text) > LONGEST_FORMULA:
+        return None
+    try:
+        found = value(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return found if found is not None and found > 0 else None
 
 
 def _fixed_batch(labels: Mapping[str, Sequence[tuple[str, int | None]]], batch_dim: str | None) -> int | None:
@@ -91,45 +146,3 @@ def _fixed_batch(labels: Mapping[str, Sequence[tuple[str, int | None]]], batch_d
         row = labels.get(tensor, ())
         return row[int(axis)][1] if axis.isdigit() and int(axis) < len(row) else None
     return next((row[0][1] for row in labels.values() if row), None)
-
-
-def release_targets(
-    model: ModelProto, shapes: Mapping[str, tuple[int, ...]], batch: int, dependent: set[str]
-) -> list[str]:
-    """Rewrite the shape operands that froze the `batch` the file was exported for; returns the changed nodes' names.
-
-    `shapes` are the tensors' shapes at that batch, `dependent` the tensors that depend on data. A Reshape whose
-    target leads with a multiple of the batch leads with -1 afterwards, the rest written out in full; an Expand leads
-    with 1, which keeps what is there; the sizes of a Resize name every axis but the first.
-    """
-    graph = model.graph
-    weights = {t.name: t for t in graph.initializer}
-    taken = set(weights) | {name for node in graph.node for name in node.output} | {v.name for v in graph.input}
-    changed: list[str] = []
-    for node in graph.node:
-        slot = TARGET_SLOTS.get(node.op_type)
-        if slot is None or node.domain or len(node.input) <= slot:
-            continue
-        operand, result = node.input[slot], shapes.get(node.output[0])
-        if node.input[0] not in dependent or operand not in weights or not result or result[0] % batch:
-            continue
-        before = shapes[node.input[0]]
-        target = numpy_helper.to_array(weights[operand])
-        if node.op_type == "Reshape":
-            if target.ndim != 1 or not target.size or target[0] in (0, -1):
-                continue
-            target = np.asarray([-1, *result[1:]])
-        elif result[0] != batch or before[0] != batch or len(before) != len(result) or target.size != len(result):
-            continue
-        elif node.op_type == "Expand":
-            target = np.asarray([1, *result[1:]])
-        else:
-            if any(a.name == "axes" for a in node.attribute):
-                continue
-            target = target[1:]
-            node.attribute.append(helper.make_attribute("axes", list(range(1, len(result)))))
-        name = unique_name(f"{operand}_{BATCH}", taken)
-        graph.initializer.append(numpy_helper.from_array(np.asarray(target, np.int64), name))
-        node.input[slot] = name
-        changed.append(node.name)
-    return changed
