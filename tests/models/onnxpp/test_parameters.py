@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from hpdlf.models.onnxpp import Graph, Onnxpp, import_model, load_values
+from hpdlf.models.onnxpp.untie import untie
 
 ONES, ZEROS = np.ones(4, np.float32), np.zeros(4, np.float32)
 
@@ -149,6 +153,46 @@ def test_a_merged_vector_comes_apart_behind_its_rearrangements(tmp_path: Path) -
     assert "column" in graph.constants
     for value in load_values(model, scales).values():
         np.testing.assert_array_equal(value, np.full((4, 1, 1), 1e-6, np.float32))
+
+
+LAYERS = {
+    "dense": [("MatMul", "{x} w{i}", "m{i}"), ("Add", "m{i} {zeros}", "{y}")],
+    "shared": [("MatMul", "{x} w", "m{i}"), ("Add", "{zeros} m{i}", "{y}")],
+    "norm": [("LayerNormalization", "{x} {ones} {zeros}", "{y}")],
+    "scale": [("Unsqueeze", "{ones} axis", "u{i}"), ("Mul", "{x} u{i}", "{y}")],
+    "identity": [("Identity", "{zeros}", "z{i}"), ("Add", "{x} z{i}", "{y}")],
+    "residual": [("Add", "{x} x", "{y}")],
+    "select": [("Where", "on {x} {zeros}", "{y}")],
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=8), st.booleans())
+def test_untying_changes_nothing_that_is_computed(layers: list[str], uniform: bool) -> None:
+    nodes, weights = [], {"w": normal(4, 4), "axis": np.int64([0]), "on": np.asarray([True, False, True, True])}
+    weights |= {"ones": ONES if uniform else normal(4), "zeros": ZEROS if uniform else normal(4, seed=1)}
+    x = "x"
+    for i, layer in enumerate(layers):
+        weights[f"w{i}"] = normal(4, 4, seed=i)
+        names = {"x": x, "y": f"y{i}", "i": i, "ones": "ones", "zeros": "zeros"}
+        nodes += [node(op, read.format(**names), made.format(**names)) for op, read, made in LAYERS[layer]]
+        x = f"y{i}"
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    feeds = {"x": normal(3, 4, seed=9)}
+    [before] = ReferenceEvaluator(model).run(None, feeds)
+    untie(model)
+    onnx.checker.check_model(model)
+    [after] = ReferenceEvaluator(model).run(None, feeds)
+    np.testing.assert_array_equal(after, before)
+    if not uniform:
+        assert len(model.graph.initializer) == len(weights)
 
 
 @pytest.mark.parametrize("between", ["", "Identity", "Cast"])
