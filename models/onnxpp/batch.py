@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from onnx import ModelProto
 
 from .problems import Problems, did_you_mean
-from .walk import BATCH
+from .scope import BATCH
 
 __all__ = ["BATCH", "bind_dims"]
 

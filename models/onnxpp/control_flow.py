@@ -1,4 +1,4 @@
-"""Shapes of operators that hold graphs (If, Loop, Scan, SequenceMap), of sequences and of optional values.
+"""Shapes of operators that hold graphs (If, Loop, Scan).
 
 A condition that is known when the batch and the other dimensions are bound decides for its branch. Otherwise a result has
 what both branches agree on, and where they differ in a dimension the larger of the two, as the most that there can be. A
@@ -18,9 +18,10 @@ from onnx import TensorProto
 from .known import Known
 
 if TYPE_CHECKING:
-    from .walk import Node, Rule, Scope, Walk
+    from .scope import Node, Scope
+    from .walk import Rule, Walk
 
-__all__ = ["CONTROL_FLOW_RULES"]
+__all__ = ["CONTROL_FLOW_RULES", "path_of", "unknown"]
 
 Operands = list["Known | None"]
 # Exporters write a loop without a limit as one of the largest number there is.
@@ -28,13 +29,15 @@ MOST_ROUNDS = 2**31
 ROUNDS_WALKED = 4
 
 
-def _unknown(why: str) -> Exception:
-    from .walk import UnknownShapeError
+def unknown(why: str) -> Exception:
+    """The refusal of a shape."""
+    from .scope import UnknownShapeError
 
     return UnknownShapeError(why)
 
 
-def _path(scope: Scope, node: Node, attribute: str) -> str:
+def path_of(scope: Scope, node: Node, attribute: str) -> str:
+    """Where a graph stands that is an attribute of a node."""
     return f"{scope.path}/{node.name}/{attribute}" if scope.path else f"{node.name}/{attribute}"
 
 
@@ -45,20 +48,20 @@ def _if(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
         taken = "then_branch" if bool(condition.exact.reshape(-1)[0]) else "else_branch"
         if not scope.path:
             walk.branches[scope.size][node.name] = taken
-        return list(walk.body(node.bodies[taken], [], scope, _path(scope, node, taken)))
-    both = [walk.body(node.bodies[b], [], scope, _path(scope, node, b)) for b in ("then_branch", "else_branch")]
+        return list(walk.body(node.bodies[taken], [], scope, path_of(scope, node, taken)))
+    both = [walk.body(node.bodies[b], [], scope, path_of(scope, node, b)) for b in ("then_branch", "else_branch")]
     return [_either(a, b, name) for a, b, name in zip(*both, node.outputs, strict=True)]
 
 
 def _either(a: Known, b: Known, name: str) -> Known:
     """What is either of two values."""
     if (a.kind, len(a.dims)) != (b.kind, len(b.dims)):
-        raise _unknown(
+        raise unknown(
             f"its branches give {name!r} shapes {list(a.dims)} and {list(b.dims)}, of which the data decide; "
             "export with one of the branches"
         )
     if a.dtype != b.dtype:
-        raise _unknown(f"its branches give {name!r} two types; export the model again")
+        raise unknown(f"its branches give {name!r} two types; export the model again")
     differ = [i for i, (x, y) in enumerate(zip(a.dims, b.dims, strict=True)) if x != y]
     dims = [max(x, y) for x, y in zip(a.dims, b.dims, strict=True)]
     loose = (*differ, *a.loose, *b.loose)
@@ -84,7 +87,7 @@ def _rounds(operand: Known | None, condition: Known | None, *, checks: bool) -> 
 
 def _loop(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
     graph = node.bodies["body"]
-    path = _path(scope, node, "body")
+    path = path_of(scope, node, "body")
     start = operands[1] if len(operands) > 1 else None
     carried = [o for o in operands[2:] if o is not None]
     # A body that computes its condition from constants alone, or hands it on, never stops early.
@@ -120,7 +123,7 @@ def _loop(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
         walk.trips[scope.size][path.rpartition("/")[0]] = rounds
     scans = outputs[1 + len(carried) :]
     if scans and rounds is None:
-        raise _unknown(
+        raise unknown(
             f"how often the loop runs, and so the length of {node.outputs[len(carried)]!r}, depends on data, and nothing "
             "bounds it; export with a fixed number of rounds"
         )
@@ -171,11 +174,11 @@ def _grown(states: Sequence[Known], rounds: int | None, certain: bool, name: str
             return last if certain and (rounds or 0) >= len(states) - 2 else _either(last, first, name)
         return last
     if any(len(s.dims) != len(first.dims) for s in states):
-        raise _unknown(f"the rank of {name!r} changes from round to round; export with the loop unrolled")
+        raise unknown(f"the rank of {name!r} changes from round to round; export with the loop unrolled")
     steps = [tuple(b - a for a, b in zip(x.dims, y.dims, strict=True)) for x, y in pairwise(states)]
     steady = steps[-1] == steps[-2] if len(steps) > 1 else True
     if rounds is None or not steady:
-        raise _unknown(
+        raise unknown(
             f"{name!r} grows from round to round, and {'nothing bounds how often the loop runs' if rounds is None else 'not steadily'}; "
             "export with a fixed number of rounds"
         )
@@ -187,8 +190,8 @@ def _grown(states: Sequence[Known], rounds: int | None, certain: bool, name: str
 
 def _scan(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
     if node.version < 9:
-        raise _unknown("Scan of operator set 8 is not supported; export with operator set 9 or newer")
-    graph, path, given = node.bodies["body"], _path(scope, node, "body"), node.attributes
+        raise unknown("Scan of operator set 8 is not supported; export with operator set 9 or newer")
+    graph, path, given = node.bodies["body"], path_of(scope, node, "body"), node.attributes
     count = int(given["num_scan_inputs"])
     present = [o for o in operands if o is not None]
     state, scanned = present[: len(present) - count], present[len(present) - count :]
@@ -220,150 +223,8 @@ def _scan(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
     return [*final, *stacked]
 
 
-# --- sequences and optional values -----------------------------------------------------------------------------------
-
-
-def _sequence(elements: Sequence[Known], count: int, *, loose: bool = False) -> Known:
-    """A sequence of `count` values, each like one of `elements`; its dimensions are the largest of theirs."""
-    first = elements[0]
-    if any(len(e.dims) != len(first.dims) for e in elements):
-        raise _unknown("a sequence of tensors of several ranks is not supported; export without sequences")
-    dims = [max(extents) for extents in zip(*(e.dims for e in elements), strict=True)]
-    differ = [i + 1 for i, extents in enumerate(zip(*(e.dims for e in elements), strict=True)) if len(set(extents)) > 1]
-    inner = {i + 1 for e in elements for i in e.loose}
-    return Known(first.dtype, (count, *dims), loose=(*((0,) if loose else ()), *differ, *inner), kind="sequence")
-
-
-def _element(sequence: Known) -> Known:
-    if len(sequence.dims) < 1 or sequence.dims == (0,):
-        raise _unknown("the elements of an empty sequence have no shape; export without sequences")
-    return Known(sequence.dtype, sequence.dims[1:], loose=[i - 1 for i in sequence.loose if i])
-
-
-def _construct(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    present = [o for o in operands if o is not None]
-    return [_sequence(present, len(present))]
-
-
-def _empty(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    return [Known(int(node.attributes.get("dtype", TensorProto.FLOAT)), (0,), kind="sequence")]
-
-
-def _insert(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    whole, item = operands[0], operands[1]
-    assert whole is not None
-    assert item is not None
-    elements = [item] if not whole.dims[0] else [_element(whole), item]
-    return [_sequence(elements, whole.dims[0] + 1, loose=0 in whole.loose)]
-
-
-def _erase(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    whole = operands[0]
-    assert whole is not None
-    return [Known(whole.dtype, (max(whole.dims[0] - 1, 0), *whole.dims[1:]), loose=whole.loose, kind="sequence")]
-
-
-def _at(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    whole = operands[0]
-    assert whole is not None
-    return [_element(whole)]
-
-
-def _length(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    whole = operands[0]
-    assert whole is not None
-    most = np.asarray(whole.dims[0], np.int64)
-    return [Known.of_value(most, np.asarray(0, np.int64) if 0 in whole.loose else None)]
-
-
-def _split(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    data, split = operands[0], operands[1] if len(operands) > 1 else None
-    assert data is not None
-    axis = node.attributes.get("axis", 0) % len(data.dims)
-    extent, dims = data.dims[axis], list(data.dims)
-    if split is None:
-        count, part = extent, 1
-        if not node.attributes.get("keepdims", 1):
-            del dims[axis]
-            loose = [i - (i > axis) + 1 for i in data.loose if i != axis]
-            return [
-                Known(data.dtype, (count, *dims), loose=[*loose, *([0] if axis in data.loose else [])], kind="sequence")
-            ]
-        equal = True
-    elif split.exact is None:
-        count, part, equal = (split.elements if split.dims else extent), extent, False
-    elif split.dims:
-        count, part = split.elements, int(split.exact.max(initial=0))
-        equal = len(set(split.exact.tolist())) <= 1
-    else:
-        part = max(int(split.exact.reshape(-1)[0]), 1)
-        count, equal = -(-extent // part), not extent % part
-    dims[axis] = part
-    loose = [i + 1 for i in data.loose if i != axis] + ([] if equal else [axis + 1])
-    open_count = axis in data.loose or (split is not None and split.exact is None and not split.dims)
-    return [Known(data.dtype, (count, *dims), loose=[*loose, *([0] if open_count else [])], kind="sequence")]
-
-
-def _concat(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    whole = operands[0]
-    assert whole is not None
-    item, axis = _element(whole), int(node.attributes["axis"])
-    if node.attributes.get("new_axis", 0):
-        at = axis % (len(item.dims) + 1)
-        loose = [i + (i >= at) for i in item.loose] + ([at] if 0 in whole.loose else [])
-        return [Known(item.dtype, (*item.dims[:at], whole.dims[0], *item.dims[at:]), loose=loose)]
-    at = axis % len(item.dims)
-    dims = list(item.dims)
-    dims[at] *= whole.dims[0]
-    return [Known(item.dtype, dims, loose=[*item.loose, *([at] if 0 in whole.loose else [])])]
-
-
-def _map(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    present = [o for o in operands if o is not None]
-    inputs = [_element(o) if o.kind == "sequence" else o for o in present]
-    results = walk.body(node.bodies["body"], inputs, scope, _path(scope, node, "body"))
-    first = present[0]
-    walk.trips[scope.size][_path(scope, node, "body").rpartition("/")[0]] = first.dims[0]
-    return [_sequence([r], first.dims[0], loose=0 in first.loose) for r in results]
-
-
-def _identity(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    whole = operands[0]
-    return [whole] if whole is not None and whole.kind else walk.usual(node, operands)
-
-
-def _optional(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    held = operands[0] if operands else None
-    if held is None:
-        raise _unknown("what an empty optional would hold has no shape; export without optionals")
-    return [Known(held.dtype, held.dims, loose=held.loose, kind=f"optional {held.kind}".strip())]
-
-
-def _optional_element(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    held = operands[0]
-    assert held is not None
-    return [Known(held.dtype, held.dims, loose=held.loose, kind=held.kind.removeprefix("optional").strip())]
-
-
-def _optional_has(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
-    return [Known.of_value(np.asarray(bool(operands and operands[0] is not None)))]
-
-
 CONTROL_FLOW_RULES: dict[tuple[str, str], Rule] = {
     ("", "If"): _if,
     ("", "Loop"): _loop,
     ("", "Scan"): _scan,
-    ("", "SequenceMap"): _map,
-    ("", "SequenceConstruct"): _construct,
-    ("", "SequenceEmpty"): _empty,
-    ("", "SequenceInsert"): _insert,
-    ("", "SequenceErase"): _erase,
-    ("", "SequenceAt"): _at,
-    ("", "SequenceLength"): _length,
-    ("", "SplitToSequence"): _split,
-    ("", "ConcatFromSequence"): _concat,
-    ("", "Identity"): _identity,
-    ("", "Optional"): _optional,
-    ("", "OptionalGetElement"): _optional_element,
-    ("", "OptionalHasElement"): _optional_has,
 }

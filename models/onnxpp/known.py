@@ -14,7 +14,7 @@ from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 from .weights import dtype_name
 
-__all__ = ["FOLDABLE_ELEMENTS", "Known", "known_of_type", "line"]
+__all__ = ["FOLDABLE_ELEMENTS", "Known", "agreed", "known_of_type", "line", "open_axes"]
 
 FOLDABLE_ELEMENTS = 4096
 
@@ -151,3 +151,30 @@ def line(sizes: Sequence[int], extents: Sequence[int], *, loose: bool) -> tuple[
     fixed = max(extents[1] - slope * sizes[0], 0)
     above = slope >= 0 and all(fixed + slope * size >= extent for size, extent in zip(sizes, extents, strict=True))
     return (fixed, slope) if above else None
+
+
+def agreed(operands: Sequence[Known | None]) -> list[Known | None] | None:
+    """Operands that must have equal dimensions, with the least of their bounds where these differ; None if that is not it.
+
+    Two lists of boxes that are equally long have different bounds where one was bounded better.
+    """
+    present = [o for o in operands if o is not None]
+    if not any(o.loose for o in present) or len(present) < 2 or any(o.kind for o in present):
+        return None
+    rank = max(len(o.dims) for o in present)
+    least: dict[int, int] = {}
+    for operand in present:
+        for axis, extent in enumerate(operand.dims, rank - len(operand.dims)):
+            if extent != 1:
+                least[axis] = min(extent, least.get(axis, extent))
+    changed = False
+    equal: list[Known | None] = []
+    for one in operands:
+        if one is None:
+            equal.append(None)
+            continue
+        shift = rank - len(one.dims)
+        dims = [least.get(i + shift, d) if i in one.loose else d for i, d in enumerate(one.dims)]
+        changed |= dims != list(one.dims)
+        equal.append(Known(one.dtype, dims, loose=one.loose))
+    return equal if changed else None

@@ -24,7 +24,8 @@ from onnx import ModelProto, helper, numpy_helper
 from .known import Known, line
 
 if TYPE_CHECKING:
-    from .walk import Node, Walk
+    from .scope import Node
+    from .walk import Walk
 
 __all__ = ["apply_edits", "batch_place", "follow_batch", "release_operands"]
 
@@ -94,7 +95,7 @@ def _replace(walk: Walk, node: Node, slot: int, value: np.ndarray) -> Edit:
 
 def walk_batch() -> str:
     """The word in the names of constants that were changed."""
-    from .walk import BATCH
+    from .scope import BATCH
 
     return BATCH
 

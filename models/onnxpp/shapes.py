@@ -17,7 +17,7 @@ from . import sandbox
 from .arithmetic import evaluate_nodes
 from .graph import Dim, Tensor
 from .problems import Problems
-from .walk import BATCH, RANDOM, Found, Shapes
+from .scope import BATCH, RANDOM, Found, Shapes
 from .weights import dtype_name
 
 __all__ = ["RANDOM", "SIZES", "TRIPS", "Inferred", "evaluate_nodes", "infer", "parse_dim", "read_tensor", "value_info"]

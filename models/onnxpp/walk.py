@@ -13,122 +13,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, helper, numpy_helper
 
-from .arithmetic import bounds, evaluate, plain_attributes
-from .known import FOLDABLE_ELEMENTS, Known, known_of_type, line, open_axes
+from .arithmetic import bounds, evaluate
+from .known import FOLDABLE_ELEMENTS, Known, agreed, known_of_type, line, open_axes
+from .scope import BATCH, RANDOM, SHAPE_OPERANDS, Found, Node, Scope, Shapes, UnknownShapeError
 
-__all__ = ["Found", "Node", "Scope", "Shapes", "UnknownShapeError", "Walk"]
-
-BATCH = "batch"
-RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
-
-# Operands whose values a result's shape depends on, by operator.
-BY_SECOND = (
-    "Reshape Expand Tile TopK OneHot Squeeze Unsqueeze Split SplitToSequence CenterCropPad Upsample AffineGrid "
-    "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare"
-)
-SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(BY_SECOND.split(), (1,)),
-    "Slice": (1, 2, 3, 4),
-    "Pad": (1, 3),
-    "Resize": (1, 2, 3),
-    "ConstantOfShape": (0,),
-    "Range": (0, 1, 2),
-    "Col2Im": (1, 2),
-    "MaxUnpool": (2,),
-    "DFT": (1, 2),
-    "STFT": (1, 3),
-    "MelWeightMatrix": (0, 1, 2, 3, 4),
-    "HannWindow": (0,),
-    "HammingWindow": (0,),
-    "BlackmanWindow": (0,),
-}
-
-
-class UnknownShapeError(Exception):
-    """A result's shape cannot be known, or operands do not fit: one sentence without the node's name."""
-
-
-class Node:
-    """One node, decoded once for all batch sizes."""
-
-    def __init__(self, proto: NodeProto, versions: Mapping[str, int], name: str = "") -> None:
-        self.proto = proto
-        self.name, self.op_type = name or proto.name, proto.op_type
-        self.domain = "" if proto.domain == "ai.onnx" else proto.domain
-        self.version = versions.get(self.domain, 1)
-        self.inputs, self.outputs = list(proto.input), list(proto.output)
-        self.key = (
-            self.op_type,
-            self.domain,
-            b"".join([a.SerializeToString(deterministic=True) for a in proto.attribute]),
-            len(self.inputs),
-            tuple([bool(name) for name in self.outputs]),
-        )
-
-    @cached_property
-    def attributes(self) -> dict[str, Any]:
-        """Attributes as Python values, without graphs."""
-        return plain_attributes(self.proto)
-
-    @cached_property
-    def bodies(self) -> dict[str, GraphProto]:
-        """Attributes that are graphs."""
-        return {a.name: a.g for a in self.proto.attribute if a.HasField("g")}
-
-    def __str__(self) -> str:
-        return f"node {self.name!r} ({self.op_type})"
-
-
-class Scope:
-    """The values of one graph at one batch size; names that it does not have are those of the graph around it."""
-
-    def __init__(self, outer: Scope | None, path: str, size: int) -> None:
-        self.known: dict[str, Known] = {}
-        self.outer, self.path, self.size = outer, path, size
-
-    def get(self, name: str) -> Known | None:
-        """What is known of a value that is visible here."""
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.known:
-                return scope.known[name]
-            scope = scope.outer
-        return None
-
-
-class Found(NamedTuple):
-    """A tensor's type, its dimensions as (fixed, per sample), and the axes on which these are the most there can be."""
-
-    dtype: str
-    dims: tuple[tuple[int, int], ...]
-    loose: tuple[int, ...]
-
-
-class Shapes(NamedTuple):
-    """What a walk found.
-
-    tensors   of the main graph, by name
-    bodies    of graphs inside operators: {path: tensors}; a path is NODE/ATTRIBUTE, and so on inwards
-    branches  the branch that each If of the main graph takes, where its condition is known
-    trips     how often each Loop and Scan runs its body, at most, by path of the node, where that is known
-    edits     what to change so that a fixed batch becomes symbolic (see :mod:`.release`)
-    problems  why there is nothing of all this
-    """
-
-    tensors: dict[str, Found]
-    bodies: dict[str, dict[str, Found]]
-    branches: dict[str, str]
-    trips: dict[str, tuple[int, int]]
-    edits: list[dict[str, Any]]
-    problems: list[str]
-
+__all__ = ["Rule", "Walk"]
 
 Rule = Callable[["Walk", Node, list["Known | None"], Scope], list["Known | None"]]
 
@@ -142,12 +37,14 @@ class Walk:
 
     def __init__(self, model: ModelProto, sizes: Sequence[int], release: int | None = None) -> None:
         from .control_flow import CONTROL_FLOW_RULES
+        from .ml_rules import ML_RULES
         from .rules import RULES
+        from .sequence_rules import SEQUENCE_RULES
 
         self.model, self.sizes, self.release = model, tuple(sizes), release
         self.versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
         self.opsets = list(model.opset_import)
-        self.rules: Mapping[tuple[str, str], Rule] = {**RULES, **CONTROL_FLOW_RULES}
+        self.rules: Mapping[tuple[str, str], Rule] = {**RULES, **ML_RULES, **CONTROL_FLOW_RULES, **SEQUENCE_RULES}
         self.schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
         self.memo: dict[tuple[object, ...], list[Known | None]] = {}
         self.decoded: dict[str, tuple[list[Node], dict[str, Known]]] = {}
@@ -401,8 +298,8 @@ class Walk:
         except Exception as error:  # InferenceError, and RuntimeError from below
             if open_loose:
                 return {}
-            if (agreed := _agreed(node, operands)) is not None:
-                return self.types(node, agreed)
+            if (others := agreed(operands)) is not None:
+                return self.types(node, others)
             raise UnknownShapeError(f"shapes do not fit: {_one_line(error)}") from None
 
     def schema(self, node: Node) -> onnx.defs.OpSchema:
@@ -427,7 +324,7 @@ class Walk:
         if sum(r.elements for r in made) > FOLDABLE_ELEMENTS or any(not isinstance(r.dtype, int) for r in made):
             return results
         dims = [() if r is None else r.dims for r in results]
-        types = [np.dtype(bool) if r is None else helper.tensor_dtype_to_np_dtype(r.dtype) for r in results]  # type: ignore[arg-type]
+        types = [np.dtype(bool) if r is None else helper.tensor_dtype_to_np_dtype(int(r.dtype)) for r in results]
         highs = [None if o is None else o.high for o in operands]
         if all(o is None or o.exact is not None for o in operands):
             values = evaluate(node.proto, node.attributes, highs, dims, types, self.model)
@@ -445,33 +342,6 @@ class Walk:
                 known = None if low is high or np.array_equal(low, high) else low
                 filled.append(Known(result.dtype, result.dims, loose=result.loose, high=high, low=known))
         return filled
-
-
-def _agreed(node: Node, operands: Sequence[Known | None]) -> list[Known | None] | None:
-    """Operands that must have equal dimensions, with the least of their bounds where these differ; None if that is not it.
-
-    Two lists of boxes that are equally long have different bounds where one was bounded better.
-    """
-    present = [o for o in operands if o is not None]
-    if not any(o.loose for o in present) or len(present) < 2 or any(o.kind for o in present):
-        return None
-    rank = max(len(o.dims) for o in present)
-    least: dict[int, int] = {}
-    for operand in present:
-        for axis, extent in enumerate(operand.dims, rank - len(operand.dims)):
-            if extent != 1:
-                least[axis] = min(extent, least.get(axis, extent))
-    changed = False
-    agreed: list[Known | None] = []
-    for operand in operands:
-        if operand is None:
-            agreed.append(None)
-            continue
-        shift = rank - len(operand.dims)
-        dims = [least.get(i + shift, d) if i in operand.loose else d for i, d in enumerate(operand.dims)]
-        changed |= dims != list(operand.dims)
-        agreed.append(Known(operand.dtype, dims, loose=operand.loose))
-    return agreed if changed else None
 
 
 def _one_line(error: Exception) -> str:
