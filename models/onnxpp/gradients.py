@@ -1,13 +1,16 @@
-"""How far gradients reach: from the loss back to the parameters, or to the operators that let none through."""
+"""What the loss does to parameters: how far its gradients reach, and whether it is a mean over samples or their sum."""
 
 from __future__ import annotations
 
 from .graph import Dim, Graph
 
-__all__ = ["FLAT", "constant_loss", "trained_in_vain", "without_gradient"]
+__all__ = ["FLAT", "constant_loss", "sums_over_samples", "trained_in_vain", "without_gradient"]
 
 # Piecewise constant: floats go in and come out, but the derivative is zero wherever there is one.
 FLAT = frozenset({"Ceil", "Floor", "Hardmax", "Round", "Sign"})
+LOSSES = ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")
+SUMS = ("ReduceL1", "ReduceSum", "ReduceSumSquare")
+SCALINGS = ("Cast", "Div", "Flatten", "Identity", "Mul", "Neg", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def without_gradient(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -39,6 +42,31 @@ def without_gradient(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
             moving.update(filter(None, operator.outputs))
     stops = {o.name: None for o in ends if not moving.isdisjoint(o.inputs)}
     return lost, tuple(o.name for o in graph.operators if o.name in stops)
+
+
+def sums_over_samples(graph: Graph) -> bool:
+    """Whether the loss is the sum of what each sample adds, perhaps times a constant: twice the samples, twice the loss.
+
+    Seen where a loss operator or a reduction over the batch says so; a sum that is divided by the number of samples is
+    a mean.
+    """
+    name = graph.loss or ""
+    while (operator := graph.producer.get(name)) is not None:
+        kind = operator.op_type
+        if kind in LOSSES:
+            reduction = operator.attributes.get("reduction", "mean")
+            return (reduction.decode() if isinstance(reduction, bytes) else reduction) == "sum"
+        if kind in SUMS:
+            return _has_batch(graph, operator.inputs[0]) and not _has_batch(graph, name)
+        data = [n for n in operator.inputs if n and n not in graph.constants]
+        if kind not in SCALINGS or len(data) != 1 or (kind == "Div" and data[0] != operator.inputs[0]):
+            return False
+        name = data[0]
+    return False
+
+
+def _has_batch(graph: Graph, name: str) -> bool:
+    return any(d.per_sample for d in graph.tensors[name].shape)
 
 
 def constant_loss(graph: Graph) -> str | None:

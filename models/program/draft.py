@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ..onnxpp.gradients import sums_over_samples
 from .chain import Chain
 from .checking import check
 from .fuse import fuse, join
@@ -108,14 +109,16 @@ class Draft:
 def assemble(name: str, chain: Chain, drafts: Sequence[Draft]) -> Program:
     """The program of all roles, checked."""
     strategy = chain.strategy
-    averaged_over = strategy.data if strategy.solver == "synchronous" else 1
+    averaged_over = strategy.microbatches * (strategy.data if strategy.solver == "synchronous" else 1)
+    if sums_over_samples(chain.graph):
+        averaged_over = 1
     roles = tuple(d.role() for d in drafts)
     program = Program(
         name=name,
         mesh=chain.mesh,
         microbatches=strategy.microbatches,
         microbatch_samples=strategy.microbatch_samples,
-        loss_weight=1.0 / (strategy.microbatches * averaged_over),
+        loss_weight=1.0 / averaged_over,
         roles=roles,
         segments={s.name: s for s in chain.segments},
         updated={role.name: draft.updated for role, draft in zip(roles, drafts, strict=True)},

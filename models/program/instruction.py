@@ -337,7 +337,8 @@ class Role:
 class Program:
     """The roles of one training step (or evaluation) over a mesh, and the segments that their compute instructions run.
 
-    The loss of a step is the sum over microbatches and ranks of `loss_weight` times the microbatch's mean loss.
+    The loss of a step is the sum over microbatches and ranks of `loss_weight` times the microbatch's loss: a mean over
+    its samples, or their sum, which is weighed with 1.
     `updated`: by role, the elements that the update of each of its ranks changes.
     """
 
