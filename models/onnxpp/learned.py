@@ -134,8 +134,12 @@ class Weights:
         return not turning and not self._becomes_angles(result)
 
     def _becomes_angles(self, name: str) -> bool:
-        ends = list(self._ends(name))
-        return bool(ends) and all(end.op_type in ("Sin", "Cos") for end, _ in ends)
+        found = False
+        for end, _ in self._ends(name):
+            if end.op_type not in ("Sin", "Cos"):
+                return False
+            found = True
+        return found
 
     def _ends(self, name: str) -> Iterator[tuple[NodeProto, str]]:
         """What reads a tensor at last, seen through what only moves numbers, with the operand by which it does."""
