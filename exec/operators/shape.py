@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,8 +40,8 @@ def reshape_by_attribute(node: Operator, x: Value) -> Value:
 def flatten(node: Operator, x: Value) -> Value:
     """To two dims: those before `axis` (default 1), and the rest."""
     axis = int(node.attributes.get("axis", 1))
-    rows = int(np.prod(x.shape[: axis if axis >= 0 else axis + x.ndim], dtype=np.int64))
-    return x.reshape(rows, x.size // rows if rows else -1)
+    before = axis if axis >= 0 else axis + x.ndim
+    return x.reshape(prod(x.shape[:before]), prod(x.shape[before:]))
 
 
 @lowers("Squeeze", since=13)

@@ -32,7 +32,7 @@ def _run(runner: Runner, *given: Any) -> list[Any]:
 
 
 def _ends(runner: Runner) -> list[tuple[int, int]]:
-    return sorted((start, island.end) for start, island in runner._islands.items())
+    return sorted((start, island.end) for start, island in runner.islands.items())
 
 
 node = helper.make_node
@@ -44,7 +44,7 @@ def test_operand_that_is_an_input_compiles_once_per_value() -> None:
     for shape in ([2, 3], [3, 2], [2, 3], [3, 2]):
         assert _run(runner, FLOATS, np.array(shape))[0].tolist() == (-FLOATS.reshape(shape)).tolist()
     assert _ends(runner) == [(0, 2)]
-    (island,) = runner._islands.values()
+    (island,) = runner.islands.values()
     assert island.static == {"s"}
     assert len(island.compiled) == 2
 
@@ -57,14 +57,14 @@ def test_shape_arithmetic_stays_within_one_island() -> None:
     ]
     runner = Runner(_body(nodes, "x", "y", two=np.array([2]), one=np.array([1])))
     assert _run(runner, FLOATS)[0].shape == (12,)
-    assert [(i.end, i.static) for i in runner._islands.values()] == [(3, set())]
+    assert [(i.end, i.static) for i in runner.islands.values()] == [(3, set())]
 
 
 def test_integers_that_lead_to_a_shape_become_static() -> None:
     nodes = [node("Add", ["a", "b"], ["s"]), node("Reshape", ["x", "s"], ["y"])]
     runner = Runner(_body(nodes, "x a b", "y"))
     assert _run(runner, FLOATS, np.array([1, 1]), np.array([1, 2]))[0].shape == (2, 3)
-    (island,) = runner._islands.values()
+    (island,) = runner.islands.values()
     assert island.static == {"a", "b"}
     assert island.end == 2
 
@@ -109,7 +109,7 @@ def test_branch_is_chosen_by_data_where_both_have_one_shape() -> None:
     runner = Runner(_body(nodes, "x", "y"))
     assert _run(runner, FLOATS)[0].tolist() == (-FLOATS).tolist()
     assert _run(runner, 0 * FLOATS)[0].tolist() == [1] * 6
-    assert [(i.end, i.static, len(i.compiled)) for i in runner._islands.values()] == [(3, set(), 1)]
+    assert [(i.end, i.static, len(i.compiled)) for i in runner.islands.values()] == [(3, set(), 1)]
 
 
 def test_new_shapes_are_traced_anew() -> None:
