@@ -21,6 +21,8 @@ from hpdlf.exec.segments import Segment, build_segment
 from hpdlf.models.onnxpp import Graph, Onnxpp, load_values
 
 Arrays = Mapping[str, jax.Array]
+# Up to so many parameters a needless backward pass takes less time than compiling the forward pass alone.
+SMALL = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +79,20 @@ class Learner:
 
     def loss(self, parameters: Arrays) -> float:
         """The loss of `parameters`."""
+        if self.graph.parameter_count < SMALL:
+            return self._both(parameters)[0]
         outputs, _ = self.segment.forward(parameters, self.state, self.data, self.context)
         return float(outputs[self.graph.loss or ""])
 
     def gradients(self, parameters: Arrays) -> Arrays:
         """The loss's gradients at `parameters`."""
-        seed = {self.graph.loss or "": 1.0}
-        _, _, gradients, _ = self.segment.forward_backward(parameters, self.state, self.data, self.context, seed)
-        return gradients
+        return self._both(parameters)[1]
+
+    def _both(self, parameters: Arrays) -> tuple[float, Arrays]:
+        name = self.graph.loss or ""
+        given = parameters, self.state, self.data, self.context
+        outputs, _, gradients, _ = self.segment.forward_backward(*given, {name: 1.0})
+        return float(outputs[name]), gradients
 
     def worst_disagreement(self, directions: int = 2) -> float:
         """The largest relative difference of gradient and central difference along random directions.
@@ -229,7 +237,7 @@ class Writer:
 
 
 def convnext() -> onnx.ModelProto:
-    """A stem in patches, blocks of depthwise convolution with layer scale, a downsampling layer."""
+    """A stem in patches, a block of depthwise convolution with layer scale, a downsampling layer."""
     w = Writer()
 
     def norm(x: str, width: int) -> str:
@@ -245,7 +253,7 @@ def convnext() -> onnx.ModelProto:
     x = norm(w("Conv", "x", w.weight(6, 3, 4, 4), w.weight(6), strides=[4, 4]), 6)
     x = block(x, 6)
     x = w("Conv", norm(x, 6), w.weight(8, 6, 2, 2), w.weight(8), strides=[2, 2])
-    x = w("Flatten", w("GlobalAveragePool", block(x, 8)), axis=1)
+    x = w("Flatten", w("GlobalAveragePool", x), axis=1)
     y = w("Gemm", w.layer_norm(x, 8), w.weight(5, 8), w.weight(5), transB=1)
     return w.model(y, 20, x=(TensorProto.FLOAT, ["N", 3, 16, 16]))
 
