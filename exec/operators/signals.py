@@ -82,9 +82,11 @@ def _pairs(x: Array) -> Array:
 def stft(node: Operator, signal: Value, step: Value, window: Value | None = None, length: Value | None = None) -> Array:
     """Spectra of frames of a signal (N, samples, 1 or 2), each times `window`: (N, frames, frequencies, 2).
 
-    A frame starts every `step` samples and has as many as the window, or `length`, or the whole signal.
+    A frame starts every `step` samples and has as many as the window, or `length`, or the whole signal. PyTorch exports
+    real signals without their last axis.
     """
     x = jnp.asarray(signal)
+    x = x[..., None] if x.ndim == 2 else x
     hop = int(static(node, "frame_step", step).reshape(()))
     if length is not None:
         size = int(static(node, "frame_length", length).reshape(()))
