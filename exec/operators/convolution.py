@@ -132,15 +132,19 @@ def conv_transpose(node: Operator, x: Array, w: Array, b: Array | None = None) -
     flipped = jnp.flip(w, axis=tuple(range(2, 2 + rank)))
     by_group = flipped.reshape(groups, w.shape[0] // groups, *w.shape[1:])
     kernel_oi = jnp.moveaxis(by_group, 2, 1).reshape(groups * w.shape[1], w.shape[0] // groups, *w.shape[2:])
+    wanted = [(r - 1 - a, r - 1 - z + e) for r, (a, z), e in zip(reach, pads, extra, strict=True)]
     y = lax.conv_general_dilated(
         x,
         kernel_oi,
         window_strides=(1,) * rank,
-        padding=[(r - 1 - a, r - 1 - z + e) for r, (a, z), e in zip(reach, pads, extra, strict=True)],
+        padding=[(max(a, 0), max(z, 0)) for a, z in wanted],
         lhs_dilation=strides,
         rhs_dilation=dilations,
         feature_group_count=groups,
     )
+    # A negative pad leaves output away. Not said to XLA, whose convolution on CPU gets that wrong (jaxlib 0.10.2).
+    inside = [slice(max(-a, 0), n - max(-z, 0)) for (a, z), n in zip(wanted, y.shape[2:], strict=True)]
+    y = y[(slice(None), slice(None), *inside)]
     return y if b is None else y + b.reshape(-1, *(1,) * rank)
 
 
@@ -153,7 +157,8 @@ def _transposed_pads(
     full = [s * (n - 1) + e + r for s, n, e, r in zip(strides, spatial, extra, reach, strict=True)]
     wanted = list(get("output_shape") or ())[-rank:]
     if not wanted and rule in ("SAME_UPPER", "SAME_LOWER"):
-        wanted = [n * s for n, s in zip(spatial, strides, strict=True)]
+        # Where windows leave gaps behind the last one, these are no output: pads are never negative here.
+        wanted = [min(n * s, f) for n, s, f in zip(spatial, strides, full, strict=True)]
     if wanted:
         # Negative where the output reaches beyond the last window: zeros are added at the end.
         missing = [f - o for f, o in zip(full, wanted, strict=True)]
