@@ -14,15 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ...errors import ModelError
 from ...models.onnxpp.graph import Body, Operator
 from .interpret import outer_values, run_body
 from .registry import Context, NotStaticError, OnlyOnHostError, Value, lowers, static
 from .strings import is_text
 
-__all__ = ["if_", "loop", "scan"]
+__all__ = ["endless", "if_", "loop", "scan"]
 
 # A loop of so few rounds is written out: its body may then change shapes, and its gradient needs no stack of carries.
 UNROLLED = 8
+# So many are written out where they must be: shapes change, or the number of a round decides about shapes.
+UNROLLED_AT_NEED = 64
 
 
 def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
@@ -74,12 +77,45 @@ def loop(
     stacked = len(body.outputs) - 1 - count
     if condition is not None and _known(condition) and not condition.reshape(()):
         rounds = np.zeros((), np.int64)
-    if not _endless(body) or (condition is not None and not _known(condition)):
+    if not endless(body) or (condition is not None and not _known(condition)):
         return _while(node, body, rounds, condition, carried, outer, context, stacked)
+    if rounds is None:
+        raise ModelError(
+            f"{node.op_type} node {node.name!r} never ends: it has no number of rounds, and its condition holds"
+        )
     number = int(static(node, "M", rounds).reshape(()))
     if number <= UNROLLED:
         return _unrolled(node, body, number, carried, outer, context, stacked)
-    carried = list(_tensors(node, carried))
+    try:
+        return _scanned(node, body, number, carried, outer, context)
+    except (NotStaticError, OnlyOnHostError) as error:
+        if _is_outer(error, outer) or number > UNROLLED_AT_NEED:
+            raise _for_host(node, error, outer) from error
+    try:
+        return _unrolled(node, body, number, carried, outer, context, stacked)
+    except NotStaticError as error:
+        raise _for_host(node, error, outer) from error
+
+
+def _is_outer(error: Exception, outer: dict[str, Any]) -> bool:
+    """Whether an operand that should be known before the run comes from the graph around: then it can become so."""
+    operand = getattr(error, "operand", None)
+    return operand is not None and any(operand is value for value in outer.values())
+
+
+def _for_host(node: Operator, error: Exception, outer: dict[str, Any]) -> Exception:
+    """What to raise of an operator with a body that cannot be compiled as it is."""
+    if isinstance(error, OnlyOnHostError) or _is_outer(error, outer):
+        return error
+    return OnlyOnHostError(f"{node.op_type} node {node.name!r} needs in each round what the one before computed.")
+
+
+def _scanned(
+    node: Operator, body: Body, number: int, given: Sequence[Any], outer: dict[str, Any], context: Context
+) -> tuple[Value, ...]:
+    """A known number of rounds that are all alike."""
+    carried = list(_tensors(node, given))
+    count = len(carried)
 
     def step(values: list[Array], index: Array) -> tuple[list[Array], list[Array]]:
         given = (index, np.ones((), bool), *values)
@@ -88,12 +124,7 @@ def loop(
             raise OnlyOnHostError(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
         return results[:count], results[count:]
 
-    try:
-        kept, results = lax.scan(step, carried, jnp.arange(number, dtype=jax.dtypes.canonicalize_dtype(np.int64)))
-    except NotStaticError as error:
-        raise OnlyOnHostError(
-            f"{node.op_type} node {node.name!r} needs in each round what the one before computed."
-        ) from error
+    kept, results = lax.scan(step, carried, jnp.arange(number, dtype=jax.dtypes.canonicalize_dtype(np.int64)))
     return (*kept, *results)
 
 
@@ -102,7 +133,7 @@ def _of_round(context: Context, index: Any) -> Context:
     return replace(context, key=jax.random.fold_in(context.key, index))
 
 
-def _endless(body: Body) -> bool:
+def endless(body: Body) -> bool:
     """Whether a body's condition is always true: a constant, or what it was given."""
     name = body.outputs[0]
     producer = {n: o for o in body.operators for n in o.outputs}
@@ -173,9 +204,7 @@ def _while(
     try:
         _, _, *kept = lax.while_loop(holds, step, (jnp.zeros((), integer), start, *_tensors(node, carried)))
     except NotStaticError as error:
-        raise OnlyOnHostError(
-            f"{node.op_type} node {node.name!r} needs in each round what the one before computed."
-        ) from error
+        raise _for_host(node, error, outer) from error
     return tuple(kept)
 
 
@@ -199,7 +228,10 @@ def scan(node: Operator, *values: Value, context: Context) -> tuple[Value, ...]:
         results = list(_tensors(node, run_body(body, (*state, *row), outer, context)))
         return results[:states], results[states:]
 
-    kept, stacked = lax.scan(step, list(_tensors(node, own[:states])), rows)
+    try:
+        kept, stacked = lax.scan(step, list(_tensors(node, own[:states])), rows)
+    except NotStaticError as error:
+        raise _for_host(node, error, outer) from error
     stacked = [jnp.flip(v, 0) if back else v for v, back in zip(stacked, results_backward, strict=True)]
     return (*kept, *(jnp.moveaxis(v, 0, axis) for v, axis in zip(stacked, result_axes, strict=True)))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Body, Operator
+from .control import endless
 from .interpret import outer_values
 from .registry import Context, lowers
 
@@ -37,6 +38,8 @@ def loop_on_host(
     (_, _, *carried), outer = outer_values(node, (rounds, condition, *values))
     body: Body = node.attributes["body"]
     most = None if rounds is None else int(np.asarray(rounds).reshape(()))
+    if most is None and endless(body) and (condition is None or _holds(condition)):
+        raise ModelError(f"Loop node {node.name!r} never ends: it has no number of rounds, and its condition holds")
     on, index, rows = condition is None or _holds(condition), 0, []
     while on and (most is None or index < most):
         given = (np.asarray(index, np.int64), np.asarray(True), *carried)

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
@@ -29,6 +29,7 @@ def grown(parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     )
 
 
+@settings(deadline=None)
 @given(st.recursive(ATOMS, grown, max_leaves=6), st.text("abAB1. \n", max_size=5))
 def test_the_same_language_as_python(pattern: str, text: str) -> None:
     # Python's $ is also before a line's end at the end of the text.

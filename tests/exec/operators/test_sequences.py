@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, parser
 
@@ -29,6 +29,7 @@ def one(op: str, *values: Any, opset: int = 21, **attributes: Any) -> Any:
     return Backend.run_node(helper.make_node(op, names, ["y"], **attributes), list(values), opset_version=opset)[0]
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=5), st.data())
 def test_sequences_are_lists(items: list[int], data: st.DataObject) -> None:
     sequence = [np.array([i]) for i in items]
@@ -44,6 +45,7 @@ def test_sequences_are_lists(items: list[int], data: st.DataObject) -> None:
         assert [int(v[0]) for v in one("SequenceErase", sequence, np.array(at))] == items
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(-2, 1))
 def test_split_and_concatenated_is_the_same(size: int, step: int, axis: int) -> None:
     x = np.arange(size * 3).reshape((size, 3) if axis in (0, -2) else (3, size))
@@ -228,3 +230,76 @@ def test_the_table_of_host_operators_is_what_is_registered(domain: str) -> None:
 def test_operators_on_the_host_are_known_by_name() -> None:
     assert on_host("NonZero", "ai.onnx")
     assert not on_host("TreeEnsemble", "ai.onnx.ml")
+
+
+def compiled(text: str, *values: Any) -> tuple[Any, ...]:
+    """Runs a graph, and demands that no operator of it was run on the host."""
+    prepared = Backend.prepare(parser.parse_model(HEADER + text))
+    results = prepared.run(list(values))
+    assert not prepared._runner.on_host
+    return results
+
+
+GROWING = """g (float[A] x) => (float[B] y) {
+    n = Constant<value_int = %d>()
+    yes = Constant<value = bool {1}>()
+    y = Loop <body = round (int64 i, bool on, float[A] v) => (bool again, float[B] w) {
+        again = Identity(on)
+        w = Concat<axis = 0>(v, x)
+    }> (n, yes, x)
+}"""
+
+
+def test_loops_that_change_shapes_are_compiled_where_they_are_short() -> None:
+    (y,) = compiled(GROWING % 20, np.float32([1, 2]))
+    assert y.tolist() == [1, 2] * 21
+    (y,) = run(GROWING % 70, np.float32([1, 2]))
+    assert y.tolist() == [1, 2] * 71
+
+
+def test_a_loop_takes_the_steps_of_a_sequence_by_number() -> None:
+    text = """g (float[20, 2] x) => (float[2] y) {
+        n = Constant<value_int = 20>()
+        yes = Constant<value = bool {1}>()
+        zeros = Constant<value_floats = [0.0, 0.0]>()
+        s = SplitToSequence<keepdims = 0>(x)
+        y = Loop <body = round (int64 i, bool on, float[2] v) => (bool again, float[2] w) {
+            again = Identity(on)
+            row = SequenceAt(s, i)
+            w = Add(v, row)
+        }> (n, yes, zeros)
+    }"""
+    x = np.arange(40, dtype=np.float32).reshape(20, 2)
+    np.testing.assert_array_equal(compiled(text, x)[0], x.sum(0))
+
+
+@pytest.mark.parametrize("op", ["Loop", "Scan"])
+def test_a_shape_from_around_a_loop_becomes_known(op: str) -> None:
+    loop = """y, z = Loop <body = round (int64 i, bool on, float[A] v) => (bool again, float[A] w, float[B, C] u) {
+            again = Identity(on)
+            w = Add(v, v)
+            u = Reshape(v, shape)
+        }> (n, yes, x)"""
+    scan = """y, z = Scan <num_scan_inputs = 1, body = round (float[A] v, float r) => (float[A] w, float[B, C] u) {
+            w = Add(v, v)
+            u = Reshape(v, shape)
+        }> (x, rows)"""
+    text = f"""g (float[A] x, int64[2] shape, float[12] rows) => (float[A] y, float[D, B, C] z) {{
+        n = Constant<value_int = 12>()
+        yes = Constant<value = bool {{1}}>()
+        {loop if op == "Loop" else scan}
+    }}"""
+    y, z = compiled(text, np.ones(6, np.float32), np.int64([2, 3]), np.zeros(12, np.float32))
+    assert y.tolist() == [4096.0] * 6
+    assert z.shape == (12, 2, 3)
+
+
+def test_a_loop_without_end_is_refused() -> None:
+    text = """g (float x) => (float y) {
+        y = Loop <body = round (int64 i, bool on, float v) => (bool again, float w) {
+            again = Identity(on)
+            w = Add(v, v)
+        }> (, , x)
+    }"""
+    with pytest.raises(ModelError, match="never ends"):
+        run(text, np.float32(1))
