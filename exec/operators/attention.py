@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ...models.onnxpp.graph import Operator
-from .casting import element_type, element_type_of
+from .casting import element_type_of
 from .interpret import outer_values, run_body
 from .registry import Context, Value, lowers
 
@@ -26,7 +26,7 @@ def flex_attention(node: Operator, q: Array, k: Array, v: Array, *captured: Arra
     _, outer = outer_values(node, (q, k, v, *captured))
     get = node.attributes.get
     default = jnp.promote_types(q.dtype, jnp.float32)
-    wide = element_type(node, int(get("softmax_precision"))) if get("softmax_precision") else default
+    wide = element_type_of(node, "softmax_precision", default)
     scale = get("scale", q.shape[-1] ** -0.5)
     samples, heads, rows, depth = q.shape
     groups = k.shape[1]
@@ -34,10 +34,10 @@ def flex_attention(node: Operator, q: Array, k: Array, v: Array, *captured: Arra
     scores = jnp.einsum("nghld,ngsd->nghls", by_group, k, preferred_element_type=wide) * jnp.asarray(scale, wide)
     scores = scores.reshape(samples, heads, rows, k.shape[2])
     if get("score_mod") is not None:
-        (scores,) = run_body(get("score_mod"), (scores,), outer, context)
+        (scores,) = run_body(node.attributes["score_mod"], (scores,), outer, context)
     probabilities = jax.nn.softmax(scores, axis=-1)
     if get("prob_mod") is not None:
-        (probabilities,) = run_body(get("prob_mod"), (probabilities,), outer, context)
+        (probabilities,) = run_body(node.attributes["prob_mod"], (probabilities,), outer, context)
     weights = probabilities.reshape(samples, groups, heads // groups, rows, k.shape[2]).astype(v.dtype)
     return jnp.einsum("nghls,ngse->nghle", weights, v).reshape(samples, heads, rows, v.shape[-1])
 
@@ -65,7 +65,7 @@ def attention(
     q = _by_head(q, int(get("q_num_heads", 0)))
     k, v = (_by_head(x, int(get("kv_num_heads", 0))) for x in (k, v))
     past = 0
-    if past_key is not None:
+    if past_key is not None and past_value is not None:
         past = past_key.shape[2]
         k, v = jnp.concatenate([past_key, k], axis=2), jnp.concatenate([past_value, v], axis=2)
     samples, heads, rows, depth = q.shape
@@ -108,10 +108,11 @@ def _masked(node: Operator, scores: Array, mask: Value | None, past: int, kept: 
         query = query + (count - rows - past if not past else 0)
     if get("is_causal", 0):
         allowed.append(key <= query)
-    if get("left_window_size", -1) >= 0:
-        allowed.append(key >= query - int(get("left_window_size")))
-    if get("right_window_size", -1) >= 0:
-        allowed.append(key <= query + int(get("right_window_size")))
+    left, right = int(get("left_window_size", -1)), int(get("right_window_size", -1))
+    if left >= 0:
+        allowed.append(key >= query - left)
+    if right >= 0:
+        allowed.append(key <= query + right)
     if mask is not None:
         given = jnp.asarray(mask)
         missing = columns - given.shape[-1]

@@ -47,26 +47,20 @@ def _shifted(x: Value, zero_point: Array | None) -> Array:
     return wide if zero_point is None else wide - zero_point.astype(jnp.int32)
 
 
-def per_row(values: Value | None) -> Array | None:
+def _per_row(values: Value) -> Array:
     """Scales or zero points of a left operand, (), (1,), (M,) or (..., M, 1), as they broadcast with (..., M, K)."""
-    if values is None:
-        return None
     known = jnp.asarray(values)
     return known.reshape(()) if known.size == 1 else known[:, None] if known.ndim == 1 else known
 
 
-def per_column(values: Value | None) -> Array | None:
+def _per_column(values: Value) -> Array:
     """Scales or zero points of a right operand, (), (1,), (N,) or (..., 1, N), as they broadcast with (..., K, N)."""
-    if values is None:
-        return None
     known = jnp.asarray(values)
     return known.reshape(()) if known.size == 1 else known
 
 
-def per_channel(values: Value | None, rank: int) -> Array | None:
+def _per_channel(values: Value, rank: int) -> Array:
     """One value, or one for each first dim of a tensor of that rank, as they broadcast with it."""
-    if values is None:
-        return None
     known = jnp.asarray(values)
     return known.reshape(()) if known.size == 1 else known.reshape(-1, *(1,) * (rank - 1))
 
@@ -76,7 +70,9 @@ def matmul_integer(
     node: Operator, a: Value, b: Value, a_zero: Value | None = None, b_zero: Value | None = None
 ) -> Array:
     """(..., M, K) by (..., K, N), less their zero points: int32 (..., M, N)."""
-    return exact_product(jnp.matmul, _shifted(a, per_row(a_zero)), _shifted(b, per_column(b_zero)), a.shape[-1])
+    rows = _shifted(a, None if a_zero is None else _per_row(a_zero))
+    columns = _shifted(b, None if b_zero is None else _per_column(b_zero))
+    return exact_product(jnp.matmul, rows, columns, a.shape[-1])
 
 
 @lowers("ConvInteger", since=10)
@@ -88,7 +84,8 @@ def conv_integer(node: Operator, x: Value, w: Value, x_zero: Value | None = None
         return conv(node, x, w)
 
     shifted = _shifted(x, None if x_zero is None else jnp.asarray(x_zero).reshape(()))
-    return exact_product(product, shifted, _shifted(w, per_channel(w_zero, w.ndim)), prod(w.shape[1:]))
+    weights = _shifted(w, None if w_zero is None else _per_channel(w_zero, w.ndim))
+    return exact_product(product, shifted, weights, prod(w.shape[1:]))
 
 
 @lowers("QLinearMatMul", since=10)
@@ -108,12 +105,12 @@ def qlinear_matmul(
         total = matmul_integer(node, a, b, a_zero, b_zero)
         y = total.astype(jnp.float32)
     else:
-        rows = jnp.asarray(a).astype(jnp.float32) - per_row(a_zero.astype(jnp.float32))
-        columns = jnp.asarray(b).astype(jnp.float32) - per_column(b_zero.astype(jnp.float32))
+        rows = jnp.asarray(a).astype(jnp.float32) - _per_row(a_zero).astype(jnp.float32)
+        columns = jnp.asarray(b).astype(jnp.float32) - _per_column(b_zero).astype(jnp.float32)
         y = jnp.matmul(rows, columns)
-    factor = per_row(a_scale.astype(jnp.float32)) * per_column(b_scale.astype(jnp.float32))
-    ratio = y * (factor / per_row(y_scale.astype(jnp.float32)))
-    return quantize(ratio, per_row(y_zero), y_zero.dtype)
+    factor = _per_row(a_scale).astype(jnp.float32) * _per_column(b_scale).astype(jnp.float32)
+    ratio = y * (factor / _per_row(y_scale).astype(jnp.float32))
+    return quantize(ratio, _per_row(y_zero), y_zero.dtype)
 
 
 @lowers("QLinearConv", since=10)
