@@ -79,8 +79,8 @@ def bind_dims(
                 is_batch = True
             if is_batch:
                 dim.dim_param = BATCH
-            elif name and (size := bind.get(place, bind.get(name, _formula(name, bind)))) is not None:
-                dim.dim_value = size
+            elif name and (found := bind.get(place, bind.get(name, _formula(name, bind)))) is not None:
+                dim.dim_value = found
             elif name:
                 unbound.append(name)
     for name in dict.fromkeys(unbound):

@@ -67,8 +67,8 @@ def _either(a: Known, b: Known, name: str) -> Known:
     loose = (*differ, *a.loose, *b.loose)
     high = low = None
     if a.high is not None and b.high is not None and not loose and a.high.dtype != object:
-        lows = [k.high if k.low is None else k.low for k in (a, b)]
-        high, low = np.maximum(a.high, b.high), np.minimum(*lows)
+        first, second = a.high if a.low is None else a.low, b.high if b.low is None else b.low
+        high, low = np.maximum(a.high, b.high), np.minimum(first, second)
         low = None if np.array_equal(low, high) else low
     return Known(a.dtype, dims, loose=loose, high=high, low=low, kind=a.kind)
 

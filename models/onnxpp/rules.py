@@ -87,7 +87,8 @@ def _unique(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operand
         TensorProto.INT64, (count,), loose=(0,) if at in data.loose or (data.loose and axis is None) else ()
     )
     values = Known(data.dtype, dims, loose=(*(data.loose if axis is not None else ()), at))
-    return [values, indices, inverse, indices][: len(node.outputs)]
+    every: Operands = [values, indices, inverse, indices]
+    return every[: len(node.outputs)]
 
 
 def _non_max_suppression(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands:
@@ -217,8 +218,8 @@ def _range(walk: Walk, node: Node, operands: Operands, scope: Scope) -> Operands
     def count(first: np.ndarray, last: np.ndarray) -> int:
         return max(int(np.ceil((last.reshape(-1)[0].astype(np.float64) - first.reshape(-1)[0]) / step)), 0)
 
-    ends = [(k.high if k.low is None else k.low, k.high) for k in (start, limit)]
-    counts = [count(a, b) for a in ends[0] for b in ends[1]]
+    starts, limits = ([h if k.low is None else k.low, h] for k, h in ((start, start.high), (limit, limit.high)))
+    counts = [count(a, b) for a in starts for b in limits]
     most = max(counts)
     loose = (0,) if len(set(counts)) > 1 else ()
     made = Known(start.dtype, (most,), loose=loose)

@@ -52,7 +52,7 @@ class Node:
         self.domain = "" if proto.domain == "ai.onnx" else proto.domain
         self.version = versions.get(self.domain, 1)
         self.inputs, self.outputs = list(proto.input), list(proto.output)
-        self.key = (
+        self.key: tuple[object, ...] = (
             self.op_type,
             self.domain,
             b"".join([a.SerializeToString(deterministic=True) for a in proto.attribute]),
