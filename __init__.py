@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives. Nothing is imported before it is used: `import hpdlf` costs nothing.
 _HOMES = {
+    "Backend": "exec.backend",
     "Cluster": "hwprofiles",
     "CostModel": "models.cost",
     "HpdlfError": "errors",
