@@ -6,6 +6,7 @@ input of the same name, type and shape: no step of the import touches the weight
 
 from __future__ import annotations
 
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -36,6 +37,7 @@ MAX_DENSE_BYTES = 2**28
 PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
 
 
+@cache
 def dtype_name(element_type: int) -> str:
     """NumPy's name of an ONNX element type; ValueError if there is no such type.
 
