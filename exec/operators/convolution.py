@@ -17,6 +17,9 @@ from ...models.onnxpp.graph import Operator
 from .registry import lowers, text
 from .window import Window, padded, taps, window_of
 
+# One operation for each place in a window: with more of them compiling takes longer than anything they save.
+MOST_TAPS = 64
+
 __all__ = ["conv", "conv_transpose", "convolution_lowering"]
 
 
@@ -34,7 +37,7 @@ def convolution_lowering(
         return "matmul"
     if backend != "cpu" or groups > 1:
         return "xla"
-    if prod(window.kernel) * channels <= 64 or prod(window.output) <= 49:
+    if prod(window.kernel) * channels <= 64 or (prod(window.output) <= 49 and prod(window.kernel) <= MOST_TAPS):
         return "im2col"
     return "xla"
 
@@ -74,7 +77,7 @@ def _convolved_backward(window: Window, groups: int, kept: tuple[Array, Array], 
         return jax.vjp(lambda x, w: _convolved.fun(x, w, window, groups), x, w)[1](gradient)
     (into_x,) = jax.vjp(lambda x: _convolved.fun(x, w, window, groups), x)[1](gradient)
     # Measured on one core: up to 1.9 times faster than XLA's weight gradient up to 16 x 16, slower beyond.
-    if backend == "cpu" and groups == 1 and prod(window.output) <= 256:
+    if backend == "cpu" and groups == 1 and prod(window.output) <= 256 and prod(window.kernel) <= MOST_TAPS:
         return into_x, _weight_gradient(x, gradient, window)
     (into_w,) = jax.vjp(lambda w: _convolved.fun(x, w, window, groups), w)[1](gradient)
     return into_x, into_w

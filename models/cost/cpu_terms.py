@@ -63,9 +63,10 @@ def lowering_of(operation: Operation) -> str:
         return "depthwise" if groups == c else "grouped"
     if r * s == 1:
         return "matmul"
-    if r * s * c <= 64 or p * q <= 49:
+    unrolled = r * s <= 64
+    if r * s * c <= 64 or (p * q <= 49 and unrolled):
         return "im2col"
-    return "taps" if operation.phase == "backward_weight" and p * q <= 256 else "xla"
+    return "taps" if operation.phase == "backward_weight" and p * q <= 256 and unrolled else "xla"
 
 
 def terms(operation: Operation) -> tuple[str, Terms]:
