@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from onnx import FunctionProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import FunctionProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto
 
 from .problems import Problems
 from .survey import Survey, bodies_of, function_key
@@ -71,9 +71,16 @@ def check_budgets(model: ModelProto, surveyed: Survey, problems: Problems) -> in
     for sparse, what in surveyed.sparse:
         if why := _sparse_problem(sparse):
             problems.add(f"{what}: {why}")
-    for graph, where, depth, _ in surveyed.graphs:
-        if depth > MAX_BODY_DEPTH:
-            problems.add(f"{where}: graphs nest {depth} deep, at most {MAX_BODY_DEPTH} are supported")
+    deepest = max(surveyed.graphs, key=lambda inner: inner.depth)
+    if deepest.depth > MAX_BODY_DEPTH:
+        problems.add(
+            f"graphs inside operators nest {deepest.depth} deep, at most {MAX_BODY_DEPTH} are supported; export with branches "
+            "and loops side by side"
+        )
+    for graph, _, _, _ in surveyed.graphs:
+        for value in (*graph.input, *graph.output):
+            if (unknown := _unknown_type(value.type)) is not None:
+                problems.add(f"{value.name!r}: element type {unknown} is unknown; export the model again")
         for value in graph.input:
             dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
             if len(dims) > MAX_RANK or any(d < -1 for d in dims):  # some exporters write -1 for any size
@@ -124,6 +131,19 @@ def _stored_problem(tensor: TensorProto, count: int) -> str | None:
     if have != need:
         return f"shape {_shown(list(tensor.dims))} needs {need} {unit}, the file has {have}"
     return f"its values stand in {' and '.join(filled)} at once" if len(filled) > 1 else None
+
+
+def _unknown_type(proto: TypeProto) -> int | None:
+    """An element type in `proto` that does not exist; 0, no type at all, is left to later steps."""
+    which = proto.WhichOneof("value")
+    while which in ("sequence_type", "optional_type", "map_type"):
+        held = getattr(proto, which)
+        proto = held.value_type if which == "map_type" else held.elem_type
+        which = proto.WhichOneof("value")
+    if which not in ("tensor_type", "sparse_tensor_type"):
+        return None
+    element: int = getattr(proto, which).elem_type
+    return None if not element or element in TensorProto.DataType.DESCRIPTOR.values_by_number else element
 
 
 def _sparse_problem(sparse: SparseTensorProto) -> str | None:

@@ -261,7 +261,8 @@ class Weights:
         if tensor is None or is_external(tensor) or not 4 <= self.tensors[name].elements(1) <= COUNTED_ELEMENTS:
             return False
         values = numpy_helper.to_array(tensor).reshape(-1)
-        return bool((values == np.arange(values.size)).all())
+        with np.errstate(invalid="ignore"):  # damaged files hold anything
+            return bool((values == np.arange(values.size)).all())
 
     def is_mask(self, name: str) -> bool:
         """Whether the file shows a matrix of two different numbers: 0 and minus infinity, say."""

@@ -19,7 +19,7 @@ from .budgets import MAX_ELEMENTS, MAX_FILE_BYTES, MAX_NAME, check_budgets
 from .contrib import rewrite_contrib
 from .external import check_external, fetch_small, open_regular
 from .problems import Problems, did_you_mean
-from .structure import check_bodies, check_operators, check_opsets
+from .structure import check_attributes, check_operators, check_opsets
 from .survey import Survey, survey
 from .weights import densify, light_copy, without_values
 from .wire import check_wire
@@ -88,7 +88,7 @@ def check(
     check_external(surveyed, folder, allow_external, without_weights, problems)
     check_opsets(model, problems)
     check_operators(model, surveyed, problems)
-    check_bodies(surveyed, problems)
+    check_attributes(model, surveyed, problems)
     check_wiring(model, problems)
     problems.stop()
     sandbox.run_limited("check", _checkable(model).SerializeToString(), place=place, nodes=nodes)
@@ -120,16 +120,24 @@ def _content(path: Path) -> bytes:
 
 
 def _check_texts(model: ModelProto, surveyed: Survey, problems: Problems) -> None:
-    """Every name that later steps compare or print is text, and none is endless."""
-    for text in _texts(model, surveyed):
-        if not isinstance(text, str):
-            # protobuf hands out bytes where a text is not UTF-8.
-            raise ModelError(f"{problems.place} is damaged: a name in it is no text; export the model again")
-        if len(text) > MAX_NAME:
-            problems.add(f"a name has {len(text)} characters, at most {MAX_NAME} are supported; export the model again")
+    """Every text that later steps compare, print or copy is one, and no name is endless."""
+    damaged = ModelError(f"{problems.place} is damaged: a name in it is no text; export the model again")
+    try:
+        for text in _texts(model, surveyed):
+            if not isinstance(text, str):
+                raise damaged  # some versions of protobuf hand out bytes where a text is not UTF-8
+            if len(text) > MAX_NAME:
+                problems.add(f"a name has {len(text)} characters, at most {MAX_NAME} are supported; export again")
+        for holder in (model, model.graph, *model.graph.node, *model.graph.value_info):
+            for entry in holder.metadata_props:
+                if not isinstance(entry.key, str) or not isinstance(entry.value, str):
+                    raise damaged
+    except UnicodeDecodeError:  # others raise
+        raise damaged from None
 
 
 def _texts(model: ModelProto, surveyed: Survey) -> Iterator[object]:
+    yield from (model.producer_name, model.producer_version, model.domain)
     for opset in model.opset_import:
         yield opset.domain
     for configuration in model.configuration:

@@ -10,6 +10,8 @@ from ...errors import ModelError
 __all__ = ["Problems", "did_you_mean"]
 
 SHOWN = 20
+# Names in a damaged file may be of any length, and graphs nest.
+LONGEST = 800
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -31,7 +33,9 @@ class Problems:
         self.found: list[str] = []
 
     def add(self, problem: str) -> None:
-        """Note one problem: what and where, and how to mend it."""
+        """Note one problem: what and where, and how to mend it. One that is very long loses its middle."""
+        if len(problem) > LONGEST:
+            problem = f"{problem[: LONGEST // 2]} … {problem[-LONGEST // 2 :]}"
         if problem not in self.found:
             self.found.append(problem)
 

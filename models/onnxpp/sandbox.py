@@ -6,8 +6,9 @@ What goes in and comes out are bytes (:mod:`.tasks` has the calls); every way of
 
 >>> from onnx import helper
 >>> node = helper.make_node("Relu", ["x"], ["y"])
->>> graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", 1, [2])], [helper.make_empty_tensor_value_info("y")])
->>> run_limited("check", helper.make_model(graph).SerializeToString(), place="m.onnx", nodes=1)
+>>> ends = [helper.make_tensor_value_info(name, 1, [2]) for name in ("x", "y")]
+>>> model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:]))
+>>> run_limited("check", model.SerializeToString(), place="m.onnx", nodes=1)
 b''
 """
 

@@ -13,7 +13,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 from .problems import Problems, did_you_mean
 from .survey import Survey, bodies_of, function_key, node_label
 
-__all__ = ["check_bodies", "check_inputs", "check_operators", "check_opsets"]
+__all__ = ["check_attributes", "check_inputs", "check_operators", "check_opsets"]
 
 DOMAIN_OF = {"ai.onnx": "", "": ""}
 # Domains whose operators are rewritten into standard ones.
@@ -99,6 +99,8 @@ def check_operators(model: ModelProto, surveyed: Survey, problems: Problems) -> 
                 f"{where}: operator {op_type!r} is of {called}, of which the file imports no operator set; export the "
                 "model again"
             )
+        elif not 1 <= version <= _newest()[domain]:
+            continue  # said once, of the operator set
         elif not onnx.defs.has(op_type, max_inclusive_version=version, domain=domain):
             known = {s.name for s in onnx.defs.get_all_schemas() if s.domain == domain}
             place = f"operator set {version}" + (f" of domain {domain!r}" if domain else "")
@@ -116,15 +118,21 @@ def check_inputs(graph: GraphProto, problems: Problems) -> None:
             )
 
 
-def check_bodies(surveyed: Survey, problems: Problems) -> None:
-    """Operators with graphs have those that they need: If two branches, a loop its body."""
+def check_attributes(model: ModelProto, surveyed: Survey, problems: Problems) -> None:
+    """Operators that are nothing without an attribute have it: If two branches, a loop its body, a Constant its value."""
     needed: Mapping[str, tuple[str, ...]] = {
         "If": ("then_branch", "else_branch"),
         **dict.fromkeys(("Loop", "Scan", "SequenceMap"), ("body",)),
     }
-    for inner in surveyed.graphs:
-        for node in inner.graph.node:
-            if node.op_type not in needed or DOMAIN_OF.get(node.domain, node.domain):
+    for part in (*(inner.graph for inner in surveyed.graphs), *model.functions):
+        for node in part.node:
+            if DOMAIN_OF.get(node.domain, node.domain):
+                continue
+            if node.op_type == "Constant" and (len(node.attribute) != 1 or len(node.output) != 1):
+                problems.add(
+                    f"{node_label(node)}: it has {len(node.attribute)} values, not one; export the model again"
+                )
+            if node.op_type not in needed:
                 continue
             have = Counter(name for name, _ in bodies_of(node))
             for name in needed[node.op_type]:

@@ -78,7 +78,7 @@ def survey(model: ModelProto) -> Survey:
                 if attribute.HasField("t"):
                     found.tensors.append(HeldTensor(attribute.t, _what(attribute.name, node, where), "attribute"))
                 if attribute.HasField("g"):
-                    inside = f"{attribute.name} of {node_label(node)}" + (f" in {where}" if where else "")
+                    inside = f"{attribute.name} of {node_label(node)}" + _within(where)
                     _graph(found, waiting, InnerGraph(attribute.g, inside, depth + 1, function_around))
                 if attribute.HasField("sparse_tensor"):
                     _sparse(found, attribute.sparse_tensor, _what(attribute.name, node, where))
@@ -93,7 +93,12 @@ def survey(model: ModelProto) -> Survey:
 
 
 def _what(attribute: str, node: NodeProto, where: str) -> str:
-    return f"attribute {attribute!r} of {node_label(node)}" + (f" in {where}" if where else "")
+    return f"attribute {attribute!r} of {node_label(node)}" + _within(where)
+
+
+def _within(where: str) -> str:
+    """The end of a place that is inside another."""
+    return f" in {where}" if where else ""
 
 
 def _graph(

@@ -224,7 +224,11 @@ class Walk:
             if name and operand is None:
                 raise UnknownShapeError(f"nothing is known of its operand {name!r}")
         rule = self.rules.get((node.domain, node.op_type))
-        return self.usual(node, operands) if rule is None else rule(self, node, operands, scope)
+        results = self.usual(node, operands) if rule is None else rule(self, node, operands, scope)
+        for slot, name in enumerate(node.outputs):
+            if name and (slot >= len(results) or results[slot] is None):
+                raise UnknownShapeError(f"it has no output {slot} that could be {name!r}; export the model again")
+        return results
 
     def usual(self, node: Node, operands: list[Known | None]) -> list[Known | None]:
         """What onnx's inference says of a node, looked up where the same was asked before; raises :class:`UnknownShapeError`."""
