@@ -26,6 +26,8 @@ __all__ = ["endless", "if_", "loop", "scan"]
 UNROLLED = 8
 # So many are written out where they must be: shapes change, or the number of a round decides about shapes.
 UNROLLED_AT_NEED = 64
+# A loop that data may end before so many rounds is a scan, which can be differentiated.
+BOUNDED = 256
 
 
 def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
@@ -201,8 +203,14 @@ def _while(
             raise OnlyOnHostError(f"{node.op_type} node {node.name!r} changes the shape of what it carries on.")
         return (index + 1, again.reshape(()), *results)
 
+    state = (jnp.zeros((), integer), start, *_tensors(node, carried))
     try:
-        _, _, *kept = lax.while_loop(holds, step, (jnp.zeros((), integer), start, *_tensors(node, carried)))
+        if rounds is not None and _known(rounds) and rounds.reshape(()) <= BOUNDED:
+            # A scan has a gradient, and rounds that are left out cost next to nothing.
+            number = max(int(rounds.reshape(())), 0)
+            (_, _, *kept), _ = lax.scan(lambda s, _: (lax.cond(s[1], step, lambda s: s, s), None), state, length=number)
+        else:
+            _, _, *kept = lax.while_loop(holds, step, state)
     except NotStaticError as error:
         raise _for_host(node, error, outer) from error
     return tuple(kept)
@@ -224,12 +232,13 @@ def scan(node: Operator, *values: Value, context: Context) -> tuple[Value, ...]:
     rows = [jnp.moveaxis(jnp.asarray(v), axis, 0) for v, axis in zip(own[states:], axes, strict=True)]
     rows = [jnp.flip(v, 0) if back else v for v, back in zip(rows, backward, strict=True)]
 
-    def step(state: list[Array], row: list[Array]) -> tuple[list[Array], list[Array]]:
-        results = list(_tensors(node, run_body(body, (*state, *row), outer, context)))
+    def step(state: list[Array], row: tuple[Array, list[Array]]) -> tuple[list[Array], list[Array]]:
+        index, slices_ = row
+        results = list(_tensors(node, run_body(body, (*state, *slices_), outer, _of_round(context, index))))
         return results[:states], results[states:]
 
     try:
-        kept, stacked = lax.scan(step, list(_tensors(node, own[:states])), rows)
+        kept, stacked = lax.scan(step, list(_tensors(node, own[:states])), (jnp.arange(len(rows[0])), rows))
     except NotStaticError as error:
         raise _for_host(node, error, outer) from error
     stacked = [jnp.flip(v, 0) if back else v for v, back in zip(stacked, results_backward, strict=True)]

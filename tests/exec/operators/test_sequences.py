@@ -303,3 +303,34 @@ def test_a_loop_without_end_is_refused() -> None:
     }"""
     with pytest.raises(ModelError, match="never ends"):
         run(text, np.float32(1))
+
+
+def test_a_loop_that_data_end_passes_gradients_on() -> None:
+    model = parser.parse_model(
+        HEADER
+        + """g (float x, float w) => (float y) {
+            n = Constant<value_int: int = 30>()
+            yes = Constant<value: tensor = bool {1}>()
+            ten = Constant<value_float: float = 10.0>()
+            y = Loop <body: graph = round (int64 i, bool on, float v) => (bool again, float u) {
+                u = Mul(v, w)
+                again = Less(u, ten)
+            }> (n, yes, x)
+        }"""
+    )
+    body = body_of(model.graph, {"": 21})
+    context = step_context(seed=0, step=0, samples=np.arange(1))
+    function = jax.jit(jax.value_and_grad(lambda x, w: run_body(body, (x, w), {}, context)[0], argnums=(0, 1)))
+    y, (dx, dw) = function(jnp.float32(1), jnp.float32(2))
+    assert (y, dx, dw) == (16, 16, 4 * 8)
+
+
+def test_rounds_of_a_scan_draw_numbers_of_their_own() -> None:
+    text = """g (float[1] s, float[5, 3] x) => (float[1] t, float[5, 3] y) {
+        t, y = Scan <num_scan_inputs = 1, body = row (float[1] a, float[3] r) => (float[1] b, float[3] c) {
+            b = Identity(a)
+            c = RandomUniformLike(r)
+        }> (s, x)
+    }"""
+    _, y = compiled(text, np.zeros(1, np.float32), np.zeros((5, 3), np.float32))
+    assert np.unique(y).size == 15
