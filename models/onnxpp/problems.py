@@ -34,6 +34,8 @@ class Problems:
 
     def add(self, problem: str) -> None:
         """Note one problem: what and where, and how to mend it. One that is very long loses its middle."""
+        if not problem.isprintable():  # names in a damaged file may command a terminal
+            problem = "".join(c if c.isprintable() else repr(c)[1:-1] for c in problem)
         if len(problem) > LONGEST:
             problem = f"{problem[: LONGEST // 2]} … {problem[-LONGEST // 2 :]}"
         if problem not in self.found:

@@ -224,7 +224,14 @@ class Walk:
             if name and operand is None:
                 raise UnknownShapeError(f"nothing is known of its operand {name!r}")
         rule = self.rules.get((node.domain, node.op_type))
-        results = self.usual(node, operands) if rule is None else rule(self, node, operands, scope)
+        try:
+            results = self.usual(node, operands) if rule is None else rule(self, node, operands, scope)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Rules take it that a node is as the standard wants it, which damaged files do not care about.
+            raise UnknownShapeError(
+                f"its attributes and operands do not fit together ({type(error).__name__}: {_one_line(error)}); export the "
+                "model again"
+            ) from None
         for slot, name in enumerate(node.outputs):
             if name and (slot >= len(results) or results[slot] is None):
                 raise UnknownShapeError(f"it has no output {slot} that could be {name!r}; export the model again")
