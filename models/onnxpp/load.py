@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
+import onnx
 from onnx import ModelProto, NodeProto
 
 from ...errors import ModelError
@@ -93,6 +94,9 @@ def check(
     problems.stop()
     sandbox.run_limited("check", _checkable(model).SerializeToString(), place=place, nodes=nodes)
     densify(model.graph, place)
+    if not any(opset.domain in ("", "ai.onnx") for opset in model.opset_import):
+        # A model of other domains alone. What later steps add to it are standard operators.
+        model.opset_import.add(domain="", version=onnx.defs.onnx_opset_version())
     if folder is not None:
         fetch_small(survey(model), folder, allow_external)
 

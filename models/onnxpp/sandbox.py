@@ -64,6 +64,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             bufsize=0,
             env={**{k: v for k, v in os.environ.items() if k in PASSED_ON}, **ONE_THREAD},
+            cwd=os.sep,
             start_new_session=True,  # Ctrl-C is the parent's
         )
         assert self.process.stdin is not None

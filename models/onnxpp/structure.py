@@ -48,8 +48,6 @@ def check_opsets(model: ModelProto, problems: Problems) -> None:
             f"version {model.ir_version} of the file format is newer than {onnx.IR_VERSION}, the newest that the installed "
             "onnx knows; update onnx, or export with an older version"
         )
-    if "" not in _versions(model) and any(not DOMAIN_OF.get(n.domain, n.domain) for n in model.graph.node):
-        problems.add("no operator set of the standard domain is imported; export the model again")
     holders: list[tuple[str, ModelProto | FunctionProto]] = [("", model)]
     holders += [(f" of function {f.name!r}", f) for f in model.functions]
     for where, holder in holders:
@@ -95,10 +93,7 @@ def check_operators(model: ModelProto, surveyed: Survey, problems: Problems) -> 
             )
         elif not version:
             called = f"domain {domain!r}" if domain else "the standard domain"
-            problems.add(
-                f"{where}: operator {op_type!r} is of {called}, of which the file imports no operator set; export the "
-                "model again"
-            )
+            problems.add(f"no operator set of {called} is imported, which operators of it need; export the model again")
         elif not 1 <= version <= _newest()[domain]:
             continue  # said once, of the operator set
         elif not onnx.defs.has(op_type, max_inclusive_version=version, domain=domain):

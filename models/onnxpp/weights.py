@@ -98,7 +98,7 @@ def light_copy(model: ModelProto) -> ModelProto:
 def without_values(light: ModelProto) -> ModelProto:
     """`light` without the heavy values that its attributes and inner graphs hold, in place: onnx's checker reads none."""
     for tensor, _, kind in survey(light).tensors:
-        if kind in ("inner", "attribute") and not is_external(tensor) and payload_bytes(tensor) > HEAVY_BYTES:
+        if kind in ("inner", "attribute") and is_heavy(tensor):
             empty = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b"")
             tensor.CopyFrom(empty)
     return light

@@ -253,3 +253,14 @@ def test_every_wrong_annotation_is_reported(small: Onnxpp, tmp_path: Path) -> No
     onnx.save(proto, tmp_path / "pp.onnx")
     with pytest.raises(ModelError, match="format '99'"):
         load_onnxpp(tmp_path / "pp.onnx")
+
+
+def test_a_model_of_another_domain_alone(tmp_path: Path) -> None:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 4]) for n in ("x", "y")]
+    node = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[1.0], scale=[2.0])
+    graph = helper.make_graph([node], "ml", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)]), tmp_path / "m.onnx")
+    assert [o.op_type for o in import_model(tmp_path / "m.onnx").graph.operators] == ["Scaler"]
+    relu = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    model = helper.make_model(relu, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)])
+    assert "no operator set of the standard domain is imported" in refused(tmp_path / "m.onnx", model)
