@@ -246,6 +246,12 @@ def bounds(
         least, most = run([lows[0], highs[1]]), run([highs[0], lows[1]])
     elif op_type == "Neg":
         least, most = run(highs), run(lows)
+    elif op_type == "Mul" or (op_type == "Div" and ((operands[1][0] > 0) | (operands[1][1] < 0)).all()):
+        corners = [run([a, b]) for a in operands[0] for b in operands[1]]
+        if any(corner is None for corner in corners):
+            return None
+        every = [corner[0] for corner in corners if corner is not None]
+        return [(np.minimum.reduce(every), np.maximum.reduce(every))]
     elif op_type in COMPARED and len(operands) == 2:
         return [COMPARED[op_type](*operands[0], *operands[1])]
     elif op_type == "Not":

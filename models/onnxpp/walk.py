@@ -349,6 +349,10 @@ class Walk:
         for result, (low, high) in zip(results, pairs, strict=False):
             if result is None or high.shape != result.dims:
                 filled.append(result)
+            elif result.loose and high.size:
+                # How many there are depends on data, so an element's place says nothing: all lie between the same two.
+                ends = np.full(high.shape, low.min()), np.full(high.shape, high.max())
+                filled.append(Known(result.dtype, result.dims, loose=result.loose, high=ends[1], low=ends[0]))
             else:
                 known = None if low is high or np.array_equal(low, high) else low
                 filled.append(Known(result.dtype, result.dims, loose=result.loose, high=high, low=known))
