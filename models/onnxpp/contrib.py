@@ -155,7 +155,7 @@ def trimmed(*names: str) -> list[str]:
 
 def _register() -> None:
     """The rules register themselves when their modules are read."""
-    from . import contrib_attention, contrib_layers, contrib_quantised  # noqa: F401
+    from . import contrib_attention, contrib_layers, contrib_quantised, contrib_recurrent  # noqa: F401
 
 
 _register()

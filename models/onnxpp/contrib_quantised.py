@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from .contrib import Rewriting, rewrites, trimmed
 
@@ -98,26 +98,3 @@ def _quantized_gemm(r: Rewriting) -> None:
         r.op("QuantizeLinear", *trimmed(made, r.inputs[7], r.inputs[8]), result=r.outputs[0])
     else:
         r.op("Identity", made, result=r.outputs[0])
-
-
-@rewrites("DynamicQuantizeLSTM")
-def _dynamic_lstm(r: Rewriting) -> None:
-    """Weights come transposed and in whole numbers: [directions, inputs, 4 · units], a scale for each direction."""
-    x, w, rec, bias, lengths, hidden, cell, peep, w_scale, w_zero, r_scale, r_zero = r.inputs[:12]
-    weights = [_direction_weights(r, *each) for each in ((w, w_scale, w_zero), (rec, r_scale, r_zero))]
-    own = dict(r.attributes)
-    operands = trimmed(x, *weights, bias, lengths, hidden, cell, peep)
-    r.nodes.append(helper.make_node("LSTM", operands, list(r.node.output), name=r.name("LSTM_"), **own))
-
-
-def _direction_weights(r: Rewriting, weight: str, scale: str, zero: str) -> str:
-    number = r.op("Cast", weight, to=TensorProto.FLOAT)
-    offset = r.op("Cast", zero, to=TensorProto.FLOAT)
-    for_all = [r.op("Reshape", name, r.constant([1, 1, -1])) for name in (offset, scale)]
-    tensor = r.tensor(scale)
-    if tensor is not None and len(tensor.dims) <= 1:  # one for each direction
-        for_all = [r.op("Reshape", name, r.constant([-1, 1, 1])) for name in (offset, scale)]
-    elif tensor is not None:
-        for_all = [r.op("Reshape", name, r.constant([tensor.dims[0], 1, -1])) for name in (offset, scale)]
-    plain = r.op("Mul", r.op("Sub", number, for_all[0]), for_all[1])
-    return r.op("Transpose", plain, perm=[0, 2, 1])
