@@ -6,18 +6,22 @@ onnx's checker looks at none of these annotations, so everything that could be w
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from ...errors import ModelError
 from .count import FAMILIES
+from .devices import check_devices
 from .extract import families
 from .graph import Tensor
 from .onnxpp import PREFIX, Onnxpp, metadata
 from .parameters import constant_tensors
 from .problems import Problems, did_you_mean
+from .shapes import parse_dim
 
 __all__ = ["Placement", "annotate", "annotation", "check_annotations"]
 
@@ -69,7 +73,8 @@ def annotate(
         if node.name in names:
             node.device_configurations.add(configuration_id=configuration, pipeline_stage=stages[node.name])
             node.metadata_props.add(key=key, value=segments[node.name])
-    _check_configurations(proto, names, problems)
+    check_devices(proto, model.graph.tensors, problems)
+    _check_pipelines(proto, names, problems)
     problems.stop()
     return Onnxpp(
         proto=proto,
@@ -100,17 +105,12 @@ def annotation(model: Onnxpp, configuration: str) -> Mapping[str, Placement]:
 def check_annotations(proto: ModelProto, tensors: Mapping[str, Tensor], problems: Problems) -> None:
     """Everything that an ONNX++ file says of itself: known keys, tensors that exist, families, configurations.
 
-    A configuration has an id of its own and at least one device; it places every operator that depends on data, or
-    none; no operator's stage comes before the stage of what it reads; stages count from 0 without a gap and are no
-    more than devices.
+    Configurations of any tool follow the standard (see :mod:`.devices`). One of ours (nodes say their segment in it)
+    places every operator that depends on data; no operator's stage comes before the stage of what it reads; stages count
+    from 0 without a gap and are no more than devices.
     """
     said = metadata(proto)
-    for key in said:
-        if key not in MODEL_KEYS:
-            problems.add(f"metadata {PREFIX}{key} is unknown{did_you_mean(key, MODEL_KEYS)}")
-    for key in REQUIRED_KEYS:
-        if key not in said:
-            problems.add(f"metadata {PREFIX}{key} is missing; import the original again")
+    _check_model_metadata(proto, said, problems)
     inputs = {v.name for v in proto.graph.input}
     outputs = {v.name for v in proto.graph.output}
     for name in _names(said, "targets", problems):
@@ -129,68 +129,113 @@ def check_annotations(proto: ModelProto, tensors: Mapping[str, Tensor], problems
         elif loss in tensors and tensors[loss].shape:
             problems.add(f"metadata {PREFIX}loss: {loss!r} is no scalar")
     kinds = families(proto, constant_tensors(proto, parameters))
+    configurations = {c.name: c.num_devices for c in proto.configuration}
     for node in proto.graph.node:
-        for prop in node.metadata_props:
-            key = prop.key.removeprefix(PREFIX)
-            if not prop.key.startswith(PREFIX) or key.startswith(SEGMENT):
-                continue
-            if key not in NODE_KEYS:
-                problems.add(f"node {node.name!r}: metadata {prop.key} is unknown{did_you_mean(key, NODE_KEYS)}")
-            elif key == "family" and prop.value not in FAMILIES:
-                problems.add(f"node {node.name!r}: no family {prop.value!r}{did_you_mean(prop.value, FAMILIES)}")
+        _check_node_metadata(node, configurations, problems)
         for name in filter(None, node.output):
             if name not in tensors:
                 problems.add(
                     f"tensor {name!r} of node {node.name!r} has no shape in value_info; import the original again"
                 )
-    _check_configurations(proto, set(kinds), problems)
+    check_devices(proto, tensors, problems)
+    _check_pipelines(proto, set(kinds), problems)
 
 
 def _names(said: Mapping[str, str], key: str, problems: Problems) -> list[str]:
     try:
         names = json.loads(said.get(key, "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         problems.add(f"metadata {PREFIX}{key}: {said[key][:60]!r} is no JSON list of names; import the original again")
         return []
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        problems.add(f"metadata {PREFIX}{key}: {twice!r} occurs twice; import the original again")
     return names
 
 
-def _check_configurations(proto: ModelProto, operators: set[str], problems: Problems) -> None:
-    devices: dict[str, int] = {}
-    for configuration in proto.configuration:
-        where = f"configuration {configuration.name!r}"
-        if not configuration.name or configuration.name in devices:
-            problems.add(f"{where}: the id is empty or taken")
-        if configuration.num_devices < 1:
-            problems.add(f"{where}: {configuration.num_devices} devices, at least 1 is needed")
-        devices[configuration.name] = configuration.num_devices
-    placed: dict[str, dict[str, int]] = {name: {} for name in devices}
+def _check_model_metadata(proto: ModelProto, said: Mapping[str, str], problems: Problems) -> None:
+    """Known keys, each once, none missing, and values of their kind."""
+    keys = Counter(p.key.removeprefix(PREFIX) for p in proto.metadata_props if p.key.startswith(PREFIX))
+    for key, count in keys.items():
+        if key not in MODEL_KEYS:
+            problems.add(f"metadata {PREFIX}{key} is unknown{did_you_mean(key, MODEL_KEYS)}")
+        elif count > 1:
+            problems.add(f"metadata {PREFIX}{key} occurs {count} times; import the original again")
+    for key in REQUIRED_KEYS:
+        if key not in said:
+            problems.add(f"metadata {PREFIX}{key} is missing; import the original again")
+    digest = said.get("source.sha256")
+    if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+        problems.add(f"metadata {PREFIX}source.sha256: {digest[:70]!r} is no SHA-256; import the original again")
+    batch = said.get("fixed_batch")
+    if batch is not None and not re.fullmatch("[1-9][0-9]{0,9}", batch):
+        problems.add(f"metadata {PREFIX}fixed_batch: {batch[:60]!r} is no number of samples; import the original again")
+
+
+def _check_node_metadata(node: NodeProto, configurations: Mapping[str, int], problems: Problems) -> None:
+    """What we say on a node: known keys, each once, with values of their kind."""
+    seen: set[str] = set()
+    for prop in node.metadata_props:
+        if not prop.key.startswith(PREFIX):
+            continue
+        key = prop.key.removeprefix(PREFIX)
+        where = f"node {node.name!r}: metadata {prop.key}"
+        if key in seen:
+            problems.add(f"{where} occurs twice")
+        seen.add(key)
+        if key.startswith(SEGMENT):
+            name = key.removeprefix(SEGMENT)
+            if name not in configurations:
+                problems.add(f"{where}: no configuration {name!r}{did_you_mean(name, configurations)}")
+        elif key not in NODE_KEYS:
+            problems.add(f"{where} is unknown{did_you_mean(key, NODE_KEYS)}")
+        elif key == "family" and prop.value not in FAMILIES:
+            problems.add(f"node {node.name!r}: no family {prop.value!r}{did_you_mean(prop.value, FAMILIES)}")
+        elif key == "flops" and not re.fullmatch(r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", prop.value):
+            problems.add(f"{where}: {prop.value[:60]!r} is no number of FLOPs; import the original again")
+        elif key == "trips":
+            try:
+                parse_dim(prop.value)
+            except ValueError as error:
+                problems.add(f"{where} {error}; import the original again")
+
+
+def _check_pipelines(proto: ModelProto, operators: set[str], problems: Problems) -> None:
+    """Configurations of ours (some node has a segment in them) are pipelines: whole, without a gap, never backwards."""
+    devices = {c.name: c.num_devices for c in proto.configuration}
+    placed: dict[str, dict[str, int]] = {}
+    without: dict[str, list[str]] = {}
     for node in proto.graph.node:
+        if not node.device_configurations and not node.metadata_props:
+            continue
         segments = {
             p.key.removeprefix(PREFIX + SEGMENT) for p in node.metadata_props if p.key.startswith(PREFIX + SEGMENT)
         }
         for place in node.device_configurations:
             name = place.configuration_id
-            if name not in devices:
-                problems.add(f"node {node.name!r}: no configuration {name!r}{did_you_mean(name, devices)}")
-            elif node.name in placed[name]:
-                problems.add(f"node {node.name!r} is placed twice in configuration {name!r}")
+            if name in segments:
+                placed.setdefault(name, {})
             else:
-                placed[name][node.name] = place.pipeline_stage
-            if name in devices and name not in segments:
-                problems.add(f"node {node.name!r}: no {PREFIX}{SEGMENT}{name} beside its place in that configuration")
+                without.setdefault(name, []).append(node.name)
+        for name in sorted(segments.difference(c.configuration_id for c in node.device_configurations)):
+            problems.add(f"node {node.name!r}: {PREFIX}{SEGMENT}{name} without a place in that configuration")
+    for node in proto.graph.node:
+        for place in node.device_configurations:
+            if place.configuration_id in placed:
+                placed[place.configuration_id][node.name] = place.pipeline_stage
     for name, stages in placed.items():
         where = f"configuration {name!r}"
-        missing = [n for n in sorted(operators) if n not in stages]
-        if missing and stages:
+        for node_name in without.get(name, ()):
+            problems.add(f"node {node_name!r}: no {PREFIX}{SEGMENT}{name} beside its place in that configuration")
+        if missing := [n for n in sorted(operators) if n not in stages]:
             problems.add(f"{where} does not place {len(missing)} operators, {missing[0]!r} first")
-        if not stages:
-            continue
         used = set(stages.values())
-        if used != set(range(len(used))) or len(used) > devices[name]:
-            problems.add(f"{where}: stages {sorted(used)}, expected 0 to at most {devices[name] - 1} without a gap")
+        if used != set(range(len(used))) or (name in devices and len(used) > devices[name]):
+            problems.add(
+                f"{where}: stages {sorted(used)}, expected 0 to at most {devices.get(name, 1) - 1} without a gap"
+            )
         at: dict[str, int] = {}
         for node in proto.graph.node:
             if node.name not in stages:

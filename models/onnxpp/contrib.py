@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from .kept import put_aside, restore
+
 __all__ = ["DOMAIN", "SUPPORTED", "Rewriting", "rewrite_contrib", "rewrites", "trimmed"]
 
 DOMAIN = "com.microsoft"
@@ -123,6 +125,7 @@ def rewrite_contrib(model: ModelProto) -> list[str]:
 
     if not any(concerns(node) for node in graph.node):
         return []
+    kept = put_aside(model)
     functions = {(f.domain, f.name) for f in model.functions}
     taken = {name for node in graph.node for name in (*node.output, node.name)}
     taken |= {t.name for t in graph.initializer} | {v.name for v in graph.input}
@@ -142,6 +145,7 @@ def rewrite_contrib(model: ModelProto) -> list[str]:
     copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
     del graph.node[:]
     graph.node.extend(copies)
+    restore(model, kept)
     return list(unknown)
 
 

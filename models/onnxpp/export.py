@@ -10,54 +10,35 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError
 from .external import tensor_values
 from .graph import Tensor
-from .onnxpp import Onnxpp, metadata, write_atomic
+from .kept import copy_without
+from .onnxpp import Onnxpp, metadata
 from .problems import Problems, did_you_mean
+from .survey import bodies_of
 from .weights import is_heavy
+from .write import VALUES, Weight, write_model
 
 __all__ = ["export_trained", "pack_original", "unpack_original"]
 
 MAX_ORIGINAL_BYTES = 2**28
-MAX_INLINE_BYTES = 2**31 - 2**20
 
 
 def pack_original(model: ModelProto) -> str:
     """The model without the bytes of its heavy initializers, as text for the metadata."""
-    light = ModelProto()
-    weights = list(model.graph.initializer)
-    kept = [TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) if is_heavy(t) else t for t in weights]
-    light.CopyFrom(_without_weights(model))
-    light.graph.initializer.extend(kept)
+    light: ModelProto = copy_without(model, ("graph",))
+    light.graph.CopyFrom(copy_without(model.graph, ("initializer",)))
+    light.graph.initializer.extend([copy_without(t, VALUES) if is_heavy(t) else t for t in model.graph.initializer])
     return base64.b64encode(zlib.compress(light.SerializeToString(deterministic=True), 9)).decode()
-
-
-def _without_weights(model: ModelProto) -> ModelProto:
-    bare = ModelProto(
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
-        opset_import=model.opset_import,
-        metadata_props=model.metadata_props,
-    )
-    graph, source = bare.graph, model.graph
-    graph.name, graph.doc_string = source.name, source.doc_string
-    graph.node.extend(source.node)
-    graph.input.extend(source.input)
-    graph.output.extend(source.output)
-    graph.value_info.extend(source.value_info)
-    return bare
 
 
 def unpack_original(text: str) -> ModelProto:
@@ -75,13 +56,14 @@ def unpack_original(text: str) -> ModelProto:
 
 
 def export_trained(model: Onnxpp, values: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Write the imported graph with `values` in place of its weights to `path`, atomically, all weights inline.
+    """Write the imported graph with `values` in place of its weights to `path`, atomically.
 
     `values` gives parameters and running statistics by name; those left out keep their imported values.
     Floating-point values are cast to the tensor's own type. A weight that was computed from constants
     (ConstantOfShape, say) becomes an initializer. A BatchNormalization that the file already had in training mode
-    stays so. Raises ModelError for names that are no parameter or statistic, for shapes that differ, for weights
-    above 2 GiB and for a place that cannot be written.
+    stays so. Weights stand in the file; where that would have more than 2 GiB, which no protobuf holds, they stand in
+    `path`.data beside it. Raises ModelError for names that are no parameter or statistic, for shapes that differ and
+    for a place that cannot be written.
     """
     path = Path(path)
     known = {*model.graph.parameters, *model.graph.state}
@@ -97,28 +79,45 @@ def export_trained(model: Onnxpp, values: Mapping[str, np.ndarray], path: str | 
     except ValueError as error:
         raise ModelError(f"{model.graph.name!r} cannot be exported: {error}; import the model again") from None
     _replace(original, model, values)
-    size = original.ByteSize()
-    if size > MAX_INLINE_BYTES:
-        raise ModelError(f"{path} would have {size} bytes, an ONNX file holds 2 GiB; keep the checkpoint instead")
-    write_atomic(path, original.SerializeToString(deterministic=True))
+    write_model(original, path, _later(original, model, values))
+
+
+def _later(original: ModelProto, model: Onnxpp, values: Mapping[str, np.ndarray]) -> Mapping[str, Weight]:
+    """How to come by the numbers of the weights that `original` holds without any."""
+    imported = {t.name: t for t in model.proto.graph.initializer}
+
+    def of(tensor: TensorProto) -> np.ndarray:
+        if tensor.name in values:
+            return _cast(model.graph.tensors[tensor.name], values[tensor.name])
+        held = imported.get(tensor.name)
+        if held is None or (held.dims, held.data_type) != (tensor.dims, tensor.data_type):
+            raise ModelError(
+                f"{model.graph.name!r} cannot be exported: the weights of {tensor.name!r} are not in the file as they were "
+                "imported; import the model again"
+            )
+        return tensor_values(held, model.folder, model.allow_external)
+
+    return {t.name: partial(of, t) for t in original.graph.initializer if t.name in values or is_heavy(t)}
 
 
 def _replace(original: ModelProto, model: Onnxpp, values: Mapping[str, np.ndarray]) -> None:
+    """Leave the trained weights' numbers out of `original`, and what computed them; what nobody reads goes."""
     graph = original.graph
-    imported = {t.name: t for t in model.proto.graph.initializer}
-    trained = {name: _initializer(model.graph.tensors[name], value) for name, value in values.items()}
+    trained = dict.fromkeys(values)
     kept = [node for node in graph.node if not all(name in trained for name in node.output if name)]
     weights: list[TensorProto] = []
     for tensor in graph.initializer:
         if tensor.name in trained:
-            weights.append(trained.pop(tensor.name))
-        elif is_heavy(tensor):
-            value = tensor_values(imported[tensor.name], model.folder, model.allow_external)
-            weights.append(numpy_helper.from_array(value, tensor.name))
+            del trained[tensor.name]
+            bare = copy_without(tensor, VALUES)
+            bare.data_type = _element_type(model.graph.tensors[tensor.name])
+            weights.append(bare)
         else:
             weights.append(tensor)
-    weights.extend(trained.values())
-    read = {name for node in kept for name in node.input} | {o.name for o in graph.output}
+    for name in trained:
+        tensor = model.graph.tensors[name]
+        weights.append(TensorProto(name=name, data_type=_element_type(tensor), dims=tensor.dims(1)))
+    read = read_names([*kept], graph)
     weights = [TensorProto.FromString(t.SerializeToString()) for t in weights if t.name in read]
     nodes = [NodeProto.FromString(n.SerializeToString()) for n in kept]
     del graph.node[:]
@@ -127,7 +126,26 @@ def _replace(original: ModelProto, model: Onnxpp, values: Mapping[str, np.ndarra
     graph.initializer.extend(weights)
 
 
-def _initializer(tensor: Tensor, value: np.ndarray) -> TensorProto:
+def read_names(nodes: Iterable[NodeProto], graph: GraphProto) -> set[str]:
+    """What `nodes` of a graph, graphs inside them, and its outputs read."""
+    read = {o.name for o in graph.output}
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        read.update(node.input)
+        for _, body in bodies_of(node):
+            waiting.extend(body.node)
+            read.update(o.name for o in body.output)
+    return read
+
+
+def _element_type(tensor: Tensor) -> int:
     import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 
-    return numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.dtype(tensor.dtype)), tensor.name)
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+
+
+def _cast(tensor: Tensor, value: np.ndarray) -> np.ndarray:
+    import ml_dtypes  # noqa: F401
+
+    return np.ascontiguousarray(value, dtype=np.dtype(tensor.dtype))

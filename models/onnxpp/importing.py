@@ -8,20 +8,24 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from .again import as_imported, is_wanted_anew
 from .count import work
+from .devices import check_devices
 from .export import pack_original
 from .extract import extract_graph
 from .graph import Graph
 from .inlining import inline_branches
+from .kept import keep_remarks, put_aside, restore
 from .load import read_model
 from .loss import LOSSES, append_loss, find_loss
 from .modes import open_dropouts, training_mode
 from .normalise import IR_VERSION, convert_opset, normalise
-from .onnxpp import FORMAT, PREFIX, Onnxpp, set_metadata
+from .onnxpp import FORMAT, PREFIX, Onnxpp, metadata, read_onnxpp, set_metadata
 from .parameters import select
 from .problems import Problems
-from .shapes import value_info
+from .shapes import TRIPS, value_info
 from .shaping import Shaped, shape_model, write_bodies
+from .structure import check_inputs
 
 __all__ = ["import_model"]
 
@@ -61,10 +65,31 @@ def import_model(
     allowed = tuple(Path(folder) for folder in allow_external)
     model, sha256 = read_model(path, allow_external=allowed, without_weights=without_weights, content=content)
     problems = Problems(path)
+    check_inputs(model.graph, problems)
+    problems.stop()
+    name = path.name
+    if "format" in metadata(model):
+        found_already = read_onnxpp(model, path, allow_external=allowed)
+        if not is_wanted_anew(
+            found_already,
+            loss=loss,
+            loss_output=loss_output,
+            train=train,
+            freeze=freeze,
+            batch_dim=batch_dim,
+            bind=bind,
+            loss_optional=loss_optional,
+        ):
+            return found_already
+        name, sha256 = metadata(model)["source.name"], found_already.source_sha256
+        asked = {"--loss": loss, "--loss-output": loss_output, "--train": train, "--freeze": freeze}
+        asked |= {"--batch-dim": batch_dim, "--bind": bind or None}
+        model = as_imported(model, path, [option for option, value in asked.items() if value is not None])
     # The imported graph is put aside before anything of its meaning changes.
     model = normalise(model, path)
     original = pack_original(model)
     dropouts = open_dropouts(model)
+    placed = put_aside(model, placed_only=True)
     given = {name for node in model.graph.node for name in node.output} | {t.name for t in model.graph.initializer}
     shaped = shape_model(model, batch_dim=batch_dim, bind=bind, problems=problems)
     model, tensors = shaped.model, shaped.tensors
@@ -82,15 +107,29 @@ def import_model(
     if found is not None:
         taken = {*tensors, *(node.name for node in model.graph.node)}
         training_mode(model, parameters, tensors, taken, dropouts=dropouts)
+    _drop_counts(model)
     write_bodies(model.graph, shaped)
+    restore(model, placed)
+    check_devices(model, tensors, problems)
+    problems.stop()
     graph = extract_graph(
         model, tensors, parameters=parameters, loss=found and found.tensor, targets=found.targets if found else ()
     )
     if not given.issuperset((*graph.parameters, *graph.state)):
         # The converter rebuilt a weight under another name: export the converted graph.
         original = pack_original(_converted(path, allowed, without_weights, content, shaped.inlined, problems))
-    _write_down(model, graph, shaped, original=original, name=path.name, sha256=sha256)
+    _write_down(model, graph, shaped, original=original, name=name, sha256=sha256)
     return Onnxpp(proto=model, graph=graph, folder=path.parent, source_sha256=sha256, allow_external=allowed)
+
+
+def _drop_counts(model: ModelProto) -> None:
+    """Counts of an earlier import, of which another tool left nothing else."""
+    stale = (f"{PREFIX}family", f"{PREFIX}flops", TRIPS)
+    for node in model.graph.node:
+        others = [p for p in node.metadata_props if p.key not in stale]
+        if len(others) < len(node.metadata_props):
+            del node.metadata_props[:]
+            node.metadata_props.extend(others)
 
 
 def _untrainable(shaped: Shaped) -> str:
@@ -109,6 +148,8 @@ def _converted(
     problems: Problems,
 ) -> ModelProto:
     model, _ = read_model(path, allow_external=allowed, without_weights=without_weights, content=content)
+    if "format" in metadata(model):
+        model = as_imported(model, path, ())
     model = normalise(model, path)
     for branches in inlined:
         inline_branches(model, branches)
@@ -122,10 +163,17 @@ def _write_down(model: ModelProto, graph: Graph, shaped: Shaped, *, original: st
     weights = {t.name for t in proto.initializer}
     ends = {v.name for v in (*proto.input, *proto.output)}
     for value in (*proto.input, *proto.output):
-        value.CopyFrom(value_info(tensors[value.name]))
-    del proto.value_info[:]
+        anew = value_info(tensors[value.name])
+        keep_remarks(anew, value)
+        value.CopyFrom(anew)
+    before = {value.name: value for value in proto.value_info}
     inner = [n for node in proto.node for n in node.output if n and n not in ends and n not in weights]
-    proto.value_info.extend([value_info(tensors[n]) for n in inner])
+    stated = [value_info(tensors[n]) for n in inner]
+    for value in stated:
+        if value.name in before:
+            keep_remarks(value, before[value.name])
+    del proto.value_info[:]
+    proto.value_info.extend(stated)
     for node in proto.node:
         operator = graph.operator.get(node.name)
         if operator is not None:

@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ...errors import ModelError
 from . import sandbox
+from .kept import mark_slots, put_aside, restore, take_slots
 from .modes import after_conversion, before_conversion
 from .problems import Problems
 from .strided import reshape_ordered_gathers
@@ -42,11 +43,14 @@ def normalise(model: ModelProto, place: object = "the model") -> ModelProto:
 
     `place` names the file in messages. Raises ModelError where its functions cannot be written out.
     """
+    kept = put_aside(model, placed_only=not model.functions)
     if model.functions:
         light = light_copy(model)
+        mark_slots(light)
         nodes = len(light.graph.node) + sum(len(f.node) for f in light.functions)
         reply = sandbox.run_limited("inline", light.SerializeToString(), place=place, nodes=nodes)
         model = _with_weights(ModelProto.FromString(reply), model)
+        take_slots(model)
     # From version 4 on initializers need not be inputs.
     model.ir_version = max(model.ir_version, 4)
     constants_to_initializers(model)
@@ -58,6 +62,7 @@ def normalise(model: ModelProto, place: object = "the model") -> ModelProto:
     name_nodes(model)
     reshape_ordered_gathers(model)
     untie(model)
+    restore(model, kept)
     return model
 
 
@@ -127,6 +132,7 @@ def convert_opset(model: ModelProto, problems: Problems) -> ModelProto:
         # Some operators have no way up (Upsample, say). Every version of theirs can be counted and run.
         return model
     converted = _with_weights(ModelProto.FromString(reply), model)
+    restore(converted, put_aside(model))
     constants_to_initializers(converted)
     name_nodes(converted)
     after_conversion(converted)

@@ -26,23 +26,21 @@ relative places; it never overwrites a different file there.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from filecmp import cmp
 from pathlib import Path
-from shutil import copyfile
-from tempfile import NamedTemporaryFile
 
 from onnx import ModelProto
 
 from ...errors import ModelError
-from .external import external_path
+from .external import open_regular
 from .extract import extract_graph, read_tensors
 from .graph import Graph
 from .load import read_model
 from .problems import Problems
-from .weights import is_external
+from .write import copy_external, write_atomic, write_model
 
 __all__ = ["FORMAT", "Onnxpp", "load_onnxpp", "metadata", "save_onnxpp", "write_atomic"]
 
@@ -71,86 +69,29 @@ def metadata(model: ModelProto) -> dict[str, str]:
     return {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: into a temporary file beside it, then renamed. Raises ModelError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise ModelError(
-            f"{path} cannot be written: {error.strerror}; nothing was changed, choose another place"
-        ) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def save_onnxpp(model: Onnxpp, path: str | Path) -> None:
     """Write `model` to `path`, atomically; external data is copied along when the folder is another (see the module).
 
-    Raises ModelError where the place cannot be written, or holds another file under the name of an external one.
+    No weight is loaded that is not in memory. A model whose weights stand in the file and that no file can hold (2 GiB)
+    gets them written to `path`.data beside it. Raises ModelError where the place cannot be written, or holds another
+    file under the name of an external one.
     """
     path = Path(path)
-    _copy_external(model, path.parent)
-    try:
-        content = model.proto.SerializeToString(deterministic=True)
-    except Exception as error:  # protobuf's EncodeError, or ValueError beyond 2 GiB
-        raise ModelError(f"{path} cannot be written: {error}; export the original with external data") from None
-    write_atomic(path, content)
-
-
-def _copy_external(model: Onnxpp, folder: Path) -> None:
-    if folder.resolve() == model.folder.resolve():
-        return
-    places: dict[str, Path] = {}
-    for tensor in model.proto.graph.initializer:
-        if is_external(tensor):
-            location = next(e.value for e in tensor.external_data if e.key == "location")
-            try:
-                places[location] = external_path(tensor, model.folder, model.allow_external)[0]
-            except ModelError:
-                continue  # imported without its weights: there is nothing to copy
-    for location, source in places.items():
-        target = folder / location
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise ModelError(
-                f"external data {location!r} would lie outside {folder}; save into {model.folder}, or put the weights "
-                "beside the model first"
-            )
-        if target.exists():
-            if not cmp(source, target, shallow=False):
-                raise ModelError(f"{target} exists and is not the model's external data; save into another folder")
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            copyfile(source, partial)
-            os.replace(partial, target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ModelError(f"{target} cannot be written: {error.strerror}; choose another place") from None
+    copy_external(model.proto, model.folder, model.allow_external, path.parent)
+    write_model(model.proto, path)
 
 
 def is_onnxpp(path: str | Path) -> bool:
     """Whether a file says that it is ONNX++; False for anything else, a file that cannot be read included."""
     try:
-        content = Path(path).read_bytes()
-    except OSError:
+        with open_regular(path) as file:
+            if not os.fstat(file.fileno()).st_size:
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                # The key stands in the file as it is: no need to parse what may be large, or no ONNX at all.
+                return content.find(f"{PREFIX}format".encode()) >= 0
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return False
-    # The key stands in the file as it is: no need to parse what may be large, or no ONNX at all.
-    return f"{PREFIX}format".encode() in content
 
 
 def load_onnxpp(path: str | Path, *, allow_external: Iterable[str | Path] = (), without_weights: bool = True) -> Onnxpp:
@@ -158,10 +99,15 @@ def load_onnxpp(path: str | Path, *, allow_external: Iterable[str | Path] = (), 
 
     External data may be absent (`without_weights`): it is missed where values are asked for. Raises ModelError.
     """
-    from .annotation import check_annotations
-
     path = Path(path)
     proto, _ = read_model(path, allow_external=allow_external, without_weights=without_weights)
+    return read_onnxpp(proto, path, allow_external=allow_external)
+
+
+def read_onnxpp(proto: ModelProto, path: Path, *, allow_external: Iterable[str | Path] = ()) -> Onnxpp:
+    """The model that the ONNX++ `proto`, read from `path` and checked, says; ModelError with all that is wrong with it."""
+    from .annotation import check_annotations
+
     said = metadata(proto)
     if "format" not in said:
         raise ModelError(f"{path} is a plain ONNX file, no ONNX++; import it: hpdlf import {path} -o FILE")
