@@ -13,6 +13,7 @@ from .ml_scores import (
     DOMAIN,
     TRANSFORMS,
     class_labels,
+    float_list,
     labelled,
     pair_of_scores,
     scores_on_host,
@@ -111,7 +112,7 @@ def _comparable(x: Value, forest: Forest) -> Array:
 def _base_values(node: Operator, size: int) -> np.ndarray | None:
     """What is added to the scores: one value, one for each score, or nothing."""
     tensor = node.attributes.get("base_values_as_tensor")
-    values = np.float32(node.attributes.get("base_values") or ()) if tensor is None else np.asarray(tensor).reshape(-1)
+    values = float_list(node, "base_values") if tensor is None else np.asarray(tensor).reshape(-1)
     if values.size not in (0, 1, size):
         raise ModelError(f"{node.op_type} node {node.name!r} has {values.size} base values for {size} scores")
     return values if values.size else None

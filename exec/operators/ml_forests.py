@@ -16,6 +16,8 @@ from jax import Array, lax
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
+from .ml_scores import float_list
+from .registry import needed
 
 __all__ = ["Forest", "Votes", "forest_of_ids", "forest_of_places", "leaves_reached"]
 
@@ -59,7 +61,10 @@ class Forest:
 def forest_of_ids(node: Operator, kind: str) -> Forest:
     """The forest of a TreeEnsembleClassifier ("class") or TreeEnsembleRegressor ("target"), whose nodes have ids."""
     get = node.attributes.get
-    trees, ids = np.asarray(get("nodes_treeids"), np.int64), np.asarray(get("nodes_nodeids"), np.int64)
+    trees, ids = (
+        np.asarray(needed(node, "nodes_treeids"), np.int64),
+        np.asarray(needed(node, "nodes_nodeids"), np.int64),
+    )
     names = [n.decode() if isinstance(n, bytes) else str(n) for n in get("nodes_modes") or ()]
     unknown = sorted(set(names) - {*MODES[:MEMBER], "LEAF"})
     if unknown or len(names) != len(ids):
@@ -82,7 +87,9 @@ def forest_of_ids(node: Operator, kind: str) -> Forest:
     if len(roots) != len(np.unique(trees)) or len(np.unique(trees[roots])) != len(roots):
         raise _broken(node, "its trees do not have one root each")
     rows = np.where(leaf, np.cumsum(leaf) - 1, -1)
-    voters = place(np.asarray(get(f"{kind}_treeids"), np.int64), np.asarray(get(f"{kind}_nodeids"), np.int64))
+    voters = place(
+        np.asarray(needed(node, f"{kind}_treeids"), np.int64), np.asarray(needed(node, f"{kind}_nodeids"), np.int64)
+    )
     weights = _floats(node, f"{kind}_weights")
     return Forest(
         feature=_list(node, "nodes_featureids", len(ids), np.int32),
@@ -96,15 +103,15 @@ def forest_of_ids(node: Operator, kind: str) -> Forest:
         depth=_depth(node, roots, yes, no, leaf),
         members=np.zeros((0, 0)),
         asks_for=np.zeros(len(ids), np.int32),
-        votes=_votes(rows[voters], np.asarray(get(f"{kind}_ids"), np.int64), weights, int(leaf.sum())),
+        votes=_votes(rows[voters], np.asarray(needed(node, f"{kind}_ids"), np.int64), weights, int(leaf.sum())),
     )
 
 
 def forest_of_places(node: Operator) -> Forest:
     """The forest of a TreeEnsemble, whose children are places among the inner nodes or among the leaves."""
     get = node.attributes.get
-    features = np.asarray(get("nodes_featureids"), np.int32)
-    count, leaves = len(features), len(get("leaf_targetids"))
+    features = np.asarray(needed(node, "nodes_featureids"), np.int32)
+    count, leaves = len(features), len(needed(node, "leaf_targetids"))
     itself = np.arange(count, count + leaves)
     children = []
     for which in ("true", "false"):
@@ -114,13 +121,13 @@ def forest_of_places(node: Operator) -> Forest:
             raise _broken(node, f"nodes_{which}nodeids leads out of its {count} nodes and {leaves} leaves")
         children.append(np.concatenate([places + count * is_leaf, itself]))
     yes, no = children
-    mode = np.asarray(get("nodes_modes")).astype(np.int8)
+    mode = np.asarray(needed(node, "nodes_modes")).astype(np.int8)
     if (mode < 0).any() or (mode > MEMBER).any():
         raise _broken(node, f"nodes_modes has {mode.max()}; the modes are 0 to {MEMBER}")
-    threshold = np.asarray(get("nodes_splits"))
+    threshold = np.asarray(needed(node, "nodes_splits"))
     missing = get("nodes_missing_value_tracks_true")
-    weights = np.asarray(get("leaf_weights"))
-    roots = np.asarray(get("tree_roots"), np.int32)
+    weights = np.asarray(needed(node, "leaf_weights"))
+    roots = np.asarray(needed(node, "tree_roots"), np.int32)
     leaf = np.arange(count + leaves) >= count
     inert = np.zeros(leaves)
     return Forest(
@@ -135,7 +142,7 @@ def forest_of_places(node: Operator) -> Forest:
         depth=_depth(node, roots, yes, no, leaf),
         members=_members(node, mode, threshold.dtype),
         asks_for=np.concatenate([np.cumsum(mode == MEMBER) - 1, inert]).astype(np.int32),
-        votes=Votes(targets=np.asarray(get("leaf_targetids"), np.int32)[:, None], weights=weights[:, None]),
+        votes=Votes(targets=np.asarray(needed(node, "leaf_targetids"), np.int32)[:, None], weights=weights[:, None]),
     )
 
 
@@ -195,7 +202,7 @@ def _list(node: Operator, name: str, length: int, dtype: Any) -> np.ndarray:
 def _floats(node: Operator, name: str) -> np.ndarray:
     """A list of floats, or the tensor that stands for it where they are doubles."""
     tensor = node.attributes.get(f"{name}_as_tensor")
-    return np.asarray(tensor).reshape(-1) if tensor is not None else np.float32(node.attributes.get(name) or ())
+    return np.asarray(tensor).reshape(-1) if tensor is not None else float_list(node, name)
 
 
 def _votes(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, leaves: int) -> Votes:

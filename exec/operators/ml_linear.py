@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
-from .ml_scores import DOMAIN, as_rows, class_labels, labelled, pair_of_scores, scores_on_host, transformed
+from .ml_scores import DOMAIN, as_rows, class_labels, float_list, labelled, pair_of_scores, scores_on_host, transformed
 from .registry import OnlyOnHostError, Value, lowers, text
 
 __all__ = ["linear_classifier", "linear_regressor", "svm_classifier", "svm_regressor"]
@@ -23,24 +23,24 @@ def linear_regressor(node: Operator, x: Value) -> Array:
     x = as_rows(x)
     targets = int(node.attributes.get("targets", 1))
     scores = x @ _table(node, "coefficients", (targets, x.shape[1])).T
-    intercepts = node.attributes.get("intercepts")
-    if intercepts:
-        scores = scores + np.float32(intercepts)
+    intercepts = float_list(node, "intercepts")
+    if intercepts.size:
+        scores = scores + intercepts
     return transformed(node, scores, text(node, "post_transform", "NONE"))
 
 
 def _linear_scores(node: Operator, x: Value) -> tuple[Array, Array]:
     """(places of the classes (N,), scores (N, K)) of a linear classifier."""
     x, labels = as_rows(x), class_labels(node)
-    coefficients = np.float32(node.attributes["coefficients"])
+    coefficients = float_list(node, "coefficients")
     if coefficients.size % x.shape[1]:
         raise ModelError(
             f"LinearClassifier node {node.name!r} has {coefficients.size} coefficients for {x.shape[1]} features"
         )
     scores = x @ coefficients.reshape(-1, x.shape[1]).T
-    intercepts = node.attributes.get("intercepts")
-    if intercepts:
-        scores = scores + np.float32(intercepts)
+    intercepts = float_list(node, "intercepts")
+    if intercepts.size:
+        scores = scores + intercepts
     transform = text(node, "post_transform", "NONE")
     if scores.shape[1] == 1 and len(labels) == 2:
         return (scores[:, 0] > 0).astype(jnp.int32), pair_of_scores(node, scores, transform, probability=True)
@@ -67,7 +67,7 @@ def linear_classifier_with_names(node: Operator, x: np.ndarray) -> tuple[Value, 
 
 
 def _table(node: Operator, attribute: str, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.float32(node.attributes.get(attribute) or ())
+    values = float_list(node, attribute)
     if values.size != np.prod(shape):
         raise ModelError(f"{node.op_type} node {node.name!r} has {values.size} {attribute}; it needs {shape}")
     return np.reshape(values, shape)
@@ -96,7 +96,7 @@ def svm_regressor(node: Operator, x: Value) -> Array:
     """Σ coefficient * kernel(x, support vector) + rho: x (N, F) -> (N, 1), float32. Without support vectors a linear
     model. `one_class` gives 1 for what is inside, -1 for outliers."""
     x = as_rows(x)
-    rho = np.float32(node.attributes.get("rho") or (0.0,))[0]
+    rho = float_list(node, "rho", (0.0,))[0]
     supports = int(node.attributes.get("n_supports", 0))
     if supports:
         products = _kernel(node, x, _table(node, "support_vectors", (supports, x.shape[1])))
@@ -112,7 +112,7 @@ def _svm_scores(node: Operator, x: Value) -> tuple[Array, Array]:
     """(places of the classes (N,), scores (N, K)) of a support vector machine."""
     x, labels = as_rows(x), class_labels(node)
     counts = tuple(node.attributes.get("vectors_per_class") or ())
-    rho = np.float32(node.attributes.get("rho") or (0.0,))
+    rho = float_list(node, "rho", (0.0,))
     transform = text(node, "post_transform", "NONE")
     if not sum(counts):
         scores = x @ _table(node, "coefficients", (len(labels), x.shape[1])).T + rho[0]
@@ -127,10 +127,10 @@ def _svm_scores(node: Operator, x: Value) -> tuple[Array, Array]:
     wins = margins > 0
     one, other = (np.eye(len(counts), dtype=np.float32)[[p[k] for p in pairs]] for k in (0, 1))
     places = jnp.argmax(wins @ one + ~wins @ other, axis=1)
-    a, b = (node.attributes.get(name) for name in ("prob_a", "prob_b"))
-    if a and b:
+    a, b = float_list(node, "prob_a"), float_list(node, "prob_b")
+    if a.size:
         # Platt 1999: margins to probabilities of pairs.
-        chances = 1 - jax.nn.sigmoid(margins * np.float32(a)[: len(pairs)] + np.float32(b)[: len(pairs)])
+        chances = 1 - jax.nn.sigmoid(margins * a[: len(pairs)] + b[: len(pairs)])
         scores = _coupled(jnp.clip(chances, 1e-7, 1 - 1e-7), len(counts), pairs)
         return places, transformed(node, scores, transform)
     if len(pairs) == 1:

@@ -15,12 +15,26 @@ from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
 from .registry import OnlyOnHostError, Value
 
-__all__ = ["DOMAIN", "as_rows", "class_labels", "labelled", "pair_of_scores", "scores_on_host", "transformed"]
+__all__ = [
+    "DOMAIN",
+    "as_rows",
+    "class_labels",
+    "float_list",
+    "labelled",
+    "pair_of_scores",
+    "scores_on_host",
+    "transformed",
+]
 
 Scores = Callable[[Any, Value], tuple[Array, Array]]
 
 DOMAIN = "ai.onnx.ml"
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+
+
+def float_list(node: Operator, attribute: str, default: Sequence[float] = ()) -> np.ndarray:
+    """An attribute that is a list of floats, as float32."""
+    return np.asarray(node.attributes.get(attribute) or default, np.float32).reshape(-1)
 
 
 def as_rows(x: Value) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
-from .registry import lowers, text
+from .registry import lowers, needed, text
 
 __all__ = ["tf_idf_vectorizer"]
 
@@ -25,12 +25,12 @@ def tf_idf_vectorizer(node: Operator, x: np.ndarray) -> np.ndarray:
     if x.ndim not in (1, 2):
         raise ModelError(f"TfIdfVectorizer node {node.name!r} takes (C,) or (N, C), not {x.shape}")
     mode = text(node, "mode", "TF")
-    least, most, skips = (int(get(name)) for name in ("min_gram_length", "max_gram_length", "max_skip_count"))
+    least, most, skips = (int(needed(node, name)) for name in ("min_gram_length", "max_gram_length", "max_skip_count"))
     if mode not in ("TF", "IDF", "TFIDF"):
         raise ModelError(f"TfIdfVectorizer node {node.name!r} has the mode {mode!r}; it is TF, IDF or TFIDF")
     places = _pool(node)
     rows = [list(map(str, row)) if x.dtype.kind in "OUS" else row.tolist() for row in np.atleast_2d(x)]
-    coordinates = np.asarray(get("ngram_indexes"), np.int64)
+    coordinates = np.asarray(needed(node, "ngram_indexes"), np.int64)
     counts = np.zeros((len(rows), int(coordinates.max(initial=-1)) + 1), np.float32)
     for count, row in zip(counts, rows, strict=True):
         for n in range(least, most + 1):
@@ -43,7 +43,7 @@ def tf_idf_vectorizer(node: Operator, x: np.ndarray) -> np.ndarray:
     if mode != "TF":
         weights = np.ones(counts.shape[1], np.float32)
         if get("weights"):
-            weights[coordinates] = np.float32(get("weights"))[: len(coordinates)]
+            weights[coordinates] = np.asarray(get("weights"), np.float32)[: len(coordinates)]
         counts = weights * (np.minimum(counts, 1) if mode == "IDF" else counts)
     return counts if x.ndim == 2 else counts[0]
 
@@ -53,7 +53,7 @@ def _pool(node: Operator) -> dict[tuple[Any, ...], int]:
     each kind begins is in `ngram_counts`."""
     get = node.attributes.get
     items = [str(word) for word in get("pool_strings") or ()] or list(get("pool_int64s") or ())
-    starts = [*(int(start) for start in get("ngram_counts")), len(items)]
+    starts = [*(int(start) for start in needed(node, "ngram_counts")), len(items)]
     places: dict[tuple[Any, ...], int] = {}
     number = 0
     for n, (start, end) in enumerate(pairwise(starts), 1):
@@ -64,8 +64,8 @@ def _pool(node: Operator) -> dict[tuple[Any, ...], int]:
         for at in range(start, end, n):
             places.setdefault(tuple(items[at : at + n]), number)
             number += 1
-    if number != len(get("ngram_indexes")):
+    if number != len(needed(node, "ngram_indexes")):
         raise ModelError(
-            f"TfIdfVectorizer node {node.name!r} has {number} n-grams and {len(get('ngram_indexes'))} ngram_indexes"
+            f"TfIdfVectorizer node {node.name!r} has {number} n-grams and {len(needed(node, 'ngram_indexes'))} ngram_indexes"
         )
     return places

@@ -224,7 +224,7 @@ def _activations(node: Operator, directions: int, defaults: tuple[str, ...]) -> 
             f"{len(defaults) * directions}"
         )
     alphas, betas = (iter(node.attributes.get(f"activation_{which}") or ()) for which in ("alpha", "beta"))
-    functions = []
+    functions: list[Activation] = []
     for place, name in enumerate(names[: len(defaults) * directions]):
         if name.lower() not in ACTIVATIONS:
             raise ModelError(

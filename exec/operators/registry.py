@@ -52,6 +52,7 @@ __all__ = [
     "host_lowering",
     "lowering",
     "lowers",
+    "needed",
     "registered",
     "static",
     "step_context",
@@ -262,6 +263,14 @@ def static(node: Operator, name: str, value: Value | None) -> np.ndarray:
     )
     error.operand = value
     raise error
+
+
+def needed(node: Operator, attribute: str) -> Any:
+    """An attribute without which the operator means nothing. Raises ModelError where it is missing."""
+    value = node.attributes.get(attribute)
+    if value is None:
+        raise ModelError(f"{node.op_type} node {node.name!r} lacks its attribute {attribute}; export the model again")
+    return value
 
 
 def text(node: Operator, attribute: str, default: str) -> str:

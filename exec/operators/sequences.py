@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import ModelError
 from ...models.onnxpp.graph import Body, Operator
 from .interpret import outer_values, run_body
-from .registry import Context, Function, Value, lowers, static
+from .registry import Context, Function, Value, lowers, needed, static
 
 __all__ = ["sequence_map", "split_to_sequence"]
 
@@ -76,7 +76,7 @@ def concat_from_sequence(node: Operator, sequence: Sequence[Value]) -> Value:
     if not sequence:
         raise ModelError(f"ConcatFromSequence node {node.name!r} got an empty sequence: its result has no shape")
     library: Any = np if all(isinstance(v, np.ndarray) for v in sequence) else jnp
-    axis = int(node.attributes["axis"])
+    axis = int(needed(node, "axis"))
     return library.stack(sequence, axis) if node.attributes.get("new_axis", 0) else library.concatenate(sequence, axis)
 
 
@@ -87,9 +87,9 @@ def split_to_sequence(node: Operator, x: Value, split: Value | None = None) -> l
     axis = int(node.attributes.get("axis", 0)) % x.ndim
     size = x.shape[axis]
     if split is None:
-        rows = [np.s_[(slice(None),) * axis + (i,)] for i in range(size)]
         keep = node.attributes.get("keepdims", 1)
-        return [x[(*row[:-1], slice(row[-1], row[-1] + 1))] if keep else x[row] for row in rows]
+        before = (slice(None),) * axis
+        return [x[(*before, slice(i, i + 1) if keep else i)] for i in range(size)]
     lengths = static(node, "split", split)
     if lengths.ndim == 0:
         step = int(lengths)

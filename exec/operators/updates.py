@@ -11,7 +11,7 @@ from jax import Array
 from ...errors import ModelError
 from ...models.onnxpp.graph import Body, Operator
 from .interpret import outer_values, run_body
-from .registry import Context, Value, lowers, text
+from .registry import Context, Value, lowers, needed, text
 
 __all__ = ["adagrad", "adam", "gradient", "momentum"]
 
@@ -71,7 +71,7 @@ def adam(node: Operator, rate: Value, count: Value, *values: Value) -> tuple[Arr
 @lowers("Momentum", domain=DOMAIN)
 def momentum(node: Operator, rate: Value, count: Value, *values: Value) -> tuple[Array, ...]:
     """New values and momenta of tensors, from values, gradients and momenta; `mode` "nesterov" looks ahead."""
-    alpha, beta, norm = (node.attributes[name] for name in ("alpha", "beta", "norm_coefficient"))
+    alpha, beta, norm = (needed(node, name) for name in ("alpha", "beta", "norm_coefficient"))
     mode = text(node, "mode", "standard")
     if mode not in ("standard", "nesterov"):
         raise ModelError(f"Momentum node {node.name!r} has the mode {mode!r}; it is standard or nesterov")
