@@ -108,16 +108,20 @@ def inspect(
     as_json: o.Json = False,
 ) -> None:
     """Show operators: family, FLOPs, bytes, parameters, shapes."""
+    from dataclasses import asdict
+
     from .experiments.tables import operators_table
     from .experiments.verbs import counts, load_model
+    from .models.onnxpp import strategies
 
-    graph = load_model(
+    found = load_model(
         model, loss=loss, allow_external=allow_external or (), bind=_bindings(bind or []), loss_optional=True
-    ).graph
+    )
+    graph, annotated = found.graph, strategies(found.proto)
     if as_json:
-        print_json(counts(graph, batch=batch))
+        print_json(counts(graph, batch=batch) | {"configurations": [asdict(s) for s in annotated]})
     else:
-        show(operators_table(graph, batch=batch))
+        show(operators_table(graph, batch=batch, annotated=annotated))
 
 
 # --- predicting ------------------------------------------------------------------------------------------------------

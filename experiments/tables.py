@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -14,7 +14,7 @@ from .units import UNAVAILABLE, count, dollars, interval, joules, kilograms, nby
 if TYPE_CHECKING:
     from ..exec.doctor import Finding
     from ..hwprofiles import ProfileRow, ValueRow
-    from ..models.onnxpp import Graph
+    from ..models.onnxpp import Graph, Strategy
     from ..models.onnxpp.graph import Tensor
     from ..models.plan import Plan
     from ..sim import Candidate, Interval, Search, Simulation
@@ -76,8 +76,8 @@ def model_sentence(graph: Graph) -> str:
     return f"{graph.name}, {len(graph.operators)} operators, {trained}, {work_text}, loss: {graph.loss or 'none'}."
 
 
-def operators_table(graph: Graph, *, batch: int) -> Table:
-    """Every operator with its family, work and shapes for `batch` samples; the totals below."""
+def operators_table(graph: Graph, *, batch: int, annotated: Iterable[Strategy] = ()) -> Table:
+    """Every operator with its family, work and shapes for `batch` samples; the totals and what is `annotated` below."""
     from ..models.onnxpp import work
 
     trained = set(graph.parameters)
@@ -94,6 +94,8 @@ def operators_table(graph: Graph, *, batch: int) -> Table:
         table.caption += f"\n<=: depends on data, at most this; work of {bounded} operators is an upper bound"
     if graph.fixed_batch is not None:
         table.caption += f"\nthe batch is fixed, {graph.fixed_batch} a run: it can be simulated and run, not trained"
+    for strategy in annotated:
+        table.caption += f"\nconfiguration {strategy}"
     table.caption_justify = "left"
     total_flops = total_bytes = 0.0
     for operator in graph.operators:

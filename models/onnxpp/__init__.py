@@ -2,6 +2,7 @@
 
 from .annotation import Placement, annotate, annotation
 from .count import FAMILIES, PHASES, Phase, Work, family, work
+from .devices import Strategy, strategies
 from .export import export_trained
 from .graph import Dim, Graph, Operator, Tensor
 from .importing import import_model
@@ -20,6 +21,7 @@ __all__ = [
     "Operator",
     "Phase",
     "Placement",
+    "Strategy",
     "Tensor",
     "Work",
     "annotate",
@@ -31,5 +33,6 @@ __all__ = [
     "load_onnxpp",
     "load_values",
     "save_onnxpp",
+    "strategies",
     "work",
 ]

@@ -42,11 +42,11 @@ def is_wanted_anew(
     return loss is not None and graph.loss is None and not (loss_optional and graph.fixed_batch is not None)
 
 
-def as_imported(proto: ModelProto, path: Path, options: Iterable[str]) -> ModelProto:
+def as_imported(proto: ModelProto, path: Path, options: Iterable[str], *, loss: str | None = None) -> ModelProto:
     """The graph that an ONNX++ file was made of, with its weights and with what other tools have annotated since.
 
-    `options` are those that need it, for the message. Raises ModelError where the file has no sound original, or says
-    where every operator of the old graph runs.
+    `options` are those that need it, for messages; `loss` is the file's loss where they name none. Raises ModelError
+    where the file has no sound original, says where every operator of the old graph runs, or would lose its loss.
     """
     ours = sorted(
         {
@@ -68,6 +68,11 @@ def as_imported(proto: ModelProto, path: Path, options: Iterable[str]) -> ModelP
         raise ModelError(
             f"{path} cannot be imported anew with {asked}: {error}; import the original model with {asked}"
         ) from None
+    if loss is not None and all(loss != value.name for value in original.graph.output):
+        raise ModelError(
+            f"{path} cannot be imported anew with {asked} alone: its loss {loss!r} was appended when it was imported; name it "
+            "again with --loss"
+        )
     held = {t.name: t for t in proto.graph.initializer}
     weights = []
     for tensor in original.graph.initializer:

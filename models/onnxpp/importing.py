@@ -82,9 +82,11 @@ def import_model(
         ):
             return found_already
         name, sha256 = metadata(model)["source.name"], found_already.source_sha256
-        asked = {"--loss": loss, "--loss-output": loss_output, "--train": train, "--freeze": freeze}
+        asked: dict[str, object] = {"--loss": loss, "--loss-output": loss_output, "--train": train, "--freeze": freeze}
         asked |= {"--batch-dim": batch_dim, "--bind": bind or None}
-        model = as_imported(model, path, [option for option, value in asked.items() if value is not None])
+        named = [option for option, value in asked.items() if value is not None]
+        unnamed = found_already.graph.loss if loss is None and loss_output is None else None
+        model = as_imported(model, path, named, loss=unnamed)
     # The imported graph is put aside before anything of its meaning changes.
     model = normalise(model, path)
     original = pack_original(model)

@@ -9,7 +9,7 @@ from filecmp import cmp
 from pathlib import Path
 from shutil import copyfile
 from tempfile import NamedTemporaryFile
-from typing import BinaryIO, TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
@@ -43,7 +43,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
+def _atomic(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
