@@ -242,7 +242,7 @@ def _check_pipelines(proto: ModelProto, operators: set[str], problems: Problems)
                 continue
             stage = stages[node.name]
             for operand in node.input:
-                if at.get(operand, 0) > stage:
+                if at.get(operand, stage) > stage:
                     problems.add(
                         f"{where}: node {node.name!r} is in stage {stage}, but reads {operand!r} of stage "
                         f"{at[operand]}; stages must not go back"

@@ -254,7 +254,7 @@ def strategies(proto: ModelProto) -> tuple[Strategy, ...]:
                 placed += 1
                 if place.HasField("pipeline_stage"):
                     stages.add(place.pipeline_stage)
-                    if not goes_back and any(at.get(name, 0) > place.pipeline_stage for name in node.input):
+                    if not goes_back and any(at.get(n, -1) > place.pipeline_stage for n in node.input):
                         goes_back = node.name or node.op_type
                     at.update(dict.fromkeys(node.output, place.pipeline_stage))
                 for spec in place.sharding_spec:

@@ -67,7 +67,7 @@ class Kept:
     named     the same by name, where that is unique
     known     outputs of every node that there was
     tensors   initializers that say something, by name
-    values    inputs and outputs that say something, by name
+    values    inputs, outputs and stated shapes that say something, by name
     """
 
     rest: ModelProto
@@ -123,7 +123,7 @@ def put_aside(model: ModelProto, *, placed_only: bool = False) -> Kept:
         tensors = {
             t.name: (t.doc_string, t.metadata_props) for t in graph.initializer if t.doc_string or t.metadata_props
         }
-        for value in (*graph.input, *graph.output):
+        for value in (*graph.input, *graph.output, *graph.value_info):
             if _says(value):
                 values[value.name] = ValueInfoProto()
                 values[value.name].CopyFrom(value)
@@ -144,7 +144,7 @@ def restore(model: ModelProto, kept: Kept) -> None:
             doc, metadata = kept.tensors[tensor.name]
             _document(tensor, doc)
             _add_metadata(tensor, metadata)
-    for value in (*graph.input, *graph.output) if kept.values else ():
+    for value in (*graph.input, *graph.output, *graph.value_info) if kept.values else ():
         if value.name in kept.values:
             keep_remarks(value, kept.values[value.name])
     if not kept.nodes:

@@ -82,12 +82,12 @@ def write_model(proto: ModelProto, path: Path, weights: Mapping[str, Weight] | N
     size = held + sum(payload_bytes(t) + 64 for t in graph.initializer if t.name in weights)
     outside = [t for t in graph.initializer if is_heavy(t) and not is_external(t)] if size > MAX_INLINE_BYTES else []
     names = {t.name for t in outside}
+    beside = _free_name(proto, path) if names else path
     whole: ModelProto = proto
     if weights or names:
         whole = copy_without(proto, ("graph",))
         whole.graph.CopyFrom(copy_without(graph, ("initializer",)))
         at = 0
-        beside = _free_name(proto, path)
         for tensor in graph.initializer:
             added = whole.graph.initializer.add()
             if tensor.name in names:
@@ -103,8 +103,6 @@ def write_model(proto: ModelProto, path: Path, weights: Mapping[str, Weight] | N
                 added.raw_data = numpy_helper.from_array(weights[tensor.name]()).raw_data
             else:
                 added.CopyFrom(tensor)
-        if names:
-            _write_beside(beside, outside, weights)
     try:
         content = whole.SerializeToString(deterministic=True)
     except Exception as error:  # protobuf's EncodeError, or ValueError beyond 2 GiB
@@ -115,6 +113,8 @@ def write_model(proto: ModelProto, path: Path, weights: Mapping[str, Weight] | N
         raise ModelError(
             f"{path} would have {len(content)} bytes, a file holds 2 GiB; export the original with external data"
         )
+    if names:
+        _write_beside(beside, outside, weights)
     write_atomic(path, content)
 
 
