@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
-from .registry import OnlyOnHostError, Value, lowers, text
+from .registry import Value, lowers, text
 
 __all__ = ["max_roi_pool", "non_max_suppression", "roi_align"]
-
-# Up to this many samples per bin and axis each is read on its own; more become weights of rows and columns.
-FEW_SAMPLES = 4
 
 
 @lowers("RoiAlign", since=16)
@@ -45,145 +46,21 @@ def _shifts(node: Operator) -> bool:
     return how == "half_pixel"
 
 
-def _mode(node: Operator) -> str:
-    mode = text(node, "mode", "avg").lower()
-    if mode not in ("avg", "max"):
-        raise ModelError(f"RoiAlign node {node.name!r}: mode {mode!r} is neither avg nor max.")
-    return mode
-
-
 def _aligned(node: Operator, x: Value, rois: Value, batch: Value, offset: float) -> Array:
     get, image = node.attributes.get, jnp.asarray(x)
-    ratio, mode = int(get("sampling_ratio", 0)), _mode(node)
-    if ratio <= 0 and mode == "max":
-        raise OnlyOnHostError(
-            f"RoiAlign node {node.name!r} takes the maximum of as many samples as each region needs, which cannot be "
-            "compiled. Export the model with a sampling_ratio to train it."
-        )
+    ratio, mode = int(get("sampling_ratio", 0)), text(node, "mode", "avg").lower()
+    if mode not in ("avg", "max"):
+        raise ModelError(f"RoiAlign node {node.name!r}: mode {mode!r} is neither avg nor max.")
     real = jnp.promote_types(image.dtype, jnp.float32)
-    edges = lax.stop_gradient(jnp.asarray(rois)).astype(real) * float(get("spatial_scale", 1.0)) - offset
-    axes = []
-    for axis, (size, bins) in enumerate(
-        zip(image.shape[2:], (int(get("output_height", 1)), int(get("output_width", 1))), strict=True)
-    ):
-        start, length = edges[:, 1 - axis], edges[:, 3 - axis] - edges[:, 1 - axis]
-        length = length if offset else jnp.maximum(length, 1)
-        axes.append((start, length / bins, bins, size))
-    last, which = jnp.moveaxis(image, 1, -1), jnp.asarray(batch).astype(jnp.int32)
-    if 0 < ratio <= FEW_SAMPLES or mode == "max":
-        y = _by_samples(last, which, axes, ratio, mode)
-    else:
-        y = _by_weights(last, which, axes, ratio)
-    return jnp.moveaxis(y, -1, 1).astype(image.dtype)
-
-
-Axis = tuple[Array, Array, int, int]
-"""(start of each region, length of its bins, how many bins, elements of the image)."""
-
-
-def _corners(at: Array, size: int) -> Iterator[tuple[Array, Array]]:
-    """The two elements around positions, with their weights: zero for positions outside by more than one element."""
-    inside = (at >= -1) & (at <= size)
-    at = jnp.clip(at, 0, size - 1)
-    low = jnp.floor(at)
-    part = at - low
-    index = low.astype(jnp.int32)
-    yield index, jnp.where(inside, 1 - part, 0)
-    yield jnp.minimum(index + 1, size - 1), jnp.where(inside, part, 0)
-
-
-def _by_samples(x: Array, which: Array, axes: list[Axis], ratio: int, mode: str) -> Array:
-    """x (N, H, W, C) -> (R, height, width, C), sample by sample: gathers of whole channels."""
-    flat = x.reshape(-1, x.shape[-1])
-    sampled: list[list[list[tuple[Array, Array]]]] = []
-    for start, length, bins, size in axes:
-        first = start[:, None] + jnp.arange(bins) * length[:, None]
-        sampled.append([list(_corners(first + (i + 0.5) / ratio * length[:, None], size)) for i in range(ratio)])
-    image = which[:, None, None] * (x.shape[1] * x.shape[2])
-    total = None
-    for in_row in sampled[0]:
-        for in_column in sampled[1]:
-            for row, row_weight in in_row:
-                for column, column_weight in in_column:
-                    index = image + row[:, :, None] * x.shape[2] + column[:, None, :]
-                    weight = row_weight[:, :, None] * column_weight[:, None, :]
-                    part = flat.at[index].get(mode="clip") * weight[..., None]
-                    if total is None:
-                        total = part
-                    else:
-                        # The standard's maximum is that of the weighted elements, not of the samples.
-                        total = jnp.maximum(total, part) if mode == "max" else total + part
-    assert total is not None
-    return total if mode == "max" else total / ratio**2
-
-
-def _by_weights(x: Array, which: Array, axes: list[Axis], ratio: int) -> Array:
-    """The same as a product of each image with weights of its rows and of its columns: any number of samples."""
-    rows, columns = (_weights(axis, ratio) for axis in axes)
-
-    def region(given: tuple[Array, Array, Array]) -> Array:
-        image, by_row, by_column = given
-        return jnp.einsum("ph,hwc,qw->pqc", by_row, x[image].astype(by_row.dtype), by_column)
-
-    return lax.map(region, (which, rows, columns))
-
-
-def _weights(axis: Axis, ratio: int) -> Array:
-    """What each element of the image's axis counts in each bin of each region: (R, bins, size)."""
-    start, length, bins, size = axis
-    count = jnp.full(length.shape, ratio, jnp.int32) if ratio else jnp.ceil(length).astype(jnp.int32)
-    first = start[:, None] + jnp.arange(bins) * length[:, None]
-    region, place = jnp.arange(start.size)[:, None], jnp.arange(bins)
-
-    def add(i: Array, weights: Array) -> Array:
-        part = ((i + 0.5) / jnp.maximum(count, 1) * length)[:, None]
-        for index, weight in _corners(first + part, size):
-            weights = weights.at[region, place, index].add(jnp.where(i < count[:, None], weight, 0))
-        return weights
-
-    empty = jnp.zeros((start.size, bins, size), first.dtype)
-    total = lax.fori_loop(0, jnp.max(count, initial=0), add, empty)
-    return lax.stop_gradient(total / jnp.maximum(count, 1)[:, None, None])
-
-
-@lowers("RoiAlign", since=16, host=True)
-def roi_align_on_host(node: Operator, x: np.ndarray, rois: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    """The maximum of as many samples as each region needs."""
-    return _largest(node, x, rois, batch, 0.5 if _shifts(node) else 0.0)
-
-
-@lowers("RoiAlign", since=10, host=True)
-def roi_align_unshifted_on_host(node: Operator, x: np.ndarray, rois: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    """The same before opset 16."""
-    return _largest(node, x, rois, batch, 0.0)
-
-
-def _largest(node: Operator, x: np.ndarray, rois: np.ndarray, batch: np.ndarray, offset: float) -> np.ndarray:
-    get = node.attributes.get
+    edges = jnp.asarray(rois).astype(real) * float(get("spatial_scale", 1.0)) - offset
     bins = (int(get("output_height", 1)), int(get("output_width", 1)))
-    result = np.zeros((len(rois), x.shape[1], *bins), x.dtype)
-    real = np.promote_types(x.dtype, np.float32)
-    for r, (edges, image) in enumerate(zip(np.asarray(rois, real), batch, strict=True)):
-        edges = edges * real.type(get("spatial_scale", 1.0)) - real.type(offset)
-        sampled = []
-        for axis, size in enumerate(x.shape[2:]):
-            start, length = edges[1 - axis], edges[3 - axis] - edges[1 - axis]
-            width = (length if offset else max(length, real.type(1))) / bins[axis]
-            count = int(np.ceil(width))
-            at = start + (np.arange(bins[axis])[:, None] + (np.arange(count) + 0.5) / max(count, 1)) * width
-            inside = (at >= -1) & (at <= size)
-            at = np.clip(at, 0, size - 1)
-            low = np.floor(at).astype(int)
-            part = at - low
-            index = np.stack([low, np.minimum(low + 1, size - 1)], axis=-1)
-            weight = np.stack([1 - part, part], axis=-1) * inside[..., None]
-            sampled.append((index.reshape(bins[axis], -1), weight.reshape(bins[axis], -1).astype(real)))
-        (rows, by_row), (columns, by_column) = sampled
-        if rows.shape[1] and columns.shape[1]:
-            seen = x[int(image)][:, rows][:, :, :, columns]
-            seen = seen * by_row[:, :, None, None] * by_column
-            result[r] = seen.max(axis=(2, 4))
-    return result
+    axes = []
+    for axis, count in enumerate(bins):
+        start, length = edges[:, 1 - axis], edges[:, 3 - axis] - edges[:, 1 - axis]
+        length = (length if offset else jnp.maximum(length, 1)) / count
+        samples = jnp.full(length.shape, ratio, jnp.int32) if ratio > 0 else jnp.ceil(length).astype(jnp.int32)
+        axes.append((start, length, jnp.maximum(samples, 0)))
+    return _pooled(image, batch, tuple(axes), _Bins(size=image.shape[2:], bins=bins, mode=mode, between=True))
 
 
 @lowers("MaxRoiPool")
@@ -192,27 +69,147 @@ def max_roi_pool(node: Operator, x: Value, rois: Value) -> Array:
 
     Bins of a region may share a row or column of elements; an empty one is 0 (Girshick 2015).
     """
-    image = jnp.asarray(x)
-    given = lax.stop_gradient(jnp.asarray(rois))
+    image, given = jnp.asarray(x), jnp.asarray(rois)
     scaled = given[:, 1:] * float(node.attributes.get("spatial_scale", 1.0))
     # Halves go away from zero.
     edges = (jnp.sign(scaled) * jnp.floor(jnp.abs(scaled) + 0.5)).astype(jnp.int32)
-    masks = []
-    for axis, (size, bins) in enumerate(zip(image.shape[2:], node.attributes["pooled_shape"], strict=True)):
+    bins = tuple(int(n) for n in node.attributes["pooled_shape"])
+    axes = []
+    for axis, (size, count) in enumerate(zip(image.shape[2:], bins, strict=True)):
         start, end = edges[:, 1 - axis, None], edges[:, 3 - axis, None]
-        length, number = jnp.maximum(end - start + 1, 1), jnp.arange(int(bins), dtype=jnp.int32)
-        low = jnp.clip(number * length // int(bins) + start, 0, size)
-        high = jnp.clip(-(-(number + 1) * length // int(bins)) + start, 0, size)
-        at = jnp.arange(size)
-        masks.append((at >= low[..., None]) & (at < high[..., None]))
+        length, number = jnp.maximum(end - start + 1, 1), jnp.arange(count, dtype=jnp.int32)
+        low = jnp.clip(number * length // count + start, 0, size)
+        high = jnp.clip(-(-(number + 1) * length // count) + start, 0, size)
+        axes.append((low, high))
+    return _pooled(image, given[:, 0], tuple(axes), _Bins(size=image.shape[2:], bins=bins, mode="max", between=False))
 
-    def region(given: tuple[Array, Array, Array]) -> Array:
-        which, rows, columns = given
-        by_row = jnp.max(image[which][:, None], axis=2, where=rows[..., None], initial=-jnp.inf)
-        pooled = jnp.max(by_row[:, :, None], axis=3, where=columns, initial=-jnp.inf)
-        return jnp.where(jnp.isneginf(pooled), 0, pooled)
 
-    return lax.map(region, (given[:, 0].astype(jnp.int32), *masks)).astype(image.dtype)
+@dataclass(frozen=True, kw_only=True)
+class _Bins:
+    """How regions are pooled.
+
+    size     of the image; bins   of every region, along both axes
+    mode     avg or max
+    between  whether bins are sampled between elements: an axis is then (start of each region, length of its bins, samples
+             per bin), each (R,); else it is (first element of each bin, the one after its last), each (R, bins)
+    """
+
+    size: tuple[int, int]
+    bins: tuple[int, int]
+    mode: str
+    between: bool
+
+
+Axes = tuple[tuple[Array, ...], ...]
+Read = tuple[Array, Array]
+"""(indices, weights): of elements of an axis (R, bins), or of an image (R, height, width)."""
+
+
+def _pooled(image: Array, batch: Value, axes: Axes, how: _Bins) -> Array:
+    """(N, C, H, W) -> (R, C, *bins)."""
+    real = jnp.promote_types(image.dtype, jnp.float32)
+    which = jnp.asarray(batch).astype(jnp.int32)
+    # Channels last, so that what is read is a run of memory.
+    y = _pool(jnp.moveaxis(image, 1, -1).astype(real), which, lax.stop_gradient(axes), how)
+    return jnp.moveaxis(y, -1, 1).astype(image.dtype)
+
+
+def _along(axis: tuple[Array, ...], how: _Bins, number: int, i: Array) -> tuple[list[Read], Array]:
+    """What sample i of every bin reads along an axis, and whether the bin has so many: (R, bins)."""
+    size = how.size[number]
+    if not how.between:
+        low, high = axis
+        return [(jnp.minimum(low + i, size - 1), jnp.ones_like(low, jnp.float32))], low + i < high
+    start, length, count = (v[:, None] for v in axis)
+    at = start + (jnp.arange(how.bins[number]) + (i + 0.5) / jnp.maximum(count, 1)) * length
+    # Up to one element outside counts as the border, beyond it as zero.
+    inside = (at >= -1) & (at <= size)
+    at = jnp.clip(at, 0, size - 1)
+    part = at - jnp.floor(at)
+    first = jnp.floor(at).astype(jnp.int32)
+    reads = [
+        (first, jnp.where(inside, 1 - part, 0)),
+        (jnp.minimum(first + 1, size - 1), jnp.where(inside, part, 0)),
+    ]
+    return reads, jnp.broadcast_to(i < count, at.shape)
+
+
+def _samples(axes: Axes, which: Array, how: _Bins) -> tuple[Array, Callable[[Array], tuple[list[Read], Array]]]:
+    """(how many samples the fullest bin has, what sample k reads in the flattened images and where there is one)."""
+    rows, columns = (jnp.max(a[2] if how.between else a[1] - a[0], initial=0) for a in axes)
+
+    def sample(k: Array) -> tuple[list[Read], Array]:
+        (in_row, has_row), (in_column, has_column) = (
+            _along(axis, how, number, i) for number, (axis, i) in enumerate(zip(axes, divmod(k, columns), strict=True))
+        )
+        image = which[:, None, None] * (how.size[0] * how.size[1])
+        reads = [
+            (image + row[:, :, None] * how.size[1] + column[:, None, :], a[:, :, None] * b[:, None, :])
+            for row, a in in_row
+            for column, b in in_column
+        ]
+        return reads, has_row[:, :, None] & has_column[:, None, :]
+
+    return rows * columns, sample
+
+
+def _counts(axes: Axes) -> Array:
+    """Samples per bin, at least one: (R, 1, 1, 1)."""
+    return jnp.maximum(axes[0][2] * axes[1][2], 1)[:, None, None, None]
+
+
+# Loops whose length the regions decide have no derived gradient; and one sum in place beats the sum of many sparse ones.
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _pool(x: Array, which: Array, axes: Axes, how: _Bins) -> Array:
+    """x (N, H, W, C) -> (R, height, width, C), one sample of every bin after the other."""
+    flat = x.reshape(-1, x.shape[-1])
+    most, sample = _samples(axes, which, how)
+    empty = jnp.full((which.size, *how.bins, x.shape[-1]), -jnp.inf if how.mode == "max" else 0, x.dtype)
+
+    def add(k: Array, total: Array) -> Array:
+        reads, there = sample(k)
+        parts = [flat.at[index].get(mode="clip") * weight[..., None].astype(x.dtype) for index, weight in reads]
+        if how.mode == "avg":
+            return total + jnp.where(there[..., None], reduce(jnp.add, parts), 0)
+        # The standard's maximum is that of the weighted elements, not of the samples.
+        return jnp.where(there[..., None], jnp.maximum(total, reduce(jnp.maximum, parts)), total)
+
+    total = lax.fori_loop(0, most, add, empty)
+    if how.mode == "avg":
+        return total / _counts(axes).astype(x.dtype)
+    return jnp.where(jnp.isneginf(total), 0, total)
+
+
+def _pool_forward(x: Array, which: Array, axes: Axes, how: _Bins) -> tuple[Array, Any]:
+    y = _pool(x, which, axes, how)
+    return y, (x, which, axes, y)
+
+
+def _pool_backward(how: _Bins, kept: Any, gradient: Array) -> tuple[Array, None, None]:
+    """Of equal maxima the first gets it all."""
+    x, which, axes, y = kept
+    flat = x.reshape(-1, x.shape[-1])
+    most, sample = _samples(axes, which, how)
+    if how.mode == "avg":
+        gradient = gradient / _counts(axes).astype(gradient.dtype)
+
+    def add(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        into, left = state
+        reads, there = sample(k)
+        for index, weight in reads:
+            weight = jnp.where(there, weight, 0)[..., None].astype(x.dtype)
+            share = left
+            if how.mode == "max":
+                found = there[..., None] & (flat.at[index].get(mode="clip") * weight == y)
+                share, left = jnp.where(found, left, 0), jnp.where(found, 0, left)
+            into = into.at[index].add(share * weight, mode="drop")
+        return into, left
+
+    into, _ = lax.fori_loop(0, most, add, (jnp.zeros_like(flat), gradient))
+    return into.reshape(x.shape), None, None
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
 
 
 @lowers("NonMaxSuppression", since=10, host=True)

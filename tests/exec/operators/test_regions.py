@@ -11,7 +11,6 @@ from jax.test_util import check_grads
 
 from hpdlf.exec.backend import Backend
 from hpdlf.exec.operators import lowering, step_context
-from hpdlf.exec.operators.registry import OnlyOnHostError
 from hpdlf.models.onnxpp import Operator
 
 
@@ -46,7 +45,7 @@ def test_no_region_at_all() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("mode", "ratio"), [("avg", 0), ("avg", 2), ("max", 2)])
+@pytest.mark.parametrize(("mode", "ratio"), [("avg", 0), ("avg", 2), ("max", 0), ("max", 2)])
 def test_gradients_of_roi_align(mode: str, ratio: int) -> None:
     given = regions(1)
     node = Operator(
@@ -61,23 +60,27 @@ def test_gradients_of_roi_align(mode: str, ratio: int) -> None:
     check_grads(jax.jit(aligned), (given["x"].astype(float),), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-def test_maximum_of_any_number_of_samples_cannot_be_compiled() -> None:
-    given = regions()
-    node = Operator(
-        name="n", op_type="RoiAlign", family="pooling", inputs=("x", "r", "b"), outputs=("y",),
-        attributes={"mode": "max"},
-    )  # fmt: skip
-    context = step_context(seed=0, step=0, samples=np.arange(1))
-    with pytest.raises(OnlyOnHostError, match="sampling_ratio"):
-        lowering(node, 16)(node, *given.values(), context=context)
-
-
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_max_roi_pool(scale: float, like_onnxruntime: Callable[..., Any]) -> None:
     given = regions(2, count=6)
     rois = np.concatenate([given["b"][:, None], given["r"]], axis=1).astype(np.float32)
     node = onnx.helper.make_node("MaxRoiPool", ["x", "r"], ["y"], pooled_shape=[3, 2], spatial_scale=scale)
     like_onnxruntime(node, {"x": given["x"], "r": rois}, opset=12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gradients_of_max_roi_pool() -> None:
+    given = regions(3)
+    rois = np.concatenate([given["b"][:, None], given["r"]], axis=1)
+    node = Operator(
+        name="n", op_type="MaxRoiPool", family="pooling", inputs=("x", "r"), outputs=("y",),
+        attributes={"pooled_shape": (2, 3)},
+    )  # fmt: skip
+    function, context = lowering(node, 16), step_context(seed=0, step=0, samples=np.arange(1))
+    check_grads(
+        jax.jit(lambda x: function(node, x, rois, context=context)[0]), (given["x"].astype(float),), order=1,
+        modes=["rev"], atol=1e-6, rtol=1e-6,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("centred", [0, 1])
