@@ -16,6 +16,9 @@ every evaluation of it; a bias or scale adds one reduction of dL/dy. A sum hands
 activations join, the gradients of the two ways that parted before are added up once, which is counted here. Whether the first
 layer's input needs a gradient is the caller's to know.
 
+Operators that are neither products nor element by element have a formula each in :mod:`.formulas`; those that hold
+graphs do what the graphs do. What hangs on values (how many boxes overlap, which branch is taken) is counted at its most.
+
 A batch normalisation that trains reads its operand twice: for the statistics, then to normalise.
 
 >>> from hpdlf.models.onnxpp.graph import Dim, Graph, Operator, Tensor
@@ -32,69 +35,21 @@ Work(flops=128, read_bytes=96, write_bytes=128)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from math import prod
 from typing import Literal, NamedTuple
 
-from .graph import Graph, Operator
+from .families import FAMILIES, FAMILY_OPERATORS, PER_ELEMENT, family
+from .formulas import FORMULAS, trips
+from .graph import Body, Dim, Graph, Operator, Tensor
 
-__all__ = ["FAMILIES", "PHASES", "Phase", "Work", "family", "work"]
+__all__ = ["FAMILIES", "FAMILY_OPERATORS", "PER_ELEMENT", "PHASES", "Phase", "Work", "family", "work"]
 
 Phase = Literal["forward", "backward", "backward_input", "backward_weight"]
 PHASES: tuple[Phase, ...] = ("forward", "backward", "backward_input", "backward_weight")
 
-FAMILY_OPERATORS = {
-    "matmul": "MatMul Gemm Einsum MatMulInteger QLinearMatMul Attention LinearAttention",
-    "conv": "Conv ConvTranspose ConvInteger QLinearConv DeformConv",
-    "normalisation": "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization LRN "
-    "LpNormalization MeanVarianceNormalization RMSNormalization Normalizer",
-    "softmax": "Softmax LogSoftmax Hardmax",
-    "pooling": "MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool MaxRoiPool RoiAlign MaxUnpool",
-    "gather": "Gather GatherElements GatherND Scatter ScatterElements ScatterND TensorScatter OneHot Compress "
-    "NonZero Unique ArrayFeatureExtractor",
-    "reduction": "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
-    "ReduceSumSquare ArgMax ArgMin CumSum CumProd TopK",
-    "movement": "Transpose Concat Split Slice Pad Expand Tile Cast CastLike Resize Upsample DepthToSpace SpaceToDepth "
-    "ReverseSequence ConstantOfShape Range EyeLike Trilu Im2Col Col2Im CenterCropPad BitCast",
-    "view": "Identity Reshape Flatten Squeeze Unsqueeze Shape Size Constant",
-    "rnn": "RNN LSTM GRU",
-    "loss": "SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss",
-}
-FAMILY_OF = {op_type: name for name, operators in FAMILY_OPERATORS.items() for op_type in operators.split()}
-FAMILIES = (*FAMILY_OPERATORS, "elementwise")
-
-# FLOPs per element of the result; 1 where nothing is said.
-PER_ELEMENT: Mapping[str, int] = {
-    "BatchNormalization": 2,
-    "Celu": 4,
-    "Clip": 2,
-    "Dropout": 2,
-    "Elu": 3,
-    "Gelu": 5,
-    "HardSigmoid": 4,
-    "HardSwish": 5,
-    "GroupNormalization": 7,
-    "InstanceNormalization": 7,
-    "LayerNormalization": 7,
-    "LeakyRelu": 2,
-    "LogSoftmax": 5,
-    "MeanVarianceNormalization": 7,
-    "Mish": 6,
-    "NegativeLogLikelihoodLoss": 1,
-    "PRelu": 2,
-    "QuickGelu": 5,
-    "RMSNormalization": 4,
-    "RotaryEmbedding": 3,
-    "Selu": 4,
-    "Sigmoid": 4,
-    "Softmax": 5,
-    "SoftmaxCrossEntropyLoss": 6,
-    "Softplus": 3,
-    "Softsign": 3,
-    "Swish": 5,
-    "Tanh": 5,
-    "ThresholdedRelu": 2,
-}
+RUN_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap", "Gradient"})
 FREE_FORWARD = {"movement", "gather", "view"}
 # The gradient of what these compute does not depend on their operands; those of SUMS is dL/dy itself.
 SUMS = frozenset({"Add", "Sub", "Sum", "Neg", "Identity"})
@@ -111,15 +66,6 @@ class Work(NamedTuple):
     def plus(self, other: Work) -> Work:
         """The sum of both."""
         return Work(self.flops + other.flops, self.read_bytes + other.read_bytes, self.write_bytes + other.write_bytes)
-
-
-def family(op_type: str, *, shape_arithmetic: bool = False) -> str:
-    """The family of operators that cost alike; `shape_arithmetic` marks integers computed from shapes alone: no work.
-
-    >>> family("Conv"), family("Tanh"), family("Concat"), family("Concat", shape_arithmetic=True)
-    ('conv', 'elementwise', 'movement', 'view')
-    """
-    return "view" if shape_arithmetic else FAMILY_OF.get(op_type, "elementwise")
 
 
 def work(operator: Operator, graph: Graph, *, batch: int, phase: Phase, precision: str = "float32") -> Work:
@@ -144,6 +90,8 @@ def _bytes(names: Iterable[str], graph: Graph, batch: int, precision: str) -> in
 
 
 def _forward(operator: Operator, graph: Graph, batch: int, precision: str) -> Work:
+    if _bodies(operator):
+        return _bodies_work(operator, graph, batch, precision, "forward")
     flops = _forward_flops(operator, graph, batch)
     write = _bytes(operator.outputs, graph, batch, precision)
     if operator.family == "gather" and operator.op_type.startswith("Gather"):
@@ -166,6 +114,12 @@ def _size(name: str, graph: Graph, batch: int) -> int:
 
 def _forward_flops(operator: Operator, graph: Graph, batch: int) -> int:
     kind, op_type = operator.family, operator.op_type
+    if op_type in FORMULAS:
+        return FORMULAS[op_type](
+            operator,
+            [graph.tensors[name].dims(batch) if name else () for name in operator.inputs],
+            [graph.tensors[name].dims(batch) if name else () for name in operator.outputs],
+        )
     if kind in FREE_FORWARD:
         return 0
     result = _size(next(filter(None, operator.outputs)), graph, batch)
@@ -210,7 +164,7 @@ def _multiply_adds(operator: Operator, graph: Graph, batch: int) -> int:
         return result * (shapes[0][0] if operator.attributes.get("transA") else shapes[0][1])
     if op_type == "Einsum":
         return _einsum_multiply_adds(operator, shapes, result)
-    if op_type in ("Attention", "LinearAttention"):
+    if op_type in ("Attention", "FlexAttention", "LinearAttention"):
         # Scores q·kᵀ and the weighted sum of v: every query element meets the key positions it sees, and so back.
         queries, keys = shapes[0][-2], shapes[1][-2]
         most = min(queries, keys)
@@ -244,7 +198,50 @@ def _recurrent_flops(operator: Operator, graph: Graph, batch: int) -> int:
     return steps_samples * (2 * weights + 10 * directions * gate_units)
 
 
+def _bodies(operator: Operator) -> list[Body]:
+    if operator.op_type not in RUN_BODIES:
+        return []
+    return [value for value in operator.attributes.values() if isinstance(value, Body)]
+
+
+def _bodies_work(operator: Operator, graph: Graph, batch: int, precision: str, phase: Phase) -> Work:
+    """If: the branch with more to do. Loop, Scan, SequenceMap: the body, as often as it runs at most. Gradient: its part
+    of the graph, forward and backward.
+    """
+    totals = []
+    for body in _bodies(operator):
+        inside = _inside(body, graph)
+        total = Work(0, 0, 0)
+        for inner in body.operators:
+            total = total.plus(work(inner, inside, batch=batch, phase=phase, precision=precision))
+            if operator.op_type == "Gradient":
+                total = total.plus(work(inner, inside, batch=batch, phase="backward_input", precision=precision))
+        totals.append(total)
+    most = max(totals, key=lambda total: (total.flops, total.read_bytes + total.write_bytes))
+    times = 1 if operator.op_type in ("If", "Gradient") else trips(operator, graph.tensors, batch)
+    return Work(most.flops * times, most.read_bytes * times, most.write_bytes * times)
+
+
+def _inside(body: Body, graph: Graph) -> Graph:
+    """A body as a graph: what it reads of the graph around it is there, its own constants are fixed."""
+    constants = {
+        name: Tensor(name=name, dtype=str(value.dtype), shape=tuple(map(Dim, value.shape)))
+        for name, value in body.constants.items()
+    }
+    return replace(
+        graph,
+        operators=body.operators,
+        tensors={**graph.tensors, **body.tensors, **constants},
+        inputs=body.inputs,
+        outputs=body.outputs,
+        constants=(*graph.constants, *constants),
+    )
+
+
 def _backward(operator: Operator, graph: Graph, batch: int, precision: str, *, weights: bool) -> Work:
+    if _bodies(operator):
+        phase: Phase = "backward_weight" if weights else "backward_input"
+        return _bodies_work(operator, graph, batch, precision, phase)
     tensors = graph.tensors
     differentiable = [name for name in operator.inputs if name and tensors[name].is_float]
     if not tensors[operator.outputs[0]].is_float:
@@ -258,11 +255,11 @@ def _backward(operator: Operator, graph: Graph, batch: int, precision: str, *, w
     above = _bytes(operator.outputs[:1], graph, batch, precision)
     result = _size(operator.outputs[0], graph, batch)
     total = Work(0, 0, 0)
-    if operator.op_type == "Attention":
+    if operator.op_type in ("Attention", "FlexAttention"):
         # Five products for the forward's two: the scores once more, and gradients of both factors of both.
         read = 2 * above + _bytes(operator.inputs, graph, batch, precision)
         return Work(5 * _multiply_adds(operator, graph, batch), read, _bytes(wanted, graph, batch, precision))
-    if operator.family in ("matmul", "conv"):
+    if operator.family in ("matmul", "conv") and operator.op_type not in FORMULAS:
         bias = _bias(operator)
         flops = 2 * _multiply_adds(operator, graph, batch)
         for name in wanted:
@@ -279,7 +276,7 @@ def _backward(operator: Operator, graph: Graph, batch: int, precision: str, *, w
         read = above + _bytes([n for n in differentiable if n not in graph.fixed], graph, batch, precision)
         flops = _forward_flops(operator, graph, batch) if operator.family == "rnn" else 2 * result * len(wanted)
         return Work(0 if operator.family == "gather" else flops, read, written)
-    if operator.family in FREE_FORWARD:
+    if operator.family in FREE_FORWARD and operator.op_type not in FORMULAS:
         return Work(0, above, written)
     if operator.op_type in SUMS:
         whole = [name for name in wanted if _size(name, graph, batch) == result]
