@@ -10,6 +10,7 @@ from jax import Array
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
+from .ml_scores import DOMAIN, float_list
 from .registry import OnlyOnHostError, Value, lowers, text
 
 __all__ = [
@@ -21,8 +22,6 @@ __all__ = [
     "one_hot_encoder",
     "scaler",
 ]
-
-DOMAIN = "ai.onnx.ml"
 
 
 @lowers("ArrayFeatureExtractor", domain=DOMAIN)
@@ -49,6 +48,8 @@ def binarizer(node: Operator, x: Value) -> Array:
 def feature_vectorizer(node: Operator, *values: Value) -> Array:
     """All operands side by side, float32: (N, C) each, of which `inputdimensions` columns count; (C,) is one row."""
     widths = node.attributes.get("inputdimensions") or (None,) * len(values)
+    if len(widths) != len(values) or any(width is not None and width < 0 for width in widths):
+        raise ModelError(f"FeatureVectorizer node {node.name!r} has {len(values)} inputs of the widths {list(widths)}")
     rows = [jnp.asarray(v).astype(jnp.float32) for v in values]
     rows = [v[None] if v.ndim < 2 else v.reshape(v.shape[0], -1) for v in rows]
     return jnp.concatenate([_of_width(v, width) for v, width in zip(rows, widths, strict=True)], axis=1)
@@ -126,7 +127,6 @@ def one_hot_encoder_of_strings(node: Operator, x: np.ndarray) -> np.ndarray:
 @lowers("Scaler", domain=DOMAIN)
 def scaler(node: Operator, x: Value) -> Array:
     """(x - offset) * scale, float32; one number or one for each column."""
-    offset, scale = (
-        np.float32(node.attributes.get(name) or default) for name, default in (("offset", 0), ("scale", 1))
-    )
-    return (jnp.asarray(x).astype(jnp.float32) - offset) * scale
+    x = jnp.asarray(x).astype(jnp.float32)
+    sizes = (1, x.shape[-1] if x.ndim else 1)
+    return (x - float_list(node, "offset", (0.0,), sizes)) * float_list(node, "scale", (1.0,), sizes)

@@ -23,7 +23,7 @@ def linear_regressor(node: Operator, x: Value) -> Array:
     x = as_rows(x)
     targets = int(node.attributes.get("targets", 1))
     scores = x @ _table(node, "coefficients", (targets, x.shape[1])).T
-    intercepts = float_list(node, "intercepts")
+    intercepts = float_list(node, "intercepts", sizes=(0, scores.shape[1]))
     if intercepts.size:
         scores = scores + intercepts
     return transformed(node, scores, text(node, "post_transform", "NONE"))
@@ -33,12 +33,12 @@ def _linear_scores(node: Operator, x: Value) -> tuple[Array, Array]:
     """(places of the classes (N,), scores (N, K)) of a linear classifier."""
     x, labels = as_rows(x), class_labels(node)
     coefficients = float_list(node, "coefficients")
-    if coefficients.size % x.shape[1]:
+    if not coefficients.size or coefficients.size % x.shape[1]:
         raise ModelError(
             f"LinearClassifier node {node.name!r} has {coefficients.size} coefficients for {x.shape[1]} features"
         )
     scores = x @ coefficients.reshape(-1, x.shape[1]).T
-    intercepts = float_list(node, "intercepts")
+    intercepts = float_list(node, "intercepts", sizes=(0, scores.shape[1]))
     if intercepts.size:
         scores = scores + intercepts
     transform = text(node, "post_transform", "NONE")
@@ -75,7 +75,7 @@ def _table(node: Operator, attribute: str, shape: tuple[int, ...]) -> np.ndarray
 
 def _kernel(node: Operator, x: Array, vectors: np.ndarray, kind: str | None = None) -> Array:
     """The products of x (N, F) with vectors (V, F) in the kernel's space: (N, V)."""
-    gamma, constant, degree = node.attributes.get("kernel_params") or (0.0, 0.0, 0.0)
+    gamma, constant, degree = float_list(node, "kernel_params", (0.0, 0.0, 0.0), sizes=(3,)).tolist()
     kind = kind or text(node, "kernel_type", "LINEAR")
     if kind == "RBF":
         # |x - v|² by differences: squares alone would cancel where the two are close.
@@ -96,7 +96,7 @@ def svm_regressor(node: Operator, x: Value) -> Array:
     """Σ coefficient * kernel(x, support vector) + rho: x (N, F) -> (N, 1), float32. Without support vectors a linear
     model. `one_class` gives 1 for what is inside, -1 for outliers."""
     x = as_rows(x)
-    rho = float_list(node, "rho", (0.0,))[0]
+    rho = float_list(node, "rho", (0.0,), sizes=(1,))[0]
     supports = int(node.attributes.get("n_supports", 0))
     if supports:
         products = _kernel(node, x, _table(node, "support_vectors", (supports, x.shape[1])))
@@ -112,7 +112,8 @@ def _svm_scores(node: Operator, x: Value) -> tuple[Array, Array]:
     """(places of the classes (N,), scores (N, K)) of a support vector machine."""
     x, labels = as_rows(x), class_labels(node)
     counts = tuple(node.attributes.get("vectors_per_class") or ())
-    rho = float_list(node, "rho", (0.0,))
+    pairs = [(i, j) for i in range(len(counts)) for j in range(i + 1, len(counts))]
+    rho = float_list(node, "rho", (0.0,), sizes=(len(pairs),) if pairs else (1, len(labels)))
     transform = text(node, "post_transform", "NONE")
     if not sum(counts):
         scores = x @ _table(node, "coefficients", (len(labels), x.shape[1])).T + rho[0]
@@ -121,16 +122,19 @@ def _svm_scores(node: Operator, x: Value) -> tuple[Array, Array]:
             # With two classes the sign decides where one of the scores is above 0.
             places = jnp.where(jnp.max(scores, axis=1) > 0, 1, places)
         return places, transformed(node, scores, transform)
-    pairs = [(i, j) for i in range(len(counts)) for j in range(i + 1, len(counts))]
+    if len(counts) != len(labels) or min(counts) < 0:
+        raise ModelError(
+            f"SVMClassifier node {node.name!r} has vectors of {len(counts)} classes, and {len(labels)} labels"
+        )
     products = _kernel(node, x, _table(node, "support_vectors", (sum(counts), x.shape[1])))
-    margins = products @ _weights_of_pairs(node, counts, pairs) + rho[: len(pairs)]
+    margins = products @ _weights_of_pairs(node, counts, pairs) + rho
     wins = margins > 0
     one, other = (np.eye(len(counts), dtype=np.float32)[[p[k] for p in pairs]] for k in (0, 1))
     places = jnp.argmax(wins @ one + ~wins @ other, axis=1)
-    a, b = float_list(node, "prob_a"), float_list(node, "prob_b")
-    if a.size:
+    a, b = (float_list(node, name, sizes=(0, len(pairs))) for name in ("prob_a", "prob_b"))
+    if a.size and b.size:
         # Platt 1999: margins to probabilities of pairs.
-        chances = 1 - jax.nn.sigmoid(margins * a[: len(pairs)] + b[: len(pairs)])
+        chances = 1 - jax.nn.sigmoid(margins * a + b)
         scores = _coupled(jnp.clip(chances, 1e-7, 1 - 1e-7), len(counts), pairs)
         return places, transformed(node, scores, transform)
     if len(pairs) == 1:

@@ -32,9 +32,16 @@ DOMAIN = "ai.onnx.ml"
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
 
 
-def float_list(node: Operator, attribute: str, default: Sequence[float] = ()) -> np.ndarray:
-    """An attribute that is a list of floats, as float32."""
-    return np.asarray(node.attributes.get(attribute) or default, np.float32).reshape(-1)
+def float_list(
+    node: Operator, attribute: str, default: Sequence[float] = (), sizes: Sequence[int] | None = None
+) -> np.ndarray:
+    """An attribute that is a list of floats, as float32. Raises ModelError where its length is none of `sizes`."""
+    values = np.asarray(node.attributes.get(attribute) or default, np.float32).reshape(-1)
+    if sizes is not None and values.size not in sizes:
+        raise ModelError(
+            f"{node.op_type} node {node.name!r} has {values.size} {attribute}; it needs {' or '.join(map(str, sizes))}"
+        )
+    return values
 
 
 def as_rows(x: Value) -> Array:

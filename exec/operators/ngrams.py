@@ -13,6 +13,9 @@ from .registry import lowers, needed, text
 
 __all__ = ["tf_idf_vectorizer"]
 
+# The result has as many columns as the largest of `ngram_indexes` says: more than any vocabulary has is an error.
+MOST = 2**26
+
 
 @lowers("TfIdfVectorizer", since=9, host=True)
 def tf_idf_vectorizer(node: Operator, x: np.ndarray) -> np.ndarray:
@@ -31,6 +34,8 @@ def tf_idf_vectorizer(node: Operator, x: np.ndarray) -> np.ndarray:
     places = _pool(node)
     rows = [list(map(str, row)) if x.dtype.kind in "OUS" else row.tolist() for row in np.atleast_2d(x)]
     coordinates = np.asarray(needed(node, "ngram_indexes"), np.int64)
+    if (coordinates < 0).any() or coordinates.max(initial=0) >= MOST:
+        raise ModelError(f"TfIdfVectorizer node {node.name!r}: its ngram_indexes are not within 0..{MOST - 1}")
     counts = np.zeros((len(rows), int(coordinates.max(initial=-1)) + 1), np.float32)
     for count, row in zip(counts, rows, strict=True):
         for n in range(least, most + 1):
