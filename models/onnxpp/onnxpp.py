@@ -15,8 +15,7 @@ on a node: hpdlf.family    its family
 hpdlf.flops                FLOPs of its forward pass for one sample, for readers; never read back
 hpdlf.segment.ID           the segment it belongs to in configuration ID
 hpdlf.trips                how often the body of a Loop or Scan runs at most, for one batch
-on a value: hpdlf.at_most              JSON {axis: dimension} of sizes that depend on data, at most that; with "!", of a sequence's
-                           length, or of a map's columns, exactly that
+on a value: hpdlf.at_most  JSON {axis: dimension} of sizes that depend on data, at most that; with "!" exactly that
 =========================  ==========================================================================================
 
 Where an operator runs stands in the standard's places: ``ModelProto.configuration`` names a configuration and its
