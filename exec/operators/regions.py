@@ -94,8 +94,8 @@ class _Bins:
              per bin), each (R,); else it is (first element of each bin, the one after its last), each (R, bins)
     """
 
-    size: tuple[int, int]
-    bins: tuple[int, int]
+    size: tuple[int, ...]
+    bins: tuple[int, ...]
     mode: str
     between: bool
 

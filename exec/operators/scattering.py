@@ -171,7 +171,7 @@ def max_unpool(node: Operator, x: Value, indices: Value, output_shape: Value | N
     zeros behind.
     """
     get, values = node.attributes.get, jnp.asarray(x)
-    kernel = tuple(get("kernel_shape"))
+    kernel = tuple(node.attributes["kernel_shape"])
     rank = len(kernel)
     strides, pads = tuple(get("strides") or (1,) * rank), tuple(get("pads") or (0,) * 2 * rank)
     spatial = [
