@@ -31,10 +31,14 @@ def tree_ensemble(node: Operator, x: Value) -> Array:
     """The leaves' weights of all trees, aggregated by target: x (N, F) -> (N, n_targets), of x's type."""
     get, x = node.attributes.get, _rows(x)
     forest, targets = forest_of_places(node), int(get("n_targets", 1))
-    scores = _aggregated(
-        node, forest, leaves_reached(forest, x), targets, AGGREGATES[int(get("aggregate_function", 1))]
-    )
-    return transformed(node, scores.astype(x.dtype), TRANSFORMS[int(get("post_transform", 0))])
+    aggregate, transform = int(get("aggregate_function", 1)), int(get("post_transform", 0))
+    if not (0 <= aggregate < len(AGGREGATES) and 0 <= transform < len(TRANSFORMS) and targets > 0):
+        raise ModelError(
+            f"TreeEnsemble node {node.name!r} has aggregate_function {aggregate}, post_transform {transform} and "
+            f"n_targets {targets}; they are 0..3, 0..4 and above 0"
+        )
+    scores = _aggregated(node, forest, leaves_reached(forest, x), targets, AGGREGATES[aggregate])
+    return transformed(node, scores.astype(x.dtype), TRANSFORMS[transform])
 
 
 @lowers("TreeEnsembleRegressor", domain=DOMAIN)

@@ -48,7 +48,7 @@ def binarizer(node: Operator, x: Value) -> Array:
 def feature_vectorizer(node: Operator, *values: Value) -> Array:
     """All operands side by side, float32: (N, C) each, of which `inputdimensions` columns count; (C,) is one row."""
     widths = node.attributes.get("inputdimensions") or (None,) * len(values)
-    if len(widths) != len(values) or any(width is not None and width < 0 for width in widths):
+    if len(widths) != len(values) or any(width is not None and not 0 <= width < 2**24 for width in widths):
         raise ModelError(f"FeatureVectorizer node {node.name!r} has {len(values)} inputs of the widths {list(widths)}")
     rows = [jnp.asarray(v).astype(jnp.float32) for v in values]
     rows = [v[None] if v.ndim < 2 else v.reshape(v.shape[0], -1) for v in rows]

@@ -60,58 +60,64 @@ class Forest:
 
 def forest_of_ids(node: Operator, kind: str) -> Forest:
     """The forest of a TreeEnsembleClassifier ("class") or TreeEnsembleRegressor ("target"), whose nodes have ids."""
-    get = node.attributes.get
-    trees, ids = (
-        np.asarray(needed(node, "nodes_treeids"), np.int64),
-        np.asarray(needed(node, "nodes_nodeids"), np.int64),
-    )
-    names = [n.decode() if isinstance(n, bytes) else str(n) for n in get("nodes_modes") or ()]
+    ids = np.asarray(needed(node, "nodes_nodeids"), np.int64)
+    count = len(ids)
+    trees = _list(node, "nodes_treeids", count, np.int64)
+    names = [n.decode() if isinstance(n, bytes) else str(n) for n in needed(node, "nodes_modes")]
     unknown = sorted(set(names) - {*MODES[:MEMBER], "LEAF"})
-    if unknown or len(names) != len(ids):
-        raise _broken(
-            node, f"nodes_modes has {unknown[0]!r}" if unknown else f"{len(names)} modes for {len(ids)} nodes"
-        )
+    if unknown or len(names) != count:
+        raise _broken(node, f"nodes_modes has {unknown[0]!r}" if unknown else f"{len(names)} modes for {count} nodes")
     leaf = np.array([n == "LEAF" for n in names])
     place = _Places(node, trees, ids)
     inner = np.flatnonzero(~leaf)
-    itself = np.arange(len(ids))
-    yes, no = itself.copy(), itself.copy()
+    yes, no = np.arange(count), np.arange(count)
     for children, attribute in ((yes, "nodes_truenodeids"), (no, "nodes_falsenodeids")):
-        given = _list(node, attribute, len(ids), np.int64)
+        given = _list(node, attribute, count, np.int64)
         children[inner] = place(trees[inner], given[inner])
-    threshold = _floats(node, "nodes_values")
-    missing = get("nodes_missing_value_tracks_true")
-    orphans = np.ones(len(ids), bool)
+    threshold = _floats(node, "nodes_values", count)
+    orphans = np.ones(count, bool)
     orphans[yes[inner]] = orphans[no[inner]] = False
     roots = np.flatnonzero(orphans)
     if len(roots) != len(np.unique(trees)) or len(np.unique(trees[roots])) != len(roots):
         raise _broken(node, "its trees do not have one root each")
     rows = np.where(leaf, np.cumsum(leaf) - 1, -1)
-    voters = place(
-        np.asarray(needed(node, f"{kind}_treeids"), np.int64), np.asarray(needed(node, f"{kind}_nodeids"), np.int64)
-    )
-    weights = _floats(node, f"{kind}_weights")
+    targets = np.asarray(needed(node, f"{kind}_ids"), np.int64)
+    if (targets < 0).any() or (targets >= 2**31).any():
+        raise _broken(node, f"{kind}_ids goes from {targets.min()} to {targets.max()}")
+    of_trees, of_nodes = (_list(node, f"{kind}_{which}", len(targets), np.int64) for which in ("treeids", "nodeids"))
+    weights = _floats(node, f"{kind}_weights", len(targets))
     return Forest(
-        feature=_list(node, "nodes_featureids", len(ids), np.int32),
+        feature=_list(node, "nodes_featureids", count, np.int32),
         threshold=np.where(leaf, 0, threshold).astype(threshold.dtype),
         mode=np.array([0 if n == "LEAF" else MODES.index(n) for n in names], np.int8),
         yes=yes.astype(np.int32),
         no=no.astype(np.int32),
-        missing=np.zeros(len(ids), bool) if not missing else np.asarray(missing, bool),
+        missing=_list(node, "nodes_missing_value_tracks_true", count, bool, absent=False),
         leaf=rows.astype(np.int32),
         roots=roots.astype(np.int32),
         depth=_depth(node, roots, yes, no, leaf),
         members=np.zeros((0, 0)),
-        asks_for=np.zeros(len(ids), np.int32),
-        votes=_votes(rows[voters], np.asarray(needed(node, f"{kind}_ids"), np.int64), weights, int(leaf.sum())),
+        asks_for=np.zeros(count, np.int32),
+        votes=_votes(rows[place(of_trees, of_nodes)], targets, weights, int(leaf.sum())),
     )
 
 
 def forest_of_places(node: Operator) -> Forest:
     """The forest of a TreeEnsemble, whose children are places among the inner nodes or among the leaves."""
-    get = node.attributes.get
-    features = np.asarray(needed(node, "nodes_featureids"), np.int32)
-    count, leaves = len(features), len(needed(node, "leaf_targetids"))
+    count, leaves = len(needed(node, "nodes_featureids")), len(needed(node, "leaf_targetids"))
+    mode = np.asarray(needed(node, "nodes_modes")).reshape(-1).astype(np.int64)
+    threshold, weights = (np.asarray(needed(node, name)).reshape(-1) for name in ("nodes_splits", "leaf_weights"))
+    roots, targets = (np.asarray(needed(node, name), np.int64) for name in ("tree_roots", "leaf_targetids"))
+    if not len(mode) == len(threshold) == count or len(weights) != leaves:
+        raise _broken(
+            node, f"{count} nodes, {len(mode)} modes, {len(threshold)} splits; {leaves} leaves, {len(weights)} weights"
+        )
+    if not roots.size or (roots < 0).any() or (roots >= count).any():
+        raise _broken(node, f"its roots are not among its {count} nodes")
+    if (targets < 0).any() or (targets >= 2**31).any():
+        raise _broken(node, f"leaf_targetids goes from {targets.min()} to {targets.max()}")
+    if (mode < 0).any() or (mode > MEMBER).any():
+        raise _broken(node, f"nodes_modes has {mode.max()}; the modes are 0 to {MEMBER}")
     itself = np.arange(count, count + leaves)
     children = []
     for which in ("true", "false"):
@@ -121,28 +127,25 @@ def forest_of_places(node: Operator) -> Forest:
             raise _broken(node, f"nodes_{which}nodeids leads out of its {count} nodes and {leaves} leaves")
         children.append(np.concatenate([places + count * is_leaf, itself]))
     yes, no = children
-    mode = np.asarray(needed(node, "nodes_modes")).astype(np.int8)
-    if (mode < 0).any() or (mode > MEMBER).any():
-        raise _broken(node, f"nodes_modes has {mode.max()}; the modes are 0 to {MEMBER}")
-    threshold = np.asarray(needed(node, "nodes_splits"))
-    missing = get("nodes_missing_value_tracks_true")
-    weights = np.asarray(needed(node, "leaf_weights"))
-    roots = np.asarray(needed(node, "tree_roots"), np.int32)
     leaf = np.arange(count + leaves) >= count
-    inert = np.zeros(leaves)
+
+    def extended(values: np.ndarray, dtype: Any) -> np.ndarray:
+        """Values of the inner nodes, and zeros for the leaves."""
+        return np.concatenate([values, np.zeros(leaves)]).astype(dtype)
+
     return Forest(
-        feature=np.concatenate([features, inert]).astype(np.int32),
-        threshold=np.concatenate([threshold, inert.astype(threshold.dtype)]),
-        mode=np.concatenate([mode, inert]).astype(np.int8),
+        feature=extended(_list(node, "nodes_featureids", count, np.int32), np.int32),
+        threshold=np.concatenate([threshold, np.zeros(leaves, threshold.dtype)]),
+        mode=extended(mode, np.int8),
         yes=yes.astype(np.int32),
         no=no.astype(np.int32),
-        missing=np.concatenate([np.asarray(missing, bool) if missing else np.zeros(count, bool), inert.astype(bool)]),
+        missing=extended(_list(node, "nodes_missing_value_tracks_true", count, bool, absent=False), bool),
         leaf=np.where(leaf, np.arange(count + leaves) - count, -1).astype(np.int32),
-        roots=roots,
+        roots=roots.astype(np.int32),
         depth=_depth(node, roots, yes, no, leaf),
         members=_members(node, mode, threshold.dtype),
-        asks_for=np.concatenate([np.cumsum(mode == MEMBER) - 1, inert]).astype(np.int32),
-        votes=Votes(targets=np.asarray(needed(node, "leaf_targetids"), np.int32)[:, None], weights=weights[:, None]),
+        asks_for=extended(np.cumsum(mode == MEMBER) - 1, np.int32),
+        votes=Votes(targets=targets.astype(np.int32)[:, None], weights=weights[:, None]),
     )
 
 
@@ -192,17 +195,27 @@ class _Places:
             raise _broken(self.node, f"tree {tree} has no node {index}") from None
 
 
-def _list(node: Operator, name: str, length: int, dtype: Any) -> np.ndarray:
-    values = np.asarray(node.attributes.get(name) or (), dtype)
+def _list(node: Operator, name: str, length: int, dtype: Any, absent: Any = None) -> np.ndarray:
+    """A list of `length` integers; where it is absent, `absent` so often if that is a value."""
+    given = node.attributes.get(name)
+    if not given and absent is not None:
+        return np.full(length, absent, dtype)
+    values = np.asarray(given or (), np.int64)
+    if dtype is np.int32 and (np.abs(values) >= 2**31).any():
+        raise _broken(node, f"{name} has {values[np.abs(values).argmax()]}")
+    values = values.astype(dtype)
     if len(values) != length:
         raise _broken(node, f"{name} has {len(values)} values for {length} nodes")
     return values
 
 
-def _floats(node: Operator, name: str) -> np.ndarray:
+def _floats(node: Operator, name: str, length: int) -> np.ndarray:
     """A list of floats, or the tensor that stands for it where they are doubles."""
     tensor = node.attributes.get(f"{name}_as_tensor")
-    return np.asarray(tensor).reshape(-1) if tensor is not None else float_list(node, name)
+    values = float_list(node, name) if tensor is None else np.asarray(tensor).reshape(-1)
+    if len(values) != length:
+        raise _broken(node, f"{name} has {len(values)} values; {length} are needed")
+    return values
 
 
 def _votes(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, leaves: int) -> Votes:
