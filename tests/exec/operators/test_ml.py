@@ -337,3 +337,47 @@ def test_maps() -> None:
     assert zipped == [{"no": 0.25, "yes": 0.75}, {"no": 1.0, "yes": 0.0}]
     with pytest.raises(ModelError, match="2 classes for 3 columns"):
         run("ZipMap", np.zeros((1, 3), np.float32), classlabels_int64s=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("nodes_treeids", [0], "nodes_treeids has 1 values"),
+        ("nodes_values", [], "nodes_values has 0 values"),
+        ("nodes_modes", None, "lacks its attribute nodes_modes"),
+        ("nodes_featureids", [2**40], "nodes_featureids has"),
+        ("target_ids", [0, 0, -1], "target_ids goes from -1"),
+        ("target_nodeids", [0], "target_nodeids has 1 values"),
+        ("nodes_truenodeids", [99], "has no node 99"),
+        ("n_targets", 0, "a vote for score 0 of 0"),
+        ("base_values", [1.0, 2.0, 3.0], "3 base values for 2 scores"),
+    ],
+)
+def test_forests_whose_lists_do_not_fit_are_refused(name: str, value: Any, words: str) -> None:
+    lists: dict[str, Any] = {"n_targets": 2, **forest(2, 1, "target"), name: value}
+    if name in ("nodes_featureids", "nodes_truenodeids", "target_ids"):
+        lists[name] = (value + forest(2, 1, "target")[name])[: len(forest(2, 1, "target")[name])]
+    with pytest.raises(ModelError, match=words):
+        Backend.run_node(
+            ml("TreeEnsembleRegressor", **{k: v for k, v in lists.items() if v not in (None, [])}),
+            [rows()],
+            opset_version=3,
+        )
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "words"),
+    [
+        ("Scaler", {"offset": [1.0, 2.0]}, "2 offset; it needs 1 or 4"),
+        ("LinearRegressor", {"targets": 2, "coefficients": [1.0]}, r"1 coefficients; it needs \(2, 4\)"),
+        ("LinearClassifier", {"classlabels_ints": [1, 2]}, "0 coefficients for 4 features"),
+        ("LinearClassifier", {"coefficients": [1.0] * 4}, "names no classes"),
+        ("SVMRegressor", {"coefficients": [1.0] * 4, "kernel_params": [1.0]}, "1 kernel_params; it needs 3"),
+        ("Imputer", {"imputed_value_floats": [1.0, 2.0]}, "needs imputed_value_floats"),
+        ("Normalizer", {"norm": "L3"}, "the norm 'L3'"),
+        ("LabelEncoder", {"keys_floats": [1.0], "values_floats": [1.0, 2.0]}, "1 keys and 2 values"),
+    ],
+)
+def test_lists_of_the_wrong_length_are_refused(op: str, attributes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        Backend.run_node(ml(op, **attributes), [rows()], opset_version=4)
