@@ -79,9 +79,10 @@ def model_sentence(graph: Graph) -> str:
 def operators_table(graph: Graph, *, batch: int, annotated: Iterable[Strategy] = ()) -> Table:
     """Every operator with its family, work and shapes for `batch` samples; the totals and what is `annotated` below."""
     from ..models.onnxpp import work
+    from ..models.onnxpp.host import on_host
 
     trained = set(graph.parameters)
-    numbers = ("FLOP", "bytes", "parameters")
+    numbers = ("FLOP", "bytes", "FLOP/B", "parameters")
     table = plain_table(f"{graph.name}, batch {batch}", "operator", "type", "family", *numbers, "result", right=numbers)
     given = ", ".join(_tensor(graph, name) for name in (*graph.inputs, *graph.targets))
     table.caption = (
@@ -94,6 +95,11 @@ def operators_table(graph: Graph, *, batch: int, annotated: Iterable[Strategy] =
         table.caption += f"\n<=: depends on data, at most this; work of {bounded} operators is an upper bound"
     if graph.fixed_batch is not None:
         table.caption += f"\nthe batch is fixed, {graph.fixed_batch} a run: it can be simulated and run, not trained"
+    slow = sum(on_host(o.op_type, o.domain) for o in graph.operators)
+    if slow:
+        table.caption += (
+            f"\n*: XLA cannot compile it; the executor runs {slow} such in NumPy, and trains nothing before them"
+        )
     for strategy in annotated:
         table.caption += f"\nconfiguration {strategy}"
     table.caption_justify = "left"
@@ -107,10 +113,11 @@ def operators_table(graph: Graph, *, batch: int, annotated: Iterable[Strategy] =
         shape = _dims(result, "x") if result else "?"
         table.add_row(
             operator.name,
-            operator.op_type,
+            operator.op_type + ("*" if on_host(operator.op_type, operator.domain) else ""),
             operator.family,
             count(forward.flops) if forward.flops else "",
             nbytes(moved) if moved else "",
+            f"{forward.flops / moved:.3g}" if forward.flops and moved else "",
             count(held) if held else "",
             shape,
         )
@@ -121,6 +128,7 @@ def operators_table(graph: Graph, *, batch: int, annotated: Iterable[Strategy] =
         "",
         count(total_flops),
         nbytes(total_bytes),
+        f"{total_flops / total_bytes:.3g}" if total_bytes else "",
         count(graph.parameter_count),
         f"loss: {graph.loss or 'none'}",
     )

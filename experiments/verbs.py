@@ -24,7 +24,19 @@ if TYPE_CHECKING:
     from .planning import PlanResult
     from .whatif import WhatIf
 
-__all__ = ["approve", "cluster_of", "counts", "export", "load_model", "measure", "plan", "search", "simulate", "steps_of", "whatif"]
+__all__ = [
+    "approve",
+    "cluster_of",
+    "counts",
+    "export",
+    "load_model",
+    "measure",
+    "plan",
+    "search",
+    "simulate",
+    "steps_of",
+    "whatif",
+]
 
 Model = Onnxpp | str | Path
 
@@ -56,7 +68,13 @@ def load_model(
 
 
 def counts(graph: Graph, *, batch: int) -> dict[str, Any]:
-    """What a model's operators do for `batch` samples, as plain values: FLOPs, bytes, parameters, shapes."""
+    """What a model's operators do for `batch` samples, as plain values: FLOPs, bytes, parameters, shapes.
+
+    `activation_bytes` are those of an operator's results, `intensity` is FLOPs of the forward pass by bytes that it moves
+    (None where it moves nothing), `on_host` says that XLA cannot compile it.
+    """
+    from ..models.onnxpp.host import on_host
+
     trained = graph.trainable
     rows = []
     for operator in graph.operators:
@@ -64,6 +82,12 @@ def counts(graph: Graph, *, batch: int) -> dict[str, Any]:
         for phase in ("forward", "backward"):
             row[phase] = work(operator, graph, batch=batch, phase=phase)._asdict()
         row["parameters"] = sum(graph.tensors[i].elements(1) for i in dict.fromkeys(operator.inputs) if i in trained)
+        row["parameter_bytes"] = sum(graph.tensors[i].nbytes(1) for i in dict.fromkeys(operator.inputs) if i in trained)
+        results = [graph.tensors[t] for t in operator.outputs if t in graph.tensors]
+        row["activation_bytes"] = sum(tensor.nbytes(batch) for tensor in results)
+        moved = row["forward"]["read_bytes"] + row["forward"]["write_bytes"]
+        row["intensity"] = row["forward"]["flops"] / moved if moved else None
+        row["on_host"] = on_host(operator.op_type, operator.domain)
         row["results"] = {t: [str(d) for d in graph.tensors[t].shape] for t in operator.outputs if t in graph.tensors}
         rows.append(row)
     return {
@@ -177,7 +201,12 @@ def plan(
     from .planning import plan as write
 
     return write(
-        _with_weights(model, loss, allow_external), on=cluster_of(on), batch=batch, out=out, cost_model=_costs(database), **options
+        _with_weights(model, loss, allow_external),
+        on=cluster_of(on),
+        batch=batch,
+        out=out,
+        cost_model=_costs(database),
+        **options,
     )
 
 
@@ -275,7 +304,9 @@ def measure(
     if rehearsals and progress:
         progress("small trainings in real ranks", 1, 1)
     said: list[str] = []
-    record(measurement, ObservationDatabase(Path(database)) if database else None, rehearsals=rehearsals, tell=said.append)
+    record(
+        measurement, ObservationDatabase(Path(database)) if database else None, rehearsals=rehearsals, tell=said.append
+    )
     return replace(measurement, skipped=(*measurement.skipped, *said))
 
 
