@@ -18,8 +18,8 @@ __all__ = ["MAX_FIELDS", "SCANNED_FROM_BYTES", "check_wire"]
 
 # Below this a file cannot take more than some hundreds of megabytes in memory, whatever it holds.
 SCANNED_FROM_BYTES = 2**22
-# Messages, texts and packed lists. 500,000 nodes with four names and two attributes each have half as many.
-MAX_FIELDS = 8_000_000
+# Messages, texts and packed lists; a node with four names and two attributes has about twelve.
+MAX_FIELDS = 4_000_000
 # Protobuf's own parsers stop at 100 as well.
 MAX_NESTING = 100
 
@@ -42,7 +42,11 @@ def check_wire(content: bytes, place: object) -> None:
             )
         inner = _messages(descriptor, tables)
         while at < end:
-            tag, at = _varint(content, at, end)
+            tag = content[at]  # numbers of one byte are by far the most: calls would take most of the time
+            if tag < 0x80:
+                at += 1
+            else:
+                tag, at = _varint(content, at, end)
             kind = tag & 7
             if kind == 0:
                 _, at = _varint(content, at, end)
@@ -51,7 +55,11 @@ def check_wire(content: bytes, place: object) -> None:
             elif kind == 5:
                 at += 4
             elif kind == 2:
-                length, at = _varint(content, at, end)
+                if at < end and content[at] < 0x80:
+                    length = content[at]
+                    at += 1
+                else:
+                    length, at = _varint(content, at, end)
                 if length > end - at:
                     return
                 message = inner.get(tag >> 3)

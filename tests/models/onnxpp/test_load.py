@@ -13,6 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hpdlf.errors import ModelError
 from hpdlf.models.onnxpp import Onnxpp, import_model, load_onnxpp
+from hpdlf.models.onnxpp.load import check
 from hpdlf.models.zoo import mlp
 
 
@@ -264,3 +265,13 @@ def test_a_model_of_another_domain_alone(tmp_path: Path) -> None:
     relu = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
     model = helper.make_model(relu, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)])
     assert "no operator set of the standard domain is imported" in refused(tmp_path / "m.onnx", model)
+
+
+def test_inputs_that_are_no_tensors_are_refused_when_planning(tmp_path: Path) -> None:
+    element = helper.make_tensor_type_proto(TensorProto.FLOAT, [4])
+    x = helper.make_value_info("x", helper.make_sequence_type_proto(element))
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("ConcatFromSequence", ["x"], ["y"], axis=0)], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    check(model, "m.onnx")
+    assert "input 'x' is no tensor (sequence)" in refused(tmp_path / "m.onnx", model)
