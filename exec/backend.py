@@ -25,6 +25,7 @@ from ..models.onnxpp.contrib import rewrite_contrib
 from ..models.onnxpp.external import tensor_values
 from ..models.onnxpp.graph import Body
 from ..models.onnxpp.load import check, read_model
+from .failing import in_a_sentence
 from .operators import step_context
 from .runner import Runner
 
@@ -49,7 +50,7 @@ class Prepared(BackendRep):
         types are computed with as they are. Raises ModelError.
         """
         given = self._ordered(inputs)
-        with jax.enable_x64(True):
+        with in_a_sentence(), jax.enable_x64(True):
             context = step_context(seed=self._seed, step=0, samples=np.arange(1), training=None)
             return tuple(_plain(value) for value in self._runner(given, {}, context))
 
@@ -142,8 +143,9 @@ class Backend(StandardBackend):
                 "operators, or without the optimisations of onnxruntime"
             )
         opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
-        body = body_of(model.graph, opsets, lambda tensor: tensor_values(tensor, folder, allowed))
-        return Prepared(body, seed)
+        with in_a_sentence():
+            body = body_of(model.graph, opsets, lambda tensor: tensor_values(tensor, folder, allowed))
+            return Prepared(body, seed)
 
     @classmethod
     def run_model(

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..models.onnxpp.graph import Body, Operator
+from .failing import named
 from .island import Island
 from .operators import Context, host_lowering, lowering
 from .operators.interpret import BAKED_BYTES
@@ -78,7 +79,7 @@ class Runner:
 
     def _on_device(self) -> Mapping[str, Any]:
         """Large constants are handed to JAX once, not in every call (and once more where 64-bit types come on)."""
-        wide = bool(jax.config.jax_enable_x64)
+        wide = bool(jax.config.read("jax_enable_x64"))
         if wide not in self._placed:
             self._placed[wide] = {n: v if is_text(v) else jnp.asarray(v) for n, v in self._large.items()}
         return self._placed[wide]
@@ -91,13 +92,14 @@ class Runner:
         operands = [_to_host(values[name]) if name else None for name in node.inputs]
         version = self.body.opsets.get(node.domain, 1)
         function = host_lowering(node, version)
-        if function is not None:
-            results = function(node, *operands, context=context.at(node, None), run=self._run_inner)
-        elif any(is_text(v) for v in operands):
-            results = by_codes(lowering(node, version), node, operands, context.at(node, None))
-        else:
-            # Nothing but a compiled form: it says itself what it lacks.
-            results = lowering(node, version)(node, *operands, context=context.at(node, None))
+        with named(node):
+            if function is not None:
+                results = function(node, *operands, context=context.at(node, None), run=self._run_inner)
+            elif any(is_text(v) for v in operands):
+                results = by_codes(lowering(node, version), node, operands, context.at(node, None))
+            else:
+                # Nothing but a compiled form: it says itself what it lacks.
+                results = lowering(node, version)(node, *operands, context=context.at(node, None))
         values.update({name: v for name, v in zip(node.outputs, results, strict=False) if name})
 
     def _run_inner(

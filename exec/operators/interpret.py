@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...models.onnxpp.graph import Body, Operator
+from ..failing import named
 from .known import in_numpy
 from .registry import Context, Lowering, lowering
 
@@ -31,7 +32,7 @@ def interpret(
     """
     for node, function in steps:
         operands = [values[name] if name else None for name in node.inputs]
-        with jax.named_scope(f"onnx:{node.name}"):
+        with jax.named_scope(f"onnx:{node.name}"), named(node):
             results = computed(
                 node, function, operands, context.at(node, batch_axes.get(node.name, context.batch_axis))
             )
