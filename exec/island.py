@@ -116,7 +116,7 @@ class Island:
                 parts.append((name, value.shape, value.dtype.name, value.tobytes()))
             else:
                 parts.append((name, value.shape, value.dtype.name))
-        wide = bool(jax.config.jax_enable_x64)
+        wide = bool(jax.config.read("jax_enable_x64"))
         return end, tuple(parts), wide, context.training, context.precision, context.samples.shape
 
     def _trace(

@@ -94,9 +94,9 @@ def xla_flops(model: Onnxpp, *, batch: int, training: bool) -> float:
     constants = {n: jax.ShapeDtypeStruct(v.shape, v.dtype) for n, v in segment.constants.items()}
     context = step_context(seed=0, step=0, samples=np.arange(batch), training=training)
     given = (constants, like(segment.parameters), like(segment.state), like(segment.inputs), context)
-    form = "forward_backward" if training else "forward"
+    compiled: Any = segment._compiled["forward_backward" if training else "forward"]
     cotangents = ({graph.loss: np.float32(1)},) if training else ()
-    costs: Mapping[str, float] | None = segment._compiled[form].lower(*given, *cotangents).cost_analysis()
+    costs: Mapping[str, float] | None = compiled.lower(*given, *cotangents).cost_analysis()
     if not costs or "flops" not in costs:
         raise ModelError(f"XLA counts nothing of {graph.name!r}")
     return float(costs["flops"])

@@ -143,7 +143,8 @@ def _order(nodes: Sequence[NodeProto], needs: list[set[int]], problems: Problems
         return order
     left = set(range(len(needs))) - set(order)
     places: Mapping[int, int]
-    walk, places, at = [], {}, min(left)
+    walk: list[int] = []
+    places, at = {}, min(left)
     while at not in places:
         places[at] = len(walk)
         walk.append(at)

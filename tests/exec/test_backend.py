@@ -83,7 +83,7 @@ def test_damaged_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
     broken = onnx.ModelProto()
     broken.CopyFrom(DOUBLED)
     broken.graph.node[0].input[0] = "nowhere"
-    with pytest.raises(ModelError, match="the model cannot be imported.*nowhere"):
+    with pytest.raises(ModelError, match=r"the model cannot be imported.*nowhere"):
         Backend.prepare(broken)
     onnx.save(broken, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="nowhere"):
