@@ -25,6 +25,7 @@ from ..models.onnxpp.contrib import rewrite_contrib
 from ..models.onnxpp.external import tensor_values
 from ..models.onnxpp.graph import Body
 from ..models.onnxpp.load import check, read_model
+from ..models.onnxpp.normalise import without_functions
 from .failing import in_a_sentence
 from .operators import step_context
 from .runner import Runner
@@ -132,10 +133,7 @@ class Backend(StandardBackend):
         else:
             folder = Path(model).parent
             model, _ = read_model(model, allow_external=allowed)
-        if model.functions:
-            from onnx.inliner import inline_local_functions
-
-            model = inline_local_functions(model)
+        model = without_functions(model)
         unknown = rewrite_contrib(model)
         if unknown:
             raise ModelError(

@@ -22,7 +22,7 @@ from .strided import reshape_ordered_gathers
 from .untie import untie
 from .weights import is_heavy, light_copy
 
-__all__ = ["convert_opset", "normalise", "unique_name"]
+__all__ = ["convert_opset", "normalise", "unique_name", "without_functions"]
 
 TARGET_OPSET = 18
 IR_VERSION = 11
@@ -44,13 +44,7 @@ def normalise(model: ModelProto, place: object = "the model") -> ModelProto:
     `place` names the file in messages. Raises ModelError where its functions cannot be written out.
     """
     kept = put_aside(model, placed_only=not model.functions)
-    if model.functions:
-        light = light_copy(model)
-        mark_slots(light)
-        nodes = len(light.graph.node) + sum(len(f.node) for f in light.functions)
-        reply = sandbox.run_limited("inline", light.SerializeToString(), place=place, nodes=nodes)
-        model = _with_weights(ModelProto.FromString(reply), model)
-        take_slots(model)
+    model = without_functions(model, place)
     # From version 4 on initializers need not be inputs.
     model.ir_version = max(model.ir_version, 4)
     constants_to_initializers(model)
@@ -63,6 +57,19 @@ def normalise(model: ModelProto, place: object = "the model") -> ModelProto:
     reshape_ordered_gathers(model)
     untie(model)
     restore(model, kept)
+    return model
+
+
+def without_functions(model: ModelProto, place: object = "the model") -> ModelProto:
+    """The same model with its functions written out; weights are put aside meanwhile. Raises ModelError."""
+    if not model.functions:
+        return model
+    light = light_copy(model)
+    mark_slots(light)
+    nodes = len(light.graph.node) + sum(len(f.node) for f in light.functions)
+    reply = sandbox.run_limited("inline", light.SerializeToString(), place=place, nodes=nodes)
+    model = _with_weights(ModelProto.FromString(reply), model)
+    take_slots(model)
     return model
 
 
