@@ -140,7 +140,13 @@ def gather(node: Operator, x: Value, indices: Value) -> Value:
     """x at `indices` along `axis`; negative indices count from the end."""
     axis = int(node.attributes.get("axis", 0))
     if isinstance(x, np.ndarray) and isinstance(indices, np.ndarray):
-        return np.take(x, indices, axis=axis)
+        try:
+            return np.take(x, indices, axis=axis)
+        except IndexError:
+            raise ModelError(
+                f"Gather node {node.name!r} takes rows up to {int(indices.max())} of a table of {x.shape[axis]}, which the "
+                "file may hold for the one batch size that it was exported for; export with a dynamic batch axis"
+            ) from None
     size = x.shape[axis]
     at = jnp.asarray(indices)
     return jnp.take(jnp.asarray(x), jnp.where(at < 0, at + size, at), axis=axis, mode="clip")

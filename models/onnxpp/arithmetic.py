@@ -206,6 +206,8 @@ def evaluate(
     """
     if node.domain not in ("", "ai.onnx") or any(v is not None and v.dtype == object for v in values):
         return None
+    if node.op_type == "Gather":
+        _check_rows(node, attributes, values)
     try:
         with np.errstate(all="ignore"):
             results = _direct(node.op_type, attributes, values, dims)
@@ -217,6 +219,17 @@ def evaluate(
             return [np.asarray(r).astype(t, copy=False) for r, t in zip(results, dtypes, strict=False)]
     except Exception:  # the reference evaluator raises anything
         return None  # operands that do not fit: the shape stays what inference says
+
+
+def _check_rows(node: NodeProto, attributes: Attributes, values: Sequence[Array | None]) -> None:
+    """Rows that a Gather takes must be there: a table that was made for one batch size has none for another."""
+    table, index = values[0], values[1]
+    if table is None or index is None or not index.size:
+        return
+    rows = table.shape[attributes.get("axis", 0)]
+    low, high = int(index.min()), int(index.max())
+    if low < -rows or high >= rows:
+        raise ValueError(f"row {high if high >= rows else low} is taken of {node.input[0]!r}, which has {rows}")
 
 
 def bounds(

@@ -70,3 +70,10 @@ def test_rows_that_are_no_multiple_of_the_samples_are_refused() -> None:
 @pytest.mark.parametrize("module", [casting, registry, window])
 def test_examples_in_docstrings(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_gather_beyond_its_table_says_so() -> None:
+    take = Operator(name="take", op_type="Gather", family="gather", inputs=("t", "i"), outputs=("y",))
+    context = step_context(seed=0, step=0, samples=np.arange(1))
+    with pytest.raises(ModelError, match="'take' takes rows up to 4 of a table of 4"):
+        lowering(take, 20)(take, np.zeros((4, 1)), np.array([0, 4]), context=context)

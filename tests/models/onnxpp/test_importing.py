@@ -304,3 +304,25 @@ def test_a_file_may_say_what_is_trained(tmp_path: Path) -> None:
     assert "w" in graph.constants
     assert graph.operator["Gather_1"].family == "gather"
     assert "w" in import_model(tmp_path / "m.onnx", train="^w$").graph.parameters
+
+
+def test_table_for_one_batch_size_is_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["n"], axis=0),
+        helper.make_node("Range", ["zero", "n", "one"], ["at"]),
+        helper.make_node("Gather", ["table", "at"], ["rows"], axis=0, name="take"),
+        helper.make_node("Add", ["x", "rows"], ["y"]),
+    ]
+    constants = {"table": np.zeros((4, 1), np.float32), "zero": np.int64(0), "one": np.int64(1)}
+    graph = helper.make_graph(
+        nodes,
+        "table",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    with pytest.raises(ModelError, match=r"'take'.*row 10 is taken of 'table', which has 4"):
+        import_model(path)
