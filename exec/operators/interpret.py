@@ -47,7 +47,11 @@ def computed(node: Operator, function: Lowering, operands: Sequence[Any], contex
             return known
         if _is_small(node, function, operands, context):
             with jax.ensure_compile_time_eval():
-                results = tuple(map(_on_host, function(node, *operands, context=context)))
+                results = function(node, *operands, context=context)
+            if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(results)):
+                # A graph inside may draw random numbers, whose key is known in the run alone.
+                return results
+            results = tuple(map(_on_host, results))
             if all(v is None or isinstance(v, list) or v.nbytes <= BAKED_BYTES for v in results):
                 return results
     return function(node, *operands, context=context)

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from hpdlf.exec.operators import lowering, step_context
+from hpdlf.exec.operators import Context, lowering, step_context
+from hpdlf.exec.operators.interpret import interpret
 from hpdlf.models.onnxpp import Operator
+from hpdlf.models.onnxpp.graph import Body
 
 
 def drawn(
@@ -68,3 +71,21 @@ def test_multinomial_follows_unnormalised_logarithms() -> None:
     assert (y.shape, y.max()) == ((2, 5000), 2)
     np.testing.assert_allclose(np.bincount(y[0], minlength=3) / 5000, [0.2, 0.6, 0.2], atol=0.03)
     assert (y[1] == 2).all()
+
+
+def test_a_branch_that_is_known_may_draw_in_compiled_code() -> None:
+    draws = Operator(
+        name="r", op_type="RandomNormal", family="random", inputs=(), outputs=("r",), attributes={"shape": (2,)}
+    )
+    branch = Body(name="b", opsets={"": 20}, operators=(draws,), inputs=(), outputs=("r",))
+    branches = {"then_branch": branch, "else_branch": branch}
+    node = Operator(name="i", op_type="If", family="control", inputs=("c",), outputs=("y",), attributes=branches)
+
+    @jax.jit
+    def compiled(context: Context) -> Any:
+        values: dict[str, Any] = {"c": np.array(True)}
+        interpret([(node, lowering(node, 20))], values, context, {})
+        return values["y"]
+
+    first, again, other = (compiled(step_context(seed=0, step=n, samples=np.arange(1))) for n in (0, 0, 1))
+    assert first.tolist() == again.tolist() != other.tolist()
