@@ -71,7 +71,8 @@ def quantize(ratio: Array, zero_point: Array | None, dtype: Any, *, saturate: bo
 
 
 def dequantize(x: Value, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
-    """(x - zero point) · scale, of shapes that broadcast; the difference is exact, the product computed in `dtype`."""
+    """(x - zero point) · scale as `dtype`, of shapes that broadcast; the difference is exact, the product computed in
+    float32 at least: float16 need not hold the difference."""
     data = jnp.asarray(x)
     if is_whole(data.dtype):
         difference = data.astype(jnp.int32)
@@ -81,7 +82,8 @@ def dequantize(x: Value, scale: Array, zero_point: Array | None, dtype: Any) -> 
         difference = data.astype(jnp.float32)
         if zero_point is not None:
             difference = difference - zero_point.astype(jnp.float32)
-    return difference.astype(dtype) * jnp.asarray(converted(scale, dtype))
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return (difference.astype(wide) * jnp.asarray(converted(scale, wide))).astype(dtype)
 
 
 @lowers("QuantizeLinear", since=10)

@@ -96,3 +96,10 @@ def test_scales_of_a_wrong_shape_are_refused() -> None:
     node = helper.make_node("QuantizeLinear", ["x", "s"], ["y"], axis=1, block_size=2)
     with pytest.raises(ModelError, match=r"need \(2, 3\)"):
         Backend.run_node(node, [np.zeros((2, 5), np.float32), np.ones((2, 2), np.float32)])
+
+
+def test_differences_that_float16_does_not_hold() -> None:
+    node = helper.make_node("DequantizeLinear", ["x", "s"], ["y"])
+    (y,) = Backend.run_node(node, [np.array([100_000, -100_000], np.int32), np.array(0.001, np.float16)])
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y, [100, -100], rtol=2e-3)
