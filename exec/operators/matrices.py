@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ...models.onnxpp.graph import Operator
@@ -31,6 +33,9 @@ def one_hot(node: Operator, indices: Value, depth: Value, values: Value) -> Arra
     count = int(static(node, "depth", depth).reshape(()))
     axis = int(node.attributes.get("axis", -1))
     at = jnp.asarray(indices)
+    if jnp.issubdtype(at.dtype, jnp.integer):
+        # The depth may be more than 8 bits hold.
+        at = at.astype(jax.dtypes.canonicalize_dtype(np.int64))
     at = jnp.expand_dims(jnp.where(at < 0, at + jnp.asarray(count, at.dtype), at), axis)
     shape = [1] * at.ndim
     shape[axis] = count

@@ -75,3 +75,11 @@ def test_an_exclusive_sum_loses_nothing_to_infinity() -> None:
 def test_determinants(like_onnxruntime: Compare) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
     like_onnxruntime(helper.make_node("Det", ["x"], ["y"]), {"x": x}, opset=11)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
+def test_one_hot_deeper_than_its_indices_type_holds(dtype: str) -> None:
+    node = helper.make_node("OneHot", ["i", "d", "v"], ["y"])
+    (y,) = Backend.run_node(node, [np.array([3], dtype), np.array(300), np.array([0, 1], np.int32)])
+    assert y.shape == (1, 300)
+    assert np.flatnonzero(y[0]).tolist() == [3]
