@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ def _batch_normalised(
         shape = (-1,) if x.ndim == 1 else shape
     else:
         axes, shape = (0,), (1, *x.shape[1:])
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = _wide(x)
     if trains:
         current = jnp.mean(wide, axis=axes, keepdims=True)
         spread = jnp.mean(jnp.square(wide - current), axis=axes, keepdims=True)
@@ -78,7 +79,7 @@ def layer_normalization(node: Operator, x: Array, scale: Array, bias: Array | No
     """(y, mean, 1 / deviation) over the axes from `axis` on; statistics in the `stash_type`, at least float32."""
     axis = int(node.attributes.get("axis", -1)) % x.ndim
     axes = tuple(range(axis, x.ndim))
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = _wide(x)
     mean = jnp.mean(wide, axis=axes, keepdims=True)
     centred = wide - mean
     inverse = lax.rsqrt(jnp.mean(jnp.square(centred), axis=axes, keepdims=True) + node.attributes.get("epsilon", 1e-5))
@@ -90,7 +91,7 @@ def layer_normalization(node: Operator, x: Array, scale: Array, bias: Array | No
 def rms_normalization(node: Operator, x: Array, scale: Array) -> Array:
     """x over its root mean square along the axes from `axis` on, times scale."""
     axes = tuple(range(int(node.attributes.get("axis", -1)) % x.ndim, x.ndim))
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = _wide(x)
     square = jnp.mean(jnp.square(wide), axis=axes, keepdims=True)
     return (wide * lax.rsqrt(square + node.attributes.get("epsilon", 1e-5))).astype(x.dtype) * scale
 
@@ -99,9 +100,10 @@ def rms_normalization(node: Operator, x: Array, scale: Array) -> Array:
 def instance_normalization(node: Operator, x: Array, scale: Array, bias: Array) -> Array:
     """Normalises every channel of every sample over its spatial dims."""
     axes, shape = tuple(range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))
-    mean = jnp.mean(x, axis=axes, keepdims=True)
-    spread = jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
-    y = _normalised(x, mean, spread, node.attributes.get("epsilon", 1e-5))
+    wide = _wide(x)
+    mean = jnp.mean(wide, axis=axes, keepdims=True)
+    spread = jnp.mean(jnp.square(wide - mean), axis=axes, keepdims=True)
+    y = _normalised(wide, mean, spread, node.attributes.get("epsilon", 1e-5)).astype(x.dtype)
     return y * scale.reshape(shape) + bias.reshape(shape)
 
 
@@ -109,10 +111,10 @@ def instance_normalization(node: Operator, x: Array, scale: Array, bias: Array) 
 def group_normalization(node: Operator, x: Array, scale: Array, bias: Array) -> Array:
     """Normalises groups of channels of every sample."""
     groups = int(node.attributes["num_groups"])
-    split = x.reshape(x.shape[0], groups, -1)
+    split = _wide(x).reshape(x.shape[0], groups, prod(x.shape[1:]) // groups)
     mean = jnp.mean(split, axis=-1, keepdims=True)
     spread = jnp.mean(jnp.square(split - mean), axis=-1, keepdims=True)
-    y = _normalised(split, mean, spread, node.attributes.get("epsilon", 1e-5)).reshape(x.shape)
+    y = _normalised(split, mean, spread, node.attributes.get("epsilon", 1e-5)).reshape(x.shape).astype(x.dtype)
     shape = (1, -1, *(1,) * (x.ndim - 2))
     return y * scale.reshape(shape) + bias.reshape(shape)
 
@@ -123,28 +125,35 @@ def local_response_normalization(node: Operator, x: Array) -> Array:
     get = node.attributes.get
     size = int(node.attributes["size"])
     before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
-    squares = jnp.pad(jnp.square(x), [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2))
+    wide = _wide(x)
+    squares = jnp.pad(jnp.square(wide), [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2))
     total = sum(squares[:, i : i + x.shape[1]] for i in range(size))
-    return x / (get("bias", 1.0) + get("alpha", 1e-4) / size * total) ** get("beta", 0.75)
+    return (wide / (get("bias", 1.0) + get("alpha", 1e-4) / size * total) ** get("beta", 0.75)).astype(x.dtype)
 
 
 @lowers("LpNormalization")
 def lp_normalization(node: Operator, x: Array) -> Array:
     """x over its p-norm along `axis`, 0 where the norm is."""
-    axis = int(node.attributes.get("axis", -1))
+    axis, wide = int(node.attributes.get("axis", -1)), _wide(x)
     if int(node.attributes.get("p", 2)) == 1:
-        norm = jnp.sum(jnp.abs(x), axis=axis, keepdims=True)
+        norm = jnp.sum(jnp.abs(wide), axis=axis, keepdims=True)
     else:
-        norm = _root(jnp.sum(jnp.square(x), axis=axis, keepdims=True))
-    return jnp.where(norm == 0, 0, x / jnp.where(norm == 0, 1, norm))
+        norm = _root(jnp.sum(jnp.square(wide), axis=axis, keepdims=True))
+    return jnp.where(norm == 0, 0, wide / jnp.where(norm == 0, 1, norm)).astype(x.dtype)
 
 
 @lowers("MeanVarianceNormalization", since=9)
 def mean_variance_normalization(node: Operator, x: Array) -> Array:
     """(x - mean) / (deviation + 1e-9) over `axes`."""
     axes = tuple(node.attributes.get("axes") or (0, 2, 3))
-    centred = x - jnp.mean(x, axis=axes, keepdims=True)
-    return centred / (_root(jnp.mean(jnp.square(centred), axis=axes, keepdims=True)) + 1e-9)
+    wide = _wide(x)
+    centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
+    return (centred / (_root(jnp.mean(jnp.square(centred), axis=axes, keepdims=True)) + 1e-9)).astype(x.dtype)
+
+
+def _wide(x: Value) -> Array:
+    """x in float32 at least: squares of float16 overflow from 256 on, and 1e-9 is 0 in it."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _root(square: Array) -> Array:
@@ -158,7 +167,7 @@ def _below_maximum(x: Array, axis: int) -> Array:
     XLA may compute x once for the maximum and once for the difference, and round differently: with scores of 1e10 the
     difference is then as much as 1000 and its exponential infinite.
     """
-    difference = x - jnp.max(x, axis=axis, keepdims=True)
+    difference = x - jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf)
     return jnp.where(difference > 0, 0, difference)
 
 
@@ -194,10 +203,7 @@ def _flattened(function: Any, node: Operator, x: Array) -> Array:
     """Before opset 13: over all axes from `axis` (default 1) on, as if they were one."""
     axis = int(node.attributes.get("axis", 1))
     axis = axis + x.ndim if axis < 0 else axis
-    rows = 1
-    for d in x.shape[:axis]:
-        rows *= d
-    return function(x.reshape(rows, -1), -1).reshape(x.shape)
+    return function(x.reshape(prod(x.shape[:axis]), prod(x.shape[axis:])), -1).reshape(x.shape)
 
 
 @lowers("Softmax", since=13)

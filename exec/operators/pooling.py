@@ -104,16 +104,25 @@ _maximum.defvjp(_maximum_forward, _maximum_backward)
 
 
 def _input_index(window: Window, spatial: tuple[int, ...], column_major: bool) -> np.ndarray:
-    """For every tap and output position the input's flat spatial index: (taps, *output). Pads are never a maximum."""
+    """For every tap and output position the input's flat spatial index: (taps, *output).
+
+    A pad is as low as the lowest number. So where one counts as the maximum all are equal: the first element of the input
+    is meant.
+    """
     weights = np.cumprod((1, *spatial[:-1])) if column_major else np.cumprod((1, *spatial[:0:-1]))[::-1]
-    rows = []
+    rows, inside = [], []
     for position in product(*map(range, window.kernel)):
         total: np.ndarray = np.zeros((), np.int64)
+        within: np.ndarray = np.ones((), bool)
         for i, k in enumerate(position):
             at = np.arange(window.output[i]) * window.strides[i] + k * window.dilations[i] - window.pads[i][0]
             total = total[..., None] + at * weights[i]
+            within = within[..., None] & (at >= 0) & (at < spatial[i])
         rows.append(total)
-    return np.stack(rows)
+        inside.append(within)
+    places, real = np.stack(rows), np.stack(inside)
+    first = np.take_along_axis(places, real.argmax(axis=0)[None], axis=0)
+    return np.where(real, places, first)
 
 
 @lowers("AveragePool")

@@ -22,6 +22,11 @@ def _log_sum_exp(x: Array, **how: Any) -> Array:
     return jax.nn.logsumexp(x, **how)
 
 
+def _wide(x: Array) -> Array:
+    """Short floats as float32: squares of float16 overflow from 256 on, though the length may not."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
 def _root(x: Array) -> Array:
     """The square root; its gradient at 0, which is infinite, counts as 0: so does that of the length of nothing."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -32,7 +37,7 @@ def _root(x: Array) -> Array:
 
 _REDUCTIONS: dict[str, Reduction] = {
     "ReduceL1": lambda x, **how: jnp.sum(jnp.abs(x), **how),
-    "ReduceL2": lambda x, **how: _root(jnp.sum(jnp.square(x), **how)),
+    "ReduceL2": lambda x, **how: _root(jnp.sum(jnp.square(_wide(x)), **how)),
     "ReduceLogSum": lambda x, **how: jnp.log(jnp.sum(x, **how)),
     "ReduceLogSumExp": _log_sum_exp,
     "ReduceMax": lambda x, **how: jnp.max(x, initial=_bound(x, low=True), **how),

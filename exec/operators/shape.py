@@ -214,14 +214,18 @@ def pad_by_attribute(node: Operator, x: Value) -> Array:
 @lowers("Constant")
 def constant(node: Operator) -> np.ndarray:
     """The value that stands in the node."""
-    for name in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+    for name in ("value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings"):
         if name not in node.attributes:
             continue
         value = node.attributes[name]
         if name == "value":
             return _tensor(value)
+        if "string" in name:
+            words = [value] if name == "value_string" else value
+            texts = np.array([w.decode() if isinstance(w, bytes) else str(w) for w in words], object)
+            return texts.reshape(()) if name == "value_string" else texts
         return np.asarray(value, np.float32 if "float" in name else np.int64)
-    raise ModelError(f"Constant node {node.name!r} holds {', '.join(node.attributes)}: only dense numbers can be run.")
+    raise ModelError(f"Constant node {node.name!r} holds {', '.join(node.attributes)}: only dense tensors can be run.")
 
 
 @lowers("ConstantOfShape", since=9)

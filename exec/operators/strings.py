@@ -33,9 +33,11 @@ def by_codes(function: Lowering, node: Operator, operands: Sequence[Any], contex
     if node.op_type not in MOVING:
         raise OnlyOnHostError(f"{node.op_type} node {node.name!r} cannot compute with strings.")
     texts = [v for v in operands if is_text(v)]
-    table, codes = np.unique(np.concatenate([v.reshape(-1).astype(str) for v in texts]), return_inverse=True)
+    # The empty string comes first: what Pad fills in where nothing else is said has the number 0.
+    every = np.concatenate([np.array([""]), *(v.reshape(-1).astype(str) for v in texts)])
+    table, codes = np.unique(every, return_inverse=True)
     ends = np.cumsum([v.size for v in texts])
-    parts = iter(part.reshape(v.shape) for part, v in zip(np.split(codes, ends[:-1]), texts, strict=True))
+    parts = iter(part.reshape(v.shape) for part, v in zip(np.split(codes[1:], ends[:-1]), texts, strict=True))
     coded = [next(parts).astype(np.int32) if is_text(v) else v for v in operands]
     results = function(node, *coded, context=context)
     if node.op_type in ("Equal", "Shape", "Size"):

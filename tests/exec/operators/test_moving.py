@@ -130,3 +130,55 @@ def test_unknown_padding_is_refused() -> None:
     node = onnx.helper.make_node("Pad", ["x", "p"], ["y"], mode="mirror")
     with pytest.raises(ModelError, match="'mirror' is none of constant, reflect, edge, wrap"):
         Backend.run_node(node, [np.ones(2, np.float32), np.array([1, 1])])
+
+
+NORMS: dict[str, dict[str, Any]] = {
+    "GroupNormalization": {"num_groups": 2},
+    "InstanceNormalization": {},
+    "LRN": {"size": 3, "alpha": 1.0},
+    "LpNormalization": {"axis": 1},
+    "MeanVarianceNormalization": {},
+    "ReduceL2": {},
+}
+
+
+@pytest.mark.parametrize("op_type", sorted(NORMS))
+def test_squares_of_short_floats_do_not_overflow(op_type: str) -> None:
+    x = np.random.default_rng(0).normal(500, 300, (2, 4, 3, 3)).astype(np.float16)
+    node = onnx.helper.make_node(op_type, ["x"], ["y"], **NORMS[op_type])
+    operands = [x]
+    if op_type in ("GroupNormalization", "InstanceNormalization"):
+        node.input.extend(["s", "b"])
+        operands += [np.ones(4, np.float16), np.zeros(4, np.float16)]
+    (y,) = Backend.run_node(node, operands)
+    (wanted,) = Backend.run_node(node, [v.astype(np.float32) for v in operands])
+    assert y.dtype == np.float16
+    np.testing.assert_allclose(y, wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_a_constant_float16_image_has_no_variance_to_divide_by() -> None:
+    node = onnx.helper.make_node("MeanVarianceNormalization", ["x"], ["y"])
+    assert (Backend.run_node(node, [np.ones((1, 2, 3, 3), np.float16)])[0] == 0).all()
+
+
+def test_no_sample_at_all_is_normalised() -> None:
+    node = onnx.helper.make_node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2)
+    ones = np.ones(4, np.float32)
+    assert Backend.run_node(node, [np.zeros((0, 4, 3), np.float32), ones, ones])[0].shape == (0, 4, 3)
+
+
+def test_words_are_padded_with_the_empty_string() -> None:
+    words, pads = np.array(["b", "c"], object), np.array([1, 2])
+    node = onnx.helper.make_node("Pad", ["x", "p"], ["y"])
+    assert Backend.run_node(node, [words, pads])[0].tolist() == ["", "b", "c", "", ""]
+    node = onnx.helper.make_node("Pad", ["x", "p", "f"], ["y"])
+    assert Backend.run_node(node, [words, pads, np.array("z", object)])[0].tolist() == ["z", "b", "c", "z", "z"]
+
+
+def test_words_are_constants_too() -> None:
+    node = onnx.helper.make_node("Constant", [], ["y"], value_strings=["a", "b"])
+    assert Backend.run_node(node, [])[0].tolist() == ["a", "b"]
+    node = onnx.helper.make_node("Constant", [], ["y"], value_string="a")
+    (y,) = Backend.run_node(node, [])
+    assert y.shape == ()
+    assert y.item() == "a"

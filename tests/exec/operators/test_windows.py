@@ -145,3 +145,31 @@ def test_soft_maximum_of_huge_scores_is_finite() -> None:
     (y,) = Backend.run_model(model, [x])
     assert np.isfinite(y).all()
     assert float(y.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("lowest", [np.uint8(0), np.int8(-128), np.float32(-np.inf)])
+@pytest.mark.parametrize("storage_order", [0, 1])
+def test_the_maximum_is_never_a_pad(lowest: Any, storage_order: int) -> None:
+    """Where all elements are as low as a pad, the first of them is the maximum."""
+    node = onnx.helper.make_node(
+        "MaxPool",
+        ["x"],
+        ["y", "i"],
+        kernel_shape=[3, 3],
+        pads=[1, 1, 1, 1],
+        strides=[2, 2],
+        storage_order=storage_order,
+    )
+    y, index = Backend.run_node(node, [np.full((2, 1, 3, 3), lowest)])
+    assert (y == lowest).all()
+    wanted = np.array([[0, 1], [3, 4]])
+    wanted = wanted.T if storage_order else wanted
+    assert index[:, 0].tolist() == [wanted.tolist(), (wanted + 9).tolist()]
+
+
+@pytest.mark.parametrize(("opset", "shape"), [(13, (2, 0)), (11, (0, 3)), (11, (2, 0))])
+@pytest.mark.parametrize("op_type", ["Softmax", "LogSoftmax"])
+def test_soft_maximum_of_nothing_is_nothing(op_type: str, opset: int, shape: tuple[int, ...]) -> None:
+    node = onnx.helper.make_node(op_type, ["x"], ["y"])
+    (y,) = Backend.run_node(node, [np.zeros(shape, np.float32)], opset_version=opset)
+    assert y.shape == shape
