@@ -92,7 +92,7 @@ def _by_head(x: Value, heads: int) -> Array:
     data = jnp.asarray(x)
     if data.ndim == 4:
         return data
-    return data.reshape(*data.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    return data.reshape(*data.shape[:2], heads, data.shape[2] // heads).transpose(0, 2, 1, 3)
 
 
 def _masked(node: Operator, scores: Array, mask: Value | None, past: int, kept: Value | None) -> Array:

@@ -97,14 +97,16 @@ def _weight_gradient(x: Array, gradient: Array, window: Window) -> Array:
 def _matmul(x: Array, kernel: Array, window: Window) -> Array:
     """(N, *spatial, C) and (*ones, C, M) -> (N, *output, M)."""
     seen = next(taps(x, window))
-    return (seen.reshape(-1, seen.shape[-1]) @ kernel.reshape(kernel.shape[-2:])).reshape(*seen.shape[:-1], -1)
+    return (seen.reshape(-1, seen.shape[-1]) @ kernel.reshape(kernel.shape[-2:])).reshape(
+        *seen.shape[:-1], kernel.shape[-1]
+    )
 
 
 def _im2col(x: Array, kernel: Array, window: Window) -> Array:
     """(N, *spatial, C) and (*kernel, C, M) -> (N, *output, M)."""
     rows = jnp.concatenate(list(taps(padded(x, window, 0), window)), axis=-1)
     y = rows.reshape(-1, rows.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
-    return y.reshape(x.shape[0], *window.output, -1)
+    return y.reshape(x.shape[0], *window.output, kernel.shape[-1])
 
 
 def _xla(x: Array, kernel: Array, window: Window, groups: int) -> Array:

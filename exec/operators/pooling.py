@@ -152,17 +152,19 @@ def lp_pool(node: Operator, x: Array) -> Array:
     window = window_of(node, x.shape[2:], node.attributes.get("kernel_shape") or x.shape[2:])
     p = float(node.attributes.get("p", 2))
     powers = _powers(padded(x, window, 0, first_spatial=2), p)
-    return _root(reduce(jnp.add, taps(powers, window, first_spatial=2)), p)
+    return _root(reduce(jnp.add, taps(powers, window, first_spatial=2)), p).astype(x.dtype)
 
 
 @lowers("GlobalLpPool")
 def global_lp_pool(node: Operator, x: Array) -> Array:
     """The p-norm over all spatial dims, which stay as 1."""
     p = float(node.attributes.get("p", 2))
-    return _root(jnp.sum(_powers(x, p), axis=tuple(range(2, x.ndim)), keepdims=True), p)
+    return _root(jnp.sum(_powers(x, p), axis=tuple(range(2, x.ndim)), keepdims=True), p).astype(x.dtype)
 
 
 def _powers(x: Array, p: float) -> Array:
+    """In float32 at least: squares of float16 overflow from 256 on, though the norm may not."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return lax.integer_pow(jnp.abs(x), int(p)) if p.is_integer() else jnp.abs(x) ** p
 
 

@@ -116,3 +116,9 @@ def test_rotary_embeddings(interleaved: int, turned: int, flat: bool, like_onnxr
     attributes = {"interleaved": interleaved, "rotary_embedding_dim": turned, "num_heads": 2}
     node = helper.make_node("RotaryEmbedding", list(given), ["y"], **attributes)
     like_onnxruntime(node, given, opset=23)
+
+
+def test_no_query_is_an_empty_result() -> None:
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], q_num_heads=2, kv_num_heads=2)
+    keys = np.ones((1, 3, 8), np.float32)
+    assert Backend.run_node(node, [keys[:, :0], keys, keys])[0].shape == (1, 0, 8)

@@ -133,10 +133,12 @@ def test_unknown_padding_is_refused() -> None:
 
 
 NORMS: dict[str, dict[str, Any]] = {
+    "GlobalLpPool": {},
     "GroupNormalization": {"num_groups": 2},
     "InstanceNormalization": {},
     "LRN": {"size": 3, "alpha": 1.0},
     "LpNormalization": {"axis": 1},
+    "LpPool": {"kernel_shape": [2, 2]},
     "MeanVarianceNormalization": {},
     "ReduceL2": {},
 }

@@ -173,3 +173,11 @@ def test_soft_maximum_of_nothing_is_nothing(op_type: str, opset: int, shape: tup
     node = onnx.helper.make_node(op_type, ["x"], ["y"])
     (y,) = Backend.run_node(node, [np.zeros(shape, np.float32)], opset_version=opset)
     assert y.shape == shape
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_of_no_sample_is_none(kernel: int) -> None:
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"])
+    w = np.ones((3, 2, kernel, kernel), np.float32)
+    (y,) = Backend.run_node(node, [np.zeros((0, 2, 5, 5), np.float32), w])
+    assert y.shape == (0, 3, 6 - kernel, 6 - kernel)
