@@ -92,9 +92,9 @@ def test_what_is_no_expression_says_why(pattern: str, words: str) -> None:
 
 
 def test_nested_repetition_takes_no_long_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert not Machine("((a*)*)*b").matches("a" * 2000)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_as_an_operator() -> None:

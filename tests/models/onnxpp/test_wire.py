@@ -28,18 +28,18 @@ def test_small_files_and_large_weights_pass_at_once() -> None:
     model = mlp((4, 2))
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(20_000_000, np.float32), "w"))
     content = model.SerializeToString()
-    start = time.perf_counter()
+    start = time.process_time()
     check_wire(content, "m.onnx")
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_two_bytes_that_become_two_hundred() -> None:
     nodes = field(1, b"") * (wire.MAX_FIELDS + 1)
     content = field(7, nodes)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelError, match=r"m.onnx holds more than 4000000 fields: it would take gigabytes"):
         check_wire(content, "m.onnx")
-    assert time.perf_counter() - start < 9
+    assert time.process_time() - start < 9
 
 
 def test_messages_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
