@@ -39,9 +39,9 @@ class Prepared(BackendRep):
     inputs, outputs   names, in the order of :meth:`run`
     """
 
-    def __init__(self, body: Body, seed: int) -> None:
+    def __init__(self, body: Body, seed: int, device: jax.Device) -> None:
         self._runner = Runner(body)
-        self._seed = seed
+        self._seed, self._device = seed, device
         self.inputs, self.outputs = body.inputs, body.outputs
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -51,7 +51,7 @@ class Prepared(BackendRep):
         types are computed with as they are. Raises ModelError.
         """
         given = self._ordered(inputs)
-        with in_a_sentence(), jax.enable_x64(True):
+        with in_a_sentence(), jax.enable_x64(True), jax.default_device(self._device):
             context = step_context(seed=self._seed, step=0, samples=np.arange(1), training=None)
             return tuple(_plain(value) for value in self._runner(given, {}, context))
 
@@ -95,18 +95,31 @@ def _plain(value: Any) -> Any:
     return np.asarray(value)
 
 
+def _jax_device(name: str) -> jax.Device | None:
+    """What JAX calls "CPU" or "CUDA:1"; None where it has no such device."""
+    kind = Device(name)
+    platform = {DeviceType.CPU: "cpu", DeviceType.CUDA: "gpu"}.get(kind.type)
+    try:
+        found = [] if platform is None else jax.devices(platform)
+    except RuntimeError:
+        return None
+    return found[kind.device_id] if kind.device_id < len(found) else None
+
+
+def _available(name: str) -> jax.Device:
+    device = _jax_device(name)
+    if device is None:
+        raise ModelError(f"device {name!r} is not available here; JAX has {', '.join(map(str, jax.devices()))}")
+    return device
+
+
 class Backend(StandardBackend):
     """`onnx.backend.base.Backend` on JAX; what XLA cannot compile runs in NumPy (see :mod:`hpdlf.exec.runner`)."""
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
         """Whether JAX computes on "CPU" or "CUDA" here; numbered devices ("CUDA:1") count."""
-        kind = Device(device)
-        platform = {DeviceType.CPU: "cpu", DeviceType.CUDA: "gpu"}.get(kind.type)
-        try:
-            return platform is not None and len(jax.devices(platform)) > kind.device_id
-        except RuntimeError:
-            return False
+        return _jax_device(device) is not None
 
     @classmethod
     def prepare(
@@ -123,8 +136,7 @@ class Backend(StandardBackend):
         Both are checked as :func:`hpdlf.models.onnxpp.import_model` checks a file. External data lies in the file's
         folder, or in one of `allow_external`; that of a proto was loaded before. Raises ModelError.
         """
-        if not cls.supports_device(device):
-            raise ModelError(f"device {device!r} is not available here; JAX has {', '.join(map(str, jax.devices()))}")
+        place = _available(device)
         folder, allowed = Path(), [Path(f) for f in allow_external]
         if isinstance(model, ModelProto):
             given, model = model, ModelProto()
@@ -143,7 +155,7 @@ class Backend(StandardBackend):
         opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
         with in_a_sentence():
             body = body_of(model.graph, opsets, lambda tensor: tensor_values(tensor, folder, allowed))
-            return Prepared(body, seed)
+            return Prepared(body, seed, place)
 
     @classmethod
     def run_model(
@@ -174,7 +186,8 @@ class Backend(StandardBackend):
         )
         opsets = {"" if node.domain == "ai.onnx" else node.domain: version}
         given = inputs if isinstance(inputs, dict) else list(inputs)
-        return Prepared(body_of(graph, {"": onnx.defs.onnx_opset_version(), **opsets}), seed=0).run(given)
+        body = body_of(graph, {"": onnx.defs.onnx_opset_version(), **opsets})
+        return Prepared(body, 0, _available(device)).run(given)
 
 
 # What the standard's helpers look for in a backend module.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,31 @@ def test_devices() -> None:
     assert not Backend.supports_device("CUDA:63")
     with pytest.raises(ModelError, match="CUDA:63"):
         Backend.prepare(DOUBLED, "CUDA:63")
+
+
+def test_a_model_runs_on_the_device_it_was_prepared_for() -> None:
+    program = """
+import numpy as np
+import jax
+from onnx import helper
+from hpdlf.exec.backend import Backend
+
+graph = helper.make_graph(
+    [helper.make_node("Add", ["x", "x"], ["y"])],
+    "g",
+    [helper.make_tensor_value_info("x", 1, [2])],
+    [helper.make_tensor_value_info("y", 1, [2])],
+)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+prepared = Backend.prepare(model, "CPU:1")
+seen = []
+runner = prepared._runner
+prepared._runner = lambda *given: seen.extend(runner(*given)) or seen
+assert prepared.run([np.ones(2, np.float32)])[0].tolist() == [2, 2]
+assert seen[0].devices() == {jax.devices("cpu")[1]}, seen[0].devices()
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, **flags}, check=True)
 
 
 def test_64_bit_types_are_computed_as_they_are() -> None:
