@@ -46,6 +46,11 @@ def in_a_sentence(place: object = "the model") -> Iterator[None]:
         notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("node ")]
         where = f", {notes[0]}" if notes else ""
         why = plain_sentence(error) or type(error).__name__
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise ModelError(
+                f"{place}{where} needs more memory than there is ({why}); give it smaller inputs, or run it on a larger "
+                "machine"
+            ) from error
         raise ModelError(
             f"{place}{where} cannot be computed ({type(error).__name__}: {why}); what it is given does not fit what it "
             "computes: see the shapes of its inputs, or export the model again"

@@ -16,3 +16,9 @@ def test_operands_that_do_not_fit_name_the_node() -> None:
     with pytest.raises(ModelError, match=r"the model, node 'sum' \(Add\) cannot be computed \("):
         prepared.run([np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32)])
     assert prepared.run([np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)])[0].sum() == 12
+
+
+def test_too_little_memory_is_not_called_a_misfit() -> None:
+    node = helper.make_node("ConstantOfShape", ["s"], ["y"], name="huge")
+    with pytest.raises(ModelError, match=r"node 'huge' \(ConstantOfShape\) needs more memory than there is"):
+        Backend.run_node(node, [np.array([2**42])])
