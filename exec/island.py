@@ -25,6 +25,8 @@ __all__ = ["Island"]
 
 # Integers that may become static although the operand itself is computed from them: shapes, axes, sizes.
 FEW = 64
+# Compiled functions that an island keeps, the last used: a static operand may have another value in every run.
+KEPT = 128
 UNKNOWN = (
     NotStaticError,
     jax.errors.ConcretizationTypeError,
@@ -90,16 +92,19 @@ class Island:
             made = {name for node in nodes for name in node.outputs if name}
             read = tuple(dict.fromkeys(n for node in nodes for n in node.inputs if n and n not in made))
             wanted = tuple(sorted(name for name in made if last.get(name, -1) >= end))
-            compiled = self.compiled.get(self._key(end, read, values, settled, context))
+            compiled = self.compiled.pop(self._key(end, read, values, settled, context), None)
             try:
                 if compiled is None:
                     compiled, results = self._trace(end, wanted, read, values, settled, context)
-                    self.compiled[self._key(end, read, values, settled, context)] = compiled
                 else:
                     results = compiled.function({n: values[n] for n in compiled.given}, context)
             except _EndsHereError as error:
                 end = self.end = error.args[0]
                 continue
+            # With the key of now: tracing has found out what is static.
+            self.compiled[self._key(end, read, values, settled, context)] = compiled
+            if len(self.compiled) > KEPT:
+                del self.compiled[next(iter(self.compiled))]
             settled.update(compiled.known)
             return end, {**results, **compiled.known}
         return end, {}

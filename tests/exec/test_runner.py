@@ -49,6 +49,18 @@ def test_operand_that_is_an_input_compiles_once_per_value() -> None:
     assert len(island.compiled) == 2
 
 
+def test_what_was_compiled_and_not_used_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpdlf.exec.island.KEPT", 2)
+    runner = Runner(_body([node("Reshape", ["x", "s"], ["y"])], "x s", "y"))
+    for shape in ([2, 3], [3, 2], [2, 3], [6, 1], [1, 6]):
+        assert _run(runner, FLOATS, np.array(shape))[0].shape == tuple(shape)
+        (island,) = runner.islands.values()
+        assert len(island.compiled) <= 2
+    functions = set(island.compiled.values())
+    _run(runner, FLOATS, np.array([6, 1]))
+    assert set(island.compiled.values()) == functions
+
+
 def test_shape_arithmetic_stays_within_one_island() -> None:
     nodes = [
         node("Shape", ["x"], ["s"]),
