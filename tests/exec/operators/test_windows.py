@@ -181,3 +181,20 @@ def test_a_convolution_of_no_sample_is_none(kernel: int) -> None:
     w = np.ones((3, 2, kernel, kernel), np.float32)
     (y,) = Backend.run_node(node, [np.zeros((0, 2, 5, 5), np.float32), w])
     assert y.shape == (0, 3, 6 - kernel, 6 - kernel)
+
+
+def test_what_is_no_number_shows_in_training_too() -> None:
+    node = Operator(
+        name="p", op_type="MaxPool", family="pool", inputs=("x",), outputs=("y",), attributes={"kernel_shape": (2, 2)}
+    )
+    context = step_context(seed=0, step=0, samples=np.arange(1))
+    for at in range(4):
+        x = np.arange(4, dtype=np.float32)
+        x[at] = np.nan
+
+        def pooled(x: Any) -> Any:
+            return lowering(node, 22)(node, x, context=context)[0]
+
+        y, _ = jax.vjp(pooled, x.reshape(1, 1, 2, 2))
+        assert np.isnan(y).all()
+        assert np.isnan(pooled(x.reshape(1, 1, 2, 2))).all()
