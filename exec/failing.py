@@ -14,7 +14,6 @@ __all__ = ["in_a_sentence", "named"]
 # What lowerings, JAX and NumPy raise where operands, attributes and shapes do not fit together.
 MISFITS = (
     ArithmeticError,
-    AssertionError,
     AttributeError,
     LookupError,
     MemoryError,

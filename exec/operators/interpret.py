@@ -45,7 +45,7 @@ def computed(node: Operator, function: Lowering, operands: Sequence[Any], contex
         known = in_numpy(node, operands)
         if known is not None and all(v.nbytes <= BAKED_BYTES for v in known):
             return known
-        if _is_small(node, function, operands, context):
+        if known is None and _is_small(node, function, operands, context):
             with jax.ensure_compile_time_eval():
                 results = function(node, *operands, context=context)
             if any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(results)):
