@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -250,7 +251,7 @@ def range_(node: Operator, start: Value, limit: Value, delta: Value) -> Array:
     """start, start + delta, ... before limit."""
     a, z, d = (static(node, n, v).item() for n, v in (("start", start), ("limit", limit), ("delta", delta)))
     count = max(int(np.ceil((z - a) / d)), 0)
-    return jnp.asarray(a + d * np.arange(count), np.asarray(start).dtype)
+    return jnp.asarray(a + d * np.arange(count), jax.dtypes.canonicalize_dtype(np.asarray(start).dtype))
 
 
 @lowers("DepthToSpace")
