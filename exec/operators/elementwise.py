@@ -187,6 +187,13 @@ def hard_sigmoid(node: Operator, x: Array) -> Array:
     return jnp.clip(node.attributes.get("alpha", 0.2) * x + node.attributes.get("beta", 0.5), 0, 1)
 
 
+@lowers("Shrink", since=9)
+def shrink(node: Operator, x: Array) -> Array:
+    """x pulled towards 0 by `bias` where it is further than `lambd` from it, else 0."""
+    lambd, bias = node.attributes.get("lambd", 0.5), node.attributes.get("bias", 0.0)
+    return jnp.where(x > lambd, x - bias, jnp.where(x < -lambd, x + bias, 0)).astype(x.dtype)
+
+
 @lowers("Elu")
 def elu(node: Operator, x: Array) -> Array:
     """x where positive, alpha (exp(x) - 1) elsewhere."""
