@@ -163,7 +163,7 @@ def _multiply_adds(operator: Operator, graph: Graph, batch: int) -> int:
     if op_type == "Gemm":
         return result * (shapes[0][0] if operator.attributes.get("transA") else shapes[0][1])
     if op_type == "Einsum":
-        return _einsum_multiply_adds(operator, shapes, result)
+        return _einsum_multiply_adds(operator, shapes)
     if op_type in ("Attention", "FlexAttention", "LinearAttention"):
         # Scores q·kᵀ and the weighted sum of v: every query element meets the key positions it sees, and so back.
         queries, keys = shapes[0][-2], shapes[1][-2]
@@ -177,16 +177,19 @@ def _multiply_adds(operator: Operator, graph: Graph, batch: int) -> int:
     return result * (shapes[0][-1] if shapes[0] else 1)
 
 
-def _einsum_multiply_adds(operator: Operator, shapes: list[tuple[int, ...]], result: int) -> int:
+def _einsum_multiply_adds(operator: Operator, shapes: list[tuple[int, ...]]) -> int:
     """The product of all labels' sizes: one multiply-add for each point of the index space (for two operands)."""
     equation = operator.attributes["equation"]
     text = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")
     terms = text.split("->")[0].split(",")
-    if "." in text:
-        return result * max((s[-1] for s in shapes if s), default=1)
-    sizes = {
-        label: size for term, shape in zip(terms, shapes, strict=True) for label, size in zip(term, shape, strict=True)
-    }
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        head, dots, tail = term.partition("...")
+        hidden = len(shape) - len(head) - len(tail) if dots else 0
+        # Axes behind the dots are counted from the right, as they broadcast.
+        labels = [*head, *(f"...{i}" for i in range(hidden, 0, -1)), *tail]
+        for label, size in zip(labels, shape, strict=True):
+            sizes[label] = size if sizes.get(label, 1) == 1 else sizes[label]
     return prod(sizes.values()) * max(len(shapes) - 1, 1)
 
 
@@ -244,7 +247,8 @@ def _backward(operator: Operator, graph: Graph, batch: int, precision: str, *, w
         return _bodies_work(operator, graph, batch, precision, phase)
     tensors = graph.tensors
     differentiable = [name for name in operator.inputs if name and tensors[name].is_float]
-    if not tensors[operator.outputs[0]].is_float:
+    first = next(filter(None, operator.outputs))  # recurrent networks may give their last state alone
+    if not tensors[first].is_float:
         return Work(0, 0, 0)
     if weights:
         wanted = [name for name in differentiable if name in graph.trainable]
@@ -252,8 +256,8 @@ def _backward(operator: Operator, graph: Graph, batch: int, precision: str, *, w
         wanted = [name for name in differentiable if name not in graph.fixed]
     if not wanted:
         return Work(0, 0, 0)
-    above = _bytes(operator.outputs[:1], graph, batch, precision)
-    result = _size(operator.outputs[0], graph, batch)
+    above = _bytes([first], graph, batch, precision)
+    result = _size(first, graph, batch)
     total = Work(0, 0, 0)
     if operator.op_type in ("Attention", "FlexAttention"):
         # Five products for the forward's two: the scores once more, and gradients of both factors of both.

@@ -23,6 +23,15 @@ PUBLISHED = {
     "mobilenet_v3_large.script": (217, 5.483),
     "vit_b_16.script": (17564, 86.568),
 }
+
+
+def _transformer(*, layers: int, width: int, tokens: int, words: int, transform: bool) -> float:
+    """Multiply-adds of one sample, in millions: layers, and the head with its transform (docs/counting.md)."""
+    layer = 12 * width**2 * tokens + 2 * width * tokens**2
+    head = (width * words + transform * width**2) * tokens
+    return (layers * layer + head) / 1e6
+
+
 # docs/counting.md says why.
 FURTHER_OFF = ("silero_vad_16k_op15",)
 
@@ -65,6 +74,18 @@ def test_totals_are_the_published_ones(name: str) -> None:
     millions, parameters = PUBLISHED[name]
     assert flops / 2e6 == pytest.approx(millions, rel=0.01)
     assert graph.parameter_count / 1e6 == pytest.approx(parameters, rel=0.01)
+
+
+@here
+@pytest.mark.parametrize(
+    ("name", "symbol", "words", "transform"),
+    [("bert_base_mlm.dynamo_dynbatch", "s12", 30522, True), ("gpt2.dynamo_dynbatch", "s21", 50257, False)],
+)
+def test_transformers_do_what_the_formula_says(name: str, symbol: str, words: int, transform: bool) -> None:
+    graph = import_model(CORPUS / f"{name}.onnx", without_weights=True, bind={symbol: 128}).graph
+    flops = sum(work(o, graph, batch=1, phase="forward").flops for o in graph.operators if o.family == "matmul")
+    expected = _transformer(layers=12, width=768, tokens=128, words=words, transform=transform)
+    assert flops / 2e6 == pytest.approx(expected, rel=0.01)
 
 
 @here

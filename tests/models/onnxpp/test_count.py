@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from hpdlf.models.onnxpp import FAMILIES, PHASES, Graph, Onnxpp, Work, family, import_model, work
+from hpdlf.models.onnxpp.graph import Dim, Operator, Tensor
 from hpdlf.models.zoo import digits_cnn, mlp
 
 
@@ -170,3 +171,57 @@ def test_a_batch_norm_that_trains_reads_twice() -> None:
             "BatchNormalization", shapes, parameters=("s", "b", "m", "v"), training_mode=training
         )
         assert work(operator, graph, batch=2, phase="forward").read_bytes == 4 * (reads * 2 * 15 + 4 * 3)
+
+
+def _alone(operator: Operator, shapes: dict[str, tuple[Dim, ...]], *parameters: str) -> Graph:
+    return Graph(
+        name="g",
+        opset=18,
+        operators=(operator,),
+        tensors={name: Tensor(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()},
+        inputs=tuple(name for name in operator.inputs if name not in parameters),
+        targets=(),
+        outputs=tuple(filter(None, operator.outputs)),
+        loss=None,
+        parameters=parameters,
+        state={},
+        constants=(),
+    )
+
+
+@pytest.mark.parametrize("outputs", [("", "h"), ("y", "h"), ("", "h", "c")])
+def test_recurrent_networks_may_give_their_last_state_alone(outputs: tuple[str, ...]) -> None:
+    steps, units, data, batch = Dim(5), Dim(8), Dim(4), Dim(per_sample=1)
+    last = (Dim(1), batch, units)
+    shapes = {"x": (steps, batch, data), "w": (Dim(1), Dim(32), data), "r": (Dim(1), Dim(32), units)}
+    shapes |= {"y": (steps, *last), "h": last, "c": last}
+    operator = Operator(name="o", op_type="LSTM", family="rnn", inputs=("x", "w", "r"), outputs=outputs)
+    graph = _alone(operator, shapes, "w", "r")
+    forward = work(operator, graph, batch=2, phase="forward").flops
+    assert work(operator, graph, batch=2, phase="backward_input").flops == 2 * forward
+    assert work(operator, graph, batch=2, phase="backward_weight").flops == forward
+
+
+@pytest.mark.parametrize(
+    ("equation", "a", "b", "y", "macs"),
+    [
+        ("...ij,...jk->...ik", (2, 3), (3, 100), (2, 100), 2 * 3 * 100),
+        ("...ij,...jk->...ik", (7, 2, 300), (1, 300, 4), (7, 2, 4), 7 * 2 * 300 * 4),
+        ("...ij,jk", (5, 7, 2, 3), (3, 4), (5, 7, 2, 4), 5 * 7 * 2 * 3 * 4),
+        ("b...i,io->b...o", (4, 5, 6, 8), (8, 3), (4, 5, 6, 3), 4 * 5 * 6 * 8 * 3),
+        ("bij,bjk->bik", (4, 5, 6), (4, 6, 3), (4, 5, 3), 4 * 5 * 6 * 3),
+    ],
+)
+def test_einsum_does_the_product_of_all_its_labels(
+    equation: str, a: tuple[int, ...], b: tuple[int, ...], y: tuple[int, ...], macs: int
+) -> None:
+    operator = Operator(
+        name="e",
+        op_type="Einsum",
+        family="matmul",
+        inputs=("a", "b"),
+        outputs=("y",),
+        attributes={"equation": equation},
+    )
+    graph = _alone(operator, {n: tuple(map(Dim, s)) for n, s in (("a", a), ("b", b), ("y", y))})
+    assert work(operator, graph, batch=1, phase="forward").flops == 2 * macs
