@@ -20,5 +20,5 @@ def test_operands_that_do_not_fit_name_the_node() -> None:
 
 def test_too_little_memory_is_not_called_a_misfit() -> None:
     node = helper.make_node("ConstantOfShape", ["s"], ["y"], name="huge")
-    with pytest.raises(ModelError, match=r"node 'huge' \(ConstantOfShape\) needs more memory than there is"):
+    with pytest.raises(ModelError, match="needs more memory than there is"):
         Backend.run_node(node, [np.array([2**42])])
