@@ -17,7 +17,7 @@ from ...errors import ModelError
 __all__ = ["MAX_FIELDS", "SCANNED_FROM_BYTES", "check_wire"]
 
 # Below this a file cannot take more than some hundreds of megabytes in memory, whatever it holds.
-SCANNED_FROM_BYTES = 2**22
+SCANNED_FROM_BYTES = 2**21
 # Messages, texts and packed lists; a node with four names and two attributes has about twelve.
 MAX_FIELDS = 2_000_000
 # Protobuf's own parsers stop at 100 as well.
