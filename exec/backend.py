@@ -8,14 +8,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TypeProto, helper
 from onnx.backend.base import Backend as StandardBackend
 from onnx.backend.base import BackendRep, Device, DeviceType
 
@@ -39,9 +39,9 @@ class Prepared(BackendRep):
     inputs, outputs   names, in the order of :meth:`run`
     """
 
-    def __init__(self, body: Body, seed: int, device: jax.Device) -> None:
+    def __init__(self, body: Body, seed: int, device: jax.Device, types: Mapping[str, TypeProto] | None = None) -> None:
         self._runner = Runner(body)
-        self._seed, self._device = seed, device
+        self._seed, self._device, self._types = seed, device, types or {}
         self.inputs, self.outputs = body.inputs, body.outputs
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -51,6 +51,8 @@ class Prepared(BackendRep):
         types are computed with as they are. Raises ModelError.
         """
         given = self._ordered(inputs)
+        for name, value in zip(self.inputs, given, strict=True):
+            _check_input(name, value, self._types.get(name, TypeProto()))
         with in_a_sentence(), jax.enable_x64(True), jax.default_device(self._device):
             context = step_context(seed=self._seed, step=0, samples=np.arange(1), training=None)
             return tuple(_plain(value) for value in self._runner(given, {}, context))
@@ -85,6 +87,28 @@ def _given(value: Any) -> Any:
         return [_given(item) for item in value]
     array = np.asarray(value)
     return array.astype(object) if array.dtype.kind in "US" else array
+
+
+def _check_input(name: str, value: Any, stated: TypeProto) -> None:
+    """A tensor is of the type that the model states, and has the dimensions that it fixes. NumPy's own float64 would
+    otherwise go through a model of float32 and make it another one."""
+    tensor = stated.tensor_type
+    if not tensor.elem_type or not hasattr(value, "dtype"):
+        return
+    wanted = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    if value.dtype != wanted:
+        raise ModelError(
+            f"input {name!r} is {wanted}, {value.dtype} was given: convert it, array.astype({str(wanted)!r})"
+        )
+    if tensor.HasField("shape"):
+        # Exporters write 0 and -1 for what they leave open.
+        dims = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
+        fits = len(dims) == value.ndim and all(d in (None, n) for d, n in zip(dims, value.shape, strict=True))
+        if not fits:
+            shape = ", ".join(
+                str(size or dim.dim_param or "?") for size, dim in zip(dims, tensor.shape.dim, strict=True)
+            )
+            raise ModelError(f"input {name!r} has shape [{shape}], {list(value.shape)} was given")
 
 
 def _plain(value: Any) -> Any:
@@ -155,7 +179,7 @@ class Backend(StandardBackend):
         opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
         with in_a_sentence():
             body = body_of(model.graph, opsets, lambda tensor: tensor_values(tensor, folder, allowed))
-            return Prepared(body, seed, place)
+            return Prepared(body, seed, place, {value.name: value.type for value in model.graph.input})
 
     @classmethod
     def run_model(

@@ -76,6 +76,23 @@ def test_inputs_come_by_order_or_by_name() -> None:
         prepared.run({"z": x})
 
 
+def test_inputs_are_what_the_model_states() -> None:
+    model = _model(
+        [helper.make_node("Neg", ["x"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["n", 3])},
+        {"y": (TensorProto.FLOAT, ["n", 3])},
+    )
+    prepared = Backend.prepare(model)
+    assert prepared.run([np.ones((2, 3), np.float32)])[0].dtype == np.float32
+    with pytest.raises(
+        ModelError, match=r"input 'x' is float32, float64 was given: convert it, array.astype\('float32'\)"
+    ):
+        prepared.run([np.ones((2, 3))])
+    for shape in ((2, 4), (3,)):
+        with pytest.raises(ModelError, match=r"input 'x' has shape \[n, 3\], \["):
+            prepared.run([np.ones(shape, np.float32)])
+
+
 def test_file_and_proto_give_the_same(tmp_path: Path) -> None:
     onnx.save(DOUBLED, tmp_path / "m.onnx")
     x = np.arange(3, dtype=np.float32)
