@@ -43,7 +43,7 @@ class Counted(NamedTuple):
 
 def on_padding(operator: Operator, graph: Graph, batch: int) -> int:
     """FLOPs of a convolution that are spent on padding: 2 per tap of a window that lies outside the input."""
-    from ..exec.operators.window import window_of
+    from ..models.onnxpp.windows import window_of
 
     if operator.op_type != "Conv":
         return 0

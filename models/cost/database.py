@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DATABASE_VERSION", "ObservationDatabase", "default_database"]
 
-DATABASE_VERSION = 2
+DATABASE_VERSION = 3
 # The table's columns, in order, which are the fields of an observation.
 _TYPES = {
     "run": "VARCHAR",
@@ -46,7 +46,7 @@ _TYPES = {
     "host": "VARCHAR",
     "conditions": "VARCHAR",
 }
-# What came with a later format, and what a row of an earlier one says there.
+# What came with a later format, and what a row of an earlier one says there. Format 3 brought rows of the kind "lowering".
 _ADDED: Mapping[int, Mapping[str, str]] = {2: {"operations": "[]", "plan": "", "host": "", "conditions": "{}"}}
 # Fields of a packed operation, in order.
 _FIELDS = (
@@ -110,12 +110,20 @@ class ObservationDatabase:
         return len(rows)
 
     def all(self) -> tuple[Observation, ...]:
-        """Every observation, in the order of time, run and key."""
-        return self._select("", [])
+        """Every observation of work that programs do, in the order of time, run and key; timed lowerings are none."""
+        return self._select("WHERE kind <> 'lowering'", [])
 
     def all_for(self, subject: str) -> tuple[Observation, ...]:
         """The observations of one device, link or host."""
-        return self._select("WHERE subject = ?", [subject])
+        return self._select("WHERE kind <> 'lowering' AND subject = ?", [subject])
+
+    def lowerings(self, machine: str) -> tuple[Observation, ...]:
+        """The timed ways to compute operators on a machine (its fingerprint), the oldest first."""
+        return self._select("WHERE kind = 'lowering' AND machine = ?", [machine])
+
+    def machines(self, subject: str) -> tuple[str, ...]:
+        """Fingerprints of the machines that a device was measured on, the one that was measured last first."""
+        return tuple(dict.fromkeys(o.machine for o in reversed(self.all_for(subject)) if o.machine))
 
     def runs(self) -> tuple[str, ...]:
         """The runs that the observations come from, the oldest first."""

@@ -98,13 +98,17 @@ class CostModel:
     @classmethod
     def fitted(cls, observations: Sequence[Observation]) -> CostModel:
         """The model refined on `observations`."""
+        observations = [o for o in observations if o.kind != "lowering"]
         if not observations:
             return cls.default()
         drifts = (*find_drifts(observations), *slower_nodes(observations))
         current = up_to_date(observations, drifts)
         found = fit(current, load_prior())
         return cls(
-            factors=found.factors, observations=tuple(merge(current, crowds_apart=True)), reports=found.reports, drifts=drifts
+            factors=found.factors,
+            observations=tuple(merge(current, crowds_apart=True)),
+            reports=found.reports,
+            drifts=drifts,
         )
 
     # What a program does

@@ -17,11 +17,12 @@ from typing import Any, get_args
 
 from ...errors import DataError
 from ..onnxpp.count import FAMILIES, FAMILY_OPERATORS, PER_ELEMENT
+from ..onnxpp.hints import DIRECTIONS
 from .operation import DIMS, Operation
 from .shapes import shape_key
 from .workload import SubjectKind, WorkKind, Workload
 
-__all__ = ["Observation"]
+__all__ = ["Observation", "lowering_key", "lowering_of"]
 
 # Fields that an observation shares with the workload that was measured.
 _SAID = ("subject", "subject_kind", "kind", "key", "components", "operations", "n_launches", "payload_bytes")
@@ -29,6 +30,8 @@ _SAID = ("subject", "subject_kind", "kind", "key", "components", "operations", "
 _FAMILIES = (*FAMILIES, "attention", "update")
 # Components of a device's workloads that are no family.
 _OVERHEADS = ("kernels", "dispatch", "fusion", "other")
+# Between shape, direction and way in the key of a lowering.
+_BETWEEN = " | "
 _PHASES = ("forward", "backward", "backward_input", "backward_weight", "training", "update")
 # Names for products and convolutions, whatever operator asked for them.
 _PRODUCTS = {"matmul": ("linear", "bmm", "attention"), "attention": ("attention",), "conv": ("conv", "convtranspose")}
@@ -78,7 +81,9 @@ class Observation:
                 f"a time of {self.seconds} s between {self.low_s} and {self.high_s} s (times are positive and finite, "
                 "low <= median <= high)"
             )
-        if any(not math.isfinite(v) or v < 0 for v in self.components.values()) or not any(self.components.values()):
+        # One of several ways to compute something has no roofline of its own.
+        some = any(self.components.values()) or self.kind == "lowering"
+        if any(not math.isfinite(v) or v < 0 for v in self.components.values()) or not some:
             problems.append(f"components {dict(self.components)}")
         if self.repeats < 1:
             problems.append(f"{self.repeats} repeats")
@@ -89,6 +94,8 @@ class Observation:
         if self.subject_kind in ("cpu", "gpu"):
             problems += _unknown_components(self.components)
         problems += _checked(self.operations)
+        if self.kind == "lowering" and (self.key.count(_BETWEEN) != 2 or lowering_of(self.key)[1] not in DIRECTIONS):
+            problems.append(f"a key that names no shape, direction ({', '.join(DIRECTIONS)}) and way")
         if not self.subject or not self.run or not self.key:
             problems.append("no name of what was measured, of its key or of the run")
         if problems:
@@ -153,6 +160,21 @@ class Observation:
             conditions=dict(conditions or {}),
             time=time,
         )
+
+
+def lowering_key(shape: str, direction: str, way: str) -> str:
+    """The key of an observation of the kind "lowering".
+
+    >>> lowering_key("conv 8x64x56x56 to 64x56x56 by 3x3/1x1 pad 1+1,1+1", "weight", "taps")
+    'conv 8x64x56x56 to 64x56x56 by 3x3/1x1 pad 1+1,1+1 | weight | taps'
+    """
+    return _BETWEEN.join((shape, direction, way))
+
+
+def lowering_of(key: str) -> tuple[str, str, str]:
+    """(shape, direction, way) of such a key."""
+    shape, direction, way = key.split(_BETWEEN)
+    return shape, direction, way
 
 
 def said_by(workload: Workload) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from .operation import Operation
 __all__ = ["SubjectKind", "WorkKind", "Workload", "together"]
 
 SubjectKind = Literal["cpu", "gpu", "link", "host"]
-WorkKind = Literal["operator", "segment", "transfer", "collective", "update", "host"]
+WorkKind = Literal["operator", "segment", "transfer", "collective", "update", "host", "lowering"]
+"""A "lowering" is one way to compute an operator, timed alone: a choice among ways, and nothing that a program does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:

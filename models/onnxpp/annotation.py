@@ -18,6 +18,7 @@ from .count import FAMILIES
 from .devices import check_devices
 from .extract import families
 from .graph import Tensor
+from .hints import LOWERING, check_hints, drop_hints
 from .onnxpp import PREFIX, Onnxpp, metadata
 from .parameters import constant_tensors
 from .problems import Problems, did_you_mean
@@ -43,7 +44,7 @@ def annotate(
 ) -> Onnxpp:
     """A copy of `model` in which `configuration` says each operator's stage and segment (by operator name).
 
-    An earlier configuration of the same id is replaced, others stay. Raises ModelError unless both mappings name
+    An earlier configuration of the same id is replaced with its hints, others stay. Raises ModelError unless both mappings name
     exactly the graph's operators and the stages are sound (see :func:`check_annotations`).
     """
     names = set(model.graph.operator)
@@ -70,6 +71,7 @@ def annotate(
         if len(props) != len(node.metadata_props):
             del node.metadata_props[:]
             node.metadata_props.extend(props)
+        drop_hints(node, configuration)
         if node.name in names:
             node.device_configurations.add(configuration_id=configuration, pipeline_stage=stages[node.name])
             node.metadata_props.add(key=key, value=segments[node.name])
@@ -185,10 +187,14 @@ def _check_node_metadata(node: NodeProto, configurations: Mapping[str, int], pro
         if key in seen:
             problems.add(f"{where} occurs twice")
         seen.add(key)
-        if key.startswith(SEGMENT):
-            name = key.removeprefix(SEGMENT)
+        if key.startswith((SEGMENT, LOWERING)):
+            kind, _, name = key.partition(".")
             if name not in configurations:
                 problems.add(f"{where}: no configuration {name!r}{did_you_mean(name, configurations)}")
+            elif f"{kind}." == LOWERING:
+                if all(c.configuration_id != name for c in node.device_configurations):
+                    problems.add(f"{where} without a place in that configuration")
+                check_hints(where, prop.value, problems)
         elif key not in NODE_KEYS:
             problems.add(f"{where} is unknown{did_you_mean(key, NODE_KEYS)}")
         elif key == "family" and prop.value not in FAMILIES:

@@ -106,6 +106,9 @@ class Operator:
     An operator with graphs of its own (If, Loop, Scan) has them among its `attributes` as :class:`Body`. What they read
     of the graph around them is listed in `captured`, and once more at the end of `inputs`: dependencies are complete.
     `trips` is how often a Loop's or Scan's body runs at most; None where that is not known.
+
+    `lowering` says how to compute a direction ("forward", "input", "weight": gradients of these), where a plan has
+    chosen among several ways.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Operator:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
     trips: Dim | None = None
+    lowering: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

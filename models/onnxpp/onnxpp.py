@@ -14,6 +14,7 @@ hpdlf.fixed_batch          the samples of one run, where the batch could not be 
 on a node: hpdlf.family    its family
 hpdlf.flops                FLOPs of its forward pass for one sample, for readers; never read back
 hpdlf.segment.ID           the segment it belongs to in configuration ID
+hpdlf.lowering.ID          JSON {direction: hint}: how it is computed in configuration ID (see :mod:`.hints`)
 hpdlf.trips                how often the body of a Loop or Scan runs at most, for one batch
 on a value: hpdlf.at_most  JSON {axis: dimension} of sizes that depend on data, at most that; with "!" exactly that
 =========================  ==========================================================================================

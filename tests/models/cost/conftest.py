@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from hpdlf.models.cost import Observation
+from hpdlf.models.onnxpp import Graph, import_model
+from hpdlf.models.zoo import conv_bn_net
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,9 @@ def make_observation() -> Callable[..., Observation]:
         return Observation(**(fields | more))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_network() -> Graph:
+    """A small residual network with a loss, imported for training."""
+    return import_model("net.onnx", loss="softmax_xent", content=conv_bn_net().SerializeToString()).graph

@@ -1,0 +1,160 @@
+"""Which way each direction of a convolution is computed: the fastest that was measured on this machine, else the one that is
+expected to be.
+
+Measurements are observations of the kind "lowering" in the user's database, one for each shape, direction and way. They
+count where machine, threads, element type, and versions of what compiles and computes are the same. No other part of the
+cost model reads them: a way is timed alone, which is no operator's time in a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from ..onnxpp.graph import Graph
+from ..onnxpp.hints import Direction, Hint
+from .convolutions import convolutions, directions
+from .database import ObservationDatabase
+from .lowerings import Convolution, expected_way, ways
+from .observations import Observation, lowering_key, lowering_of
+
+__all__ = ["MeasuredWays", "choose", "choose_all", "expected", "installed", "is_measured", "measured_ways", "observed"]
+
+MeasuredWays = Mapping[tuple[str, str], Mapping[str, Observation]]
+"""By (key of the convolution, direction), then by way."""
+
+# What the time of a way depends on besides the machine: ways are ours, and XLA compiles them.
+DECIDE = ("hpdlf", "jaxlib")
+# Less is noise: the expected way stays unless another takes at most this share of its time.
+WORTH = 0.97
+
+
+@cache
+def installed() -> Mapping[str, str]:
+    """The versions that measurements depend on, of what is installed here; what is not is left out."""
+    found = {}
+    for package in DECIDE:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def observed(
+    conv: Convolution,
+    direction: Direction,
+    way: str,
+    *,
+    seconds: float,
+    low_s: float,
+    high_s: float,
+    repeats: int,
+    cpu: str,
+    machine: str,
+    host: str,
+    threads: int,
+    dtype: str,
+    run: str,
+    time: str,
+) -> Observation:
+    """A timed way as an observation: the median of `repeats` calls on `threads` threads of a machine; `cpu` names its
+    processor, `machine` is its fingerprint.
+    """
+    return Observation(
+        subject=cpu or machine,
+        subject_kind="cpu",
+        kind="lowering",
+        key=lowering_key(conv.key, direction, way),
+        components={},
+        seconds=seconds,
+        low_s=low_s,
+        high_s=high_s,
+        repeats=repeats,
+        run=run,
+        machine=machine,
+        host=host,
+        versions=dict(installed()),
+        conditions={"threads": threads, "dtype": dtype},
+        time=time,
+    )
+
+
+def measured_ways(
+    database: ObservationDatabase,
+    *,
+    machine: str,
+    threads: int,
+    dtype: str = "float32",
+    versions: Mapping[str, str] | None = None,
+) -> MeasuredWays:
+    """What `database` holds of ways on this machine (its fingerprint) with so many threads; of what was measured twice,
+    the newest.
+
+    versions   of what computes, those installed unless given; others' measurements do not count
+
+    Raises:
+        DataError: the database is locked, damaged or from a newer version.
+    """
+    wanted = dict(installed() if versions is None else versions)
+    found: dict[tuple[str, str], dict[str, Observation]] = {}
+    if set(wanted) != set(DECIDE):
+        return found  # nobody can tell whether they are the same
+    for o in database.lowerings(machine):  # the oldest first
+        same = {name: o.versions.get(name) for name in DECIDE} == wanted
+        if same and (o.conditions.get("threads"), o.conditions.get("dtype")) == (threads, dtype):
+            shape, direction, way = lowering_of(o.key)
+            found.setdefault((shape, direction), {})[way] = o
+    return found
+
+
+def expected(conv: Convolution, direction: Direction, kind: str = "cpu") -> str:
+    """The way for a shape that nobody measured, on a "cpu" or a "gpu", where XLA calls the vendor's library."""
+    if kind == "cpu":
+        return expected_way(conv, direction)
+    return "matmul" if "matmul" in ways(conv, direction) else "xla"
+
+
+def is_measured(conv: Convolution, direction: Direction, measured: MeasuredWays) -> bool:
+    """Whether there is nothing left to measure: every way was timed, or there is but one."""
+    able = ways(conv, direction)
+    return len(able) < 2 or set(able) <= set(measured.get((conv.key, direction), {}))
+
+
+def choose(conv: Convolution, direction: Direction, measured: MeasuredWays, *, kind: str = "cpu") -> Hint:
+    """The way to compute a direction of `conv` on a "cpu" or "gpu", and where the choice comes from.
+
+    The expected way stays unless another was measured to be faster by more than noise.
+    """
+    usual = expected(conv, direction, kind)
+    able = ways(conv, direction)
+    timed = {way: o for way, o in measured.get((conv.key, direction), {}).items() if way in able}
+    if usual not in timed or len(timed) < 2:
+        return Hint(way=usual, detail={"shape": conv.key})
+    best = min(able, key=lambda way: timed[way].seconds if way in timed else float("inf"))
+    if timed[best].seconds > WORTH * timed[usual].seconds:
+        best = usual
+    o = timed[best]
+    threads = o.conditions["threads"]
+    return Hint(
+        way=best,
+        seconds=o.seconds,
+        source="measured",
+        detail={"shape": conv.key, "machine": o.machine, "threads": threads, "time": o.time, **o.versions},
+    )
+
+
+def choose_all(
+    graph: Graph, *, samples: int, measured: MeasuredWays, kind: str = "cpu"
+) -> Mapping[str, Mapping[Direction, Hint]]:
+    """The choice for every direction that a step of `samples` samples computes, by the operator's name."""
+    wanted = directions(graph)
+    chosen: dict[tuple[Convolution, Direction], Hint] = {}
+    found: dict[str, Mapping[Direction, Hint]] = {}
+    for name, conv in convolutions(graph, samples=samples).items():
+        for direction in wanted[name]:
+            if (conv, direction) not in chosen:
+                chosen[conv, direction] = choose(conv, direction, measured, kind=kind)
+        found[name] = {direction: chosen[conv, direction] for direction in wanted[name]}
+    return found

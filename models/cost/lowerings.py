@@ -1,0 +1,105 @@
+"""The ways to compute a convolution and its two gradients: which there are for a shape, and which is expected to be fastest.
+
+All ways of a direction mean the same and differ by rounding alone; ``exec/operators`` has a function for each. What is
+known of their speed before anything is measured stands here, since the cost model has to time what the executor runs.
+
+============ ============================================================================ =========================
+way          what is done                                                                 for
+============ ============================================================================ =========================
+xla          XLA's own convolution, channels last                                         everything
+matmul       a product over channels                                                      windows of one, no pads
+im2col       every window copied into a row (or, for the input's gradient, every row      one group
+             added back to its window), one product
+taps         one product for each place in the window, added up                           weights, one group
+winograd2    tiles of 2 x 2 outputs by 16 products instead of 36 (Lavin, Gray 2016)       3 x 3, strides 1, one group
+winograd4    tiles of 4 x 4 outputs by 36 products instead of 144; rounds ten times       3 x 3, strides 1, one group
+             coarser than the others (1e-5 of the largest result in float32)
+shifted      a sum of shifted inputs, each times its weight                               one input channel a group
+============ ============================================================================ =========================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from ..onnxpp.hints import DIRECTIONS, WAYS, Direction
+
+__all__ = ["DIRECTIONS", "WAYS", "Convolution", "Direction", "expected_way", "ways"]
+
+# One operation for each place in a window: with more of them compiling takes longer than anything they save.
+MOST_TAPS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """The shape of a convolution; what is spatial has one entry per spatial dim.
+
+    size, output   spatial dims of what goes in and of what comes out
+    pads           (before, after); a window may also end before the last element
+    """
+
+    samples: int
+    channels: int
+    filters: int
+    groups: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    output: tuple[int, ...]
+
+    @cached_property
+    def key(self) -> str:
+        """Names this shape and no other.
+
+        >>> Convolution(samples=8, channels=3, filters=64, groups=1, size=(224, 224), kernel=(7, 7), strides=(2, 2),
+        ...     dilations=(1, 1), pads=((3, 3), (3, 3)), output=(112, 112)).key
+        'conv 8x3x224x224 to 64x112x112 by 7x7/2x2 pad 3+3,3+3'
+        """
+
+        def times(values: tuple[int, ...]) -> str:
+            return "x".join(map(str, values))
+
+        text = f"conv {times((self.samples, self.channels, *self.size))} to {times((self.filters, *self.output))}"
+        text += f" by {times(self.kernel)}/{times(self.strides)}"
+        text += f" pad {','.join(f'{a}+{z}' for a, z in self.pads)}" if any(map(any, self.pads)) else ""
+        text += f" dilated {times(self.dilations)}" if set(self.dilations) != {1} else ""
+        return text + (f" in {self.groups} groups" if self.groups > 1 else "")
+
+    @property
+    def flops(self) -> float:
+        """Of each direction, a product and a sum being two."""
+        return 2.0 * self.samples * prod(self.output) * self.filters * self.channels // self.groups * prod(self.kernel)
+
+
+def ways(conv: Convolution, direction: Direction) -> tuple[str, ...]:
+    """Every way to compute this direction of `conv`, XLA's own first."""
+    window, few = prod(conv.kernel), prod(conv.kernel) <= MOST_TAPS
+    found = ["xla"]
+    if conv.groups == 1:
+        if window == 1 and not any(map(sum, conv.pads)):
+            return ("xla", "matmul")
+        if few:
+            found += ["im2col", "taps"] if direction == "weight" else ["im2col"]
+        if conv.kernel == (3, 3) and set((*conv.strides, *conv.dilations)) == {1}:
+            found += ["winograd2", "winograd4"]
+    elif conv.groups == conv.channels and few:
+        found.append("shifted")
+    return tuple(found)
+
+
+def expected_way(conv: Convolution, direction: Direction) -> str:
+    """The way that is expected to be the fastest on a processor, where nothing was measured."""
+    able = ways(conv, direction)
+    for way in ("matmul", "shifted"):
+        if way in able:
+            return way
+    points = prod(conv.output)
+    if "winograd4" in able and points >= 196:
+        return "winograd2" if points < 784 else "winograd4"
+    if "im2col" in able and (points <= 49 or (prod(conv.kernel) * conv.channels <= 64 and direction != "input")):
+        return "im2col"
+    return "xla"

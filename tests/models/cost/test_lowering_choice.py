@@ -1,0 +1,178 @@
+"""Which way is taken: by measurements that count, else by what is expected; and no other use of these measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpdlf.errors import DataError
+from hpdlf.models.cost import CostModel, Observation, ObservationDatabase
+from hpdlf.models.cost.lowering_choice import (
+    choose,
+    choose_all,
+    expected,
+    installed,
+    is_measured,
+    measured_ways,
+    observed,
+)
+from hpdlf.models.cost.lowerings import DIRECTIONS, Convolution, expected_way, ways
+
+CONV = Convolution(
+    samples=8,
+    channels=64,
+    filters=64,
+    groups=1,
+    size=(28, 28),
+    kernel=(3, 3),
+    strides=(1, 1),
+    dilations=(1, 1),
+    pads=((1, 1), (1, 1)),
+    output=(28, 28),
+)
+GENERAL = Convolution(**{**vars(CONV), "groups": 32})
+
+
+def timed(way: str, seconds: float, **more: object) -> Observation:
+    said: dict = {
+        "seconds": seconds,
+        "low_s": seconds,
+        "high_s": seconds,
+        "repeats": 3,
+        "cpu": "a processor",
+        "machine": "abc",
+        "host": "node7",
+        "threads": 2,
+        "dtype": "float32",
+        "run": f"tune {way}",
+        "time": "2026-11-26T05:00:00+00:00",
+    }
+    conv = more.pop("conv", CONV)
+    direction = more.pop("direction", "forward")
+    assert isinstance(conv, Convolution)
+    return observed(conv, direction, way, **(said | more))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> ObservationDatabase:
+    return ObservationDatabase(tmp_path / "observations.duckdb")
+
+
+USUAL = expected_way(CONV, "forward")
+OTHER = next(w for w in ways(CONV, "forward") if w != USUAL)
+
+
+def test_without_measurements_the_expected_way_is_modelled() -> None:
+    for direction in DIRECTIONS:
+        hint = choose(CONV, direction, {})
+        assert (hint.way, hint.seconds, hint.source) == (expected_way(CONV, direction), None, "modelled")
+        assert hint.detail == {"shape": CONV.key}
+    assert not is_measured(CONV, "forward", {})
+    assert expected(CONV, "forward", "gpu") == "xla"
+    assert choose(CONV, "weight", {}, kind="gpu").way == "xla"
+
+
+def test_a_single_way_needs_no_measurement() -> None:
+    assert ways(GENERAL, "forward") == ("xla",)
+    assert is_measured(GENERAL, "forward", {})
+
+
+def test_the_fastest_measured_way_is_taken_with_its_provenance(database: ObservationDatabase) -> None:
+    database.add([timed(USUAL, 2.0), timed(OTHER, 1.0)])
+    measured = measured_ways(database, machine="abc", threads=2)
+    hint = choose(CONV, "forward", measured)
+    assert (hint.way, hint.seconds, hint.source) == (OTHER, 1.0, "measured")
+    detail = {"shape": CONV.key, "machine": "abc", "threads": 2, "time": "2026-11-26T05:00:00+00:00"}
+    assert hint.detail == detail | installed()
+    assert set(installed()) == {"hpdlf", "jaxlib"}
+    # Another direction was not measured.
+    assert choose(CONV, "weight", measured).source == "modelled"
+
+
+def test_noise_does_not_change_the_way(database: ObservationDatabase) -> None:
+    database.add([timed(USUAL, 1.0), timed(OTHER, 0.98)])
+    hint = choose(CONV, "forward", measured_ways(database, machine="abc", threads=2))
+    assert (hint.way, hint.seconds, hint.source) == (USUAL, 1.0, "measured")
+
+
+@pytest.mark.parametrize(
+    "rows", [[timed(USUAL, 2.0)], [timed(OTHER, 1.0)], [timed(USUAL, 2.0), timed("of another version", 1.0)]]
+)
+def test_a_measurement_without_its_rival_decides_nothing(
+    rows: list[Observation], database: ObservationDatabase
+) -> None:
+    database.add(rows)
+    measured = measured_ways(database, machine="abc", threads=2)
+    assert choose(CONV, "forward", measured).source == "modelled"
+    assert not is_measured(CONV, "forward", measured)
+
+
+def test_the_newest_measurement_counts(database: ObservationDatabase) -> None:
+    database.add([timed(USUAL, 1.0), timed(OTHER, 2.0)])
+    later = {"time": "2026-11-27T05:00:00+00:00", "run": "tune again"}
+    database.add([timed(USUAL, 3.0, **later), timed(OTHER, 2.5, **later)])
+    assert choose(CONV, "forward", measured_ways(database, machine="abc", threads=2)).seconds == 2.5
+
+
+def test_other_machines_threads_types_and_versions_do_not_count(database: ObservationDatabase) -> None:
+    database.add([timed(way, 1.0 + i) for i, way in enumerate(ways(CONV, "forward"))])
+    counted = measured_ways(database, machine="abc", threads=2)
+    assert set(counted[CONV.key, "forward"]) == set(ways(CONV, "forward"))
+    assert is_measured(CONV, "forward", counted)
+    assert measured_ways(database, machine="other", threads=2) == {}
+    assert measured_ways(database, machine="abc", threads=1) == {}
+    assert measured_ways(database, machine="abc", threads=2, dtype="float64") == {}
+    assert measured_ways(database, machine="abc", threads=2, versions=installed() | {"jaxlib": "0.0.1"}) == {}
+    assert measured_ways(database, machine="abc", threads=2, versions={"hpdlf": installed()["hpdlf"]}) == {}
+
+
+def test_nothing_else_takes_a_way_for_an_operator(
+    database: ObservationDatabase, make_observation: Callable[..., Observation]
+) -> None:
+    work = make_observation(subject="local-core", subject_kind="cpu")
+    way = timed(USUAL, 123.0, cpu="local-core")
+    database.add([work, way])
+    assert database.all() == database.all_for("local-core") == (work,)
+    assert database.lowerings("abc") == (way,)
+    assert database.runs() == (work.run,)
+    assert CostModel.load(database.path) == CostModel.fitted([work]) == CostModel.fitted([work, way])
+    assert CostModel.fitted([way]) == CostModel.default()
+
+
+def test_machines_of_a_device_are_told_by_its_measurements(
+    database: ObservationDatabase, make_observation: Callable[..., Observation]
+) -> None:
+    database.add(
+        [
+            make_observation(run="a", machine="m1", time="2026-01-01"),
+            make_observation(run="b", machine="m2", time="2026-01-02"),
+            make_observation(run="c", machine="m1", time="2026-01-03"),
+            make_observation(run="d", machine=""),
+            make_observation(run="e", machine="m3", subject="other"),
+        ]
+    )
+    assert database.machines("toy") == ("m1", "m2")
+
+
+@pytest.mark.parametrize("key", ["conv", "conv | forward", "conv | sideways | xla", "a | forward | xla | more"])
+def test_a_key_that_names_no_way_is_refused(key: str, make_observation: Callable[..., Observation]) -> None:
+    with pytest.raises(DataError, match="names no shape, direction"):
+        make_observation(kind="lowering", key=key, components={})
+
+
+def test_only_a_lowering_may_have_no_components(make_observation: Callable[..., Observation]) -> None:
+    with pytest.raises(DataError, match="components"):
+        make_observation(components={})
+    assert make_observation(kind="lowering", key="conv | forward | xla", components={}).components == {}
+
+
+def test_every_convolution_of_a_network_gets_a_hint_for_what_training_computes(small_network) -> None:  # type: ignore[no-untyped-def]
+    graph = small_network
+    found = choose_all(graph, samples=4, measured={})
+    convolutions = [o.name for o in graph.operators if o.op_type == "Conv"]
+    assert list(found) == convolutions
+    assert set(found[convolutions[0]]) == {"forward", "weight"}
+    assert all(set(found[name]) == set(DIRECTIONS) for name in convolutions[1:])
+    assert all(str(h.detail["shape"]).startswith("conv 4x") for hints in found.values() for h in hints.values())
