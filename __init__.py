@@ -22,6 +22,7 @@ _HOMES = {
     "Simulation": "sim",
     "Strategy": "models.plan",
     "approve": "experiments.verbs",
+    "compile": "exec.notebook",
     "doctor": "exec.doctor",
     "export": "experiments.verbs",
     "import_model": "models.onnxpp",
@@ -39,7 +40,7 @@ _HOMES = {
     "train": "exec.train",
     "whatif": "experiments.verbs",
 }
-_OTHER_NAMES = {"doctor": "examine", "save_model": "save_onnxpp"}
+_OTHER_NAMES = {"compile": "compile_model", "doctor": "examine", "save_model": "save_onnxpp"}
 
 __all__ = [*sorted(_HOMES), "__version__"]
 

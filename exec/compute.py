@@ -48,6 +48,7 @@ class ComputeActions:
     constants   values of the graph's constants that the role's segments read
     shared      the optimiser's update is added to shared parameters (asynchronous): keep the update, not its result
     training    whether operators behave as in training
+    waits       a task ends when its results are there; else when they are on their way (nobody times it then)
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class ComputeActions:
         samples: Samples,
         seed: int,
         training: bool = True,
+        waits: bool = True,
     ) -> None:
-        self.graph, self.program, self.role = graph, program, role
+        self.graph, self.program, self.role, self.waits = graph, program, role, waits
         self.optimizer, self.samples, self.seed, self.training = optimizer, samples, seed, training
         self.dtype = jnp.dtype(precision)
         self.loss = graph.loss
@@ -113,8 +115,7 @@ class ComputeActions:
                 written: Values = compiled(values, renewed, context)
             else:
                 written = run(values, context)
-            jax.block_until_ready(written)
-            return written
+            return jax.block_until_ready(written) if self.waits else written
 
         return action
 

@@ -22,7 +22,7 @@ from ..models.plan.recipe import Data, is_module_source
 from .data_sources import Column, open_files, open_module, source_files
 from .hashing import sha256_of_files
 
-__all__ = ["Dataset", "check_dataset", "data_sha256", "open_dataset"]
+__all__ = ["Dataset", "check_dataset", "data_sha256", "label_problem", "open_dataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,32 +208,34 @@ def _to_integer(values: np.ndarray, wanted: np.dtype[Any], name: str) -> np.ndar
 
 
 def _label_problems(graph: Graph, label: Tensor, column: Column, samples: int) -> list[str]:
-    """Labels that no class has, where a loss over classes reads them; only in arrays quickly looked through."""
+    """Labels that no class has; only in arrays quickly looked through."""
+    if column.array is None or samples * max(1, int(np.prod(column.shape))) > 10**8:
+        return []
+    problem = label_problem(graph, label.name, column.array[:samples])
+    return [problem] if problem else []
+
+
+def label_problem(graph: Graph, name: str, values: np.ndarray) -> str:
+    """Which of the labels `values` no class has, where a loss over classes reads them; '' if all is well."""
     readers = [
         o
         for o in graph.operators
-        if o.op_type in ("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss") and label.name in o.inputs
+        if o.op_type in ("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss") and name in o.inputs
     ]
-    if (
-        not readers
-        or column.dtype.kind not in "iu"
-        or column.array is None
-        or samples * max(1, int(np.prod(column.shape))) > 10**8
-    ):
-        return []
+    if not readers or values.dtype.kind not in "iu":
+        return ""
     classes = graph.tensors[readers[0].inputs[0]].shape[1].fixed
     ignored = readers[0].attributes.get("ignore_index")
-    values = column.array[:samples]
     strange = (values < 0) | (values >= classes)
     if ignored is not None:
         strange &= values != ignored
     if not strange.any():
-        return []
+        return ""
     first = np.unravel_index(int(np.argmax(strange)), strange.shape)
-    return [
-        f"{label.name} must lie in 0..{classes - 1}, but sample {int(first[0])} has {values[first]} "
+    return (
+        f"{name} must lie in 0..{classes - 1}, but sample {int(first[0])} has {values[first]} "
         f"({int(strange.sum())} such values)"
-    ]
+    )
 
 
 def data_sha256(source: str, evaluation: str | None = None, *, base_folder: Path) -> str:

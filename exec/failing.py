@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import ModelError
+from ..errors import HpdlfError, ModelError
 from ..models.onnxpp.graph import Operator
 from ..models.onnxpp.tasks import plain_sentence
 
@@ -39,7 +39,7 @@ def in_a_sentence(place: object = "the model") -> Iterator[None]:
     """Errors from inside are a ModelError, which names the innermost operator that :func:`named` saw."""
     try:
         yield
-    except ModelError:
+    except HpdlfError:
         raise
     except MISFITS as error:
         notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("node ")]

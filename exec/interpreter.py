@@ -104,6 +104,15 @@ class Interpreter:
         if self._failure:
             raise self._failure
 
+    def serve(self, step: int) -> None:
+        """One step on the calling thread, the tasks of all streams in the program's order: for a rank that waits for no other,
+        where starting threads would cost more than they gain. Nothing is recorded.
+        """
+        for task in self.role.order:
+            instruction = self.role.instruction[task.instruction]
+            if instruction.runs_in(step):
+                self._perform(instruction, task, step)
+
     def _guarded(self, stream: str, first: int, last: int) -> None:
         try:
             for step in range(first, last):

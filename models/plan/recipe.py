@@ -34,6 +34,7 @@ __all__ = [
     "Schedule",
     "is_module_source",
     "load_recipe",
+    "recipe_of",
     "state_copies",
 ]
 
@@ -307,6 +308,17 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         raise PlanError(f"{file} is no recipe: no text in UTF-8, so no TOML.") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PlanError(f"{file} is no recipe: no TOML: {error}.") from None
+    return recipe_of(table, f"{file}: {{problems}}. Correct the file and plan again:")
+
+
+def recipe_of(table: Mapping[str, Any], complaint: str) -> Recipe:
+    """The recipe that a table of fields says.
+
+    complaint   the first line of the message, with "{problems}" for how many there are
+
+    Raises:
+        PlanError: it holds fields or values that a recipe does not have: all of them in one message.
+    """
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
@@ -315,7 +327,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
             for problem in error.errors()
         ]
         count = "one problem" if len(lines) == 1 else f"{len(lines)} problems"
-        raise PlanError("\n".join([f"{file}: {count}. Correct the file and plan again:", *lines])) from None
+        raise PlanError("\n".join([complaint.replace("{problems}", count), *lines])) from None
 
 
 def _in_words(problem: Any) -> str:
