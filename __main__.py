@@ -18,6 +18,7 @@ from .experiments.console import complain, draw, help_alone, print_json, show, s
 from .experiments.cost_commands import commands as cost_commands
 from .experiments.grouped_help import Grouped
 from .experiments.profile_commands import commands as profile_commands
+from .experiments.tuning_commands import tune
 
 __all__ = ["app", "main"]
 
@@ -282,6 +283,9 @@ def whatif(
         typer.echo(found.to_frame().to_json(orient="records", indent=1))
     else:
         show(found.table(), *([f"Wrote {out}."] if out else []))
+
+
+app.command()(tune)
 
 
 # --- planning, approving, training -----------------------------------------------------------------------------------
