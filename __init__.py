@@ -38,6 +38,7 @@ _HOMES = {
     "search": "experiments.verbs",
     "simulate": "experiments.verbs",
     "train": "exec.train",
+    "tune": "experiments.tuning",
     "whatif": "experiments.verbs",
 }
 _OTHER_NAMES = {"compile": "compile_model", "doctor": "examine", "save_model": "save_onnxpp"}

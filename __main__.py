@@ -344,6 +344,8 @@ def plan(
         return
     refused = [refused_table(found.search)] if found.search.refused else []
     show(*refused, candidates_table(found.search), found.plan.reason)  # what matters most is read last
+    if found.hinted.unmeasured:
+        show(f"{found.hinted.advice} Measure: `hpdlf tune {model} {found.hinted.options}`, then plan again.")
     show(f"\nWrote {out}. Look at it and approve it with `hpdlf approve {out}`.")
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import RunError
+from ..models.cost.lowering_choice import check_lowering
 from ..models.onnxpp import Onnxpp, annotation, load_onnxpp
+from ..models.onnxpp.hints import with_lowering
 from ..models.plan import Partition, Plan, Recipe, Strategy, load_plan
 from ..models.program import Program
 from ..models.program.lower import lower, lower_evaluation
@@ -47,10 +49,11 @@ class Assignment:
 
         Raises:
             RunError: the folder holds no run.
-            PlanError, ModelError: its plan or model cannot be read.
+            PlanError, ModelError: its plan or model cannot be read, or asks for a lowering that there is not.
         """
         about, plan = folder.read(), load_plan(folder.plan)
-        model = load_onnxpp(Path(about["model"]))
+        model = with_lowering(load_onnxpp(Path(about["model"])), plan.configuration)
+        check_lowering(model.graph, samples=plan.strategy.microbatch_samples)
         placed = annotation(model, plan.configuration)
         cut = Partition(
             stages={name: p.stage for name, p in placed.items()},

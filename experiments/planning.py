@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..errors import PlanError
 from ..hwprofiles import Cluster
-from ..models.cost import CostModel
+from ..models.cost import CostModel, ObservationDatabase
 from ..models.onnxpp import Onnxpp, annotate, is_onnxpp, save_onnxpp
+from ..models.onnxpp.hints import with_hints
 from ..models.plan import HashedFile, Plan, Recipe, Strategy, file_sha256, load_recipe, write_plan
 from ..models.trace import write_trace
 from ..sim import Candidate, Search, Simulation, build, search, simulate_program
 from ..sim.search import Objective
+from .hinting import Hinted, hint_lowerings
 from .narrowing import narrowed_search
 
 if TYPE_CHECKING:
@@ -35,13 +37,17 @@ EXECUTED = ("float32", "float64")
 
 @dataclass(frozen=True, kw_only=True)
 class PlanResult:
-    """A written plan, its prediction, the candidate that it follows, and the search that it came from."""
+    """A written plan, its prediction, the candidate that it follows, and the search that it came from.
+
+    hinted   how each convolution is computed, as the planned model says
+    """
 
     path: Path
     plan: Plan
     simulation: Simulation
     chosen: Candidate
     search: Search
+    hinted: Hinted
 
     def to_frame(self) -> pd.DataFrame:
         """One row a candidate."""
@@ -70,6 +76,7 @@ def plan(
     choose: int = 1,
     max_restarts: int = 3,
     cost_model: CostModel | None = None,
+    timed: ObservationDatabase | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PlanResult:
     """Search for the best way to train `model` on `on`, and write it to `out`.
@@ -81,6 +88,7 @@ def plan(
     data, pipeline, microbatches, schedule   fix a part of the strategy; what is left out is searched
     precision   None: the recipe's
     choose      take this place of the ranking (1: the winner)
+    timed       holds what `hpdlf tune` measured, from which operators are told how to compute; None: by what is expected
     progress    told of (combinations simulated, all)
 
     Raises:
@@ -116,7 +124,9 @@ def plan(
     if not 1 <= choose <= len(found.ranked):
         places = f"choose 1 to {len(found.ranked)}" if len(found.ranked) > 1 else "there is only 1"
         raise PlanError(f"`--choose {choose}` is no place of the ranking: {places}.")
-    return _write(model, on, training, found, choose, fixed, path, samples, data_sha256, max_restarts, cost_model)
+    return _write(
+        model, on, training, found, choose, fixed, path, samples, data_sha256, max_restarts, cost_model, timed
+    )
 
 
 def _check_executable(parts: Mapping[str, object]) -> None:
@@ -202,6 +212,7 @@ def _write(
     data_sha256: str | None,
     max_restarts: int,
     cost_model: CostModel | None,
+    timed: ObservationDatabase | None,
 ) -> PlanResult:
     chosen = found.ranked[choose - 1]
     strategy, optimizer = chosen.strategy, recipe.optimizer.name
@@ -224,6 +235,8 @@ def _write(
     annotated = annotate(
         model, configuration=configuration, stages=cut.stages, segments=cut.segments, n_devices=strategy.ranks
     )
+    hinted = hint_lowerings(model.graph, on, strategy, timed)
+    annotated = with_hints(annotated, configuration, hinted.hints)
     onnx_path = path.with_suffix(".onnx")
     external = _external(annotated, path.parent)
     save_onnxpp(annotated, onnx_path)
@@ -251,7 +264,7 @@ def _write(
             "`-o FILE`."
         ) from None
     write_plan(result, path)
-    return PlanResult(path=path, plan=result, simulation=simulation, chosen=chosen, search=found)
+    return PlanResult(path=path, plan=result, simulation=simulation, chosen=chosen, search=found, hinted=hinted)
 
 
 def _external(model: Onnxpp, folder: Path) -> list[str]:

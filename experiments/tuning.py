@@ -186,7 +186,9 @@ def tune(
             if isinstance(said, Answer):
                 answers.append(said)
             if progress:
-                progress(said.question.conv.key if isinstance(said, Answer) else said.conv.key, len(answers), len(asked))
+                progress(
+                    said.question.conv.key if isinstance(said, Answer) else said.conv.key, len(answers), len(asked)
+                )
     except KeyboardInterrupt:
         stopped = True
     finally:

@@ -198,6 +198,7 @@ def plan(
     **options: Any,
 ) -> PlanResult:
     """Search for the best way to train `model`, and write it; `options` as :func:`hpdlf.experiments.planning.plan`."""
+    from ..models.cost import ObservationDatabase
     from .planning import plan as write
 
     return write(
@@ -206,6 +207,7 @@ def plan(
         batch=batch,
         out=out,
         cost_model=_costs(database),
+        timed=ObservationDatabase(Path(database)) if database else ObservationDatabase(),
         **options,
     )
 

@@ -27,6 +27,7 @@ VERBS = [
     "search",
     "simulate",
     "train",
+    "tune",
     "whatif",
 ]
 

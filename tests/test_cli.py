@@ -20,7 +20,7 @@ from hpdlf.models.zoo import build, digits_cnn, mlp
 
 FLOAT = TensorProto.FLOAT
 STEPS = ["import", "inspect", "profile", "simulate", "whatif", "plan", "approve", "train", "refine", "report", "export"]
-COMMANDS = [*STEPS, "doctor"]
+COMMANDS = [*STEPS, "tune", "doctor"]
 
 
 class Said(NamedTuple):

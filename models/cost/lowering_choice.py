@@ -12,14 +12,26 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+from ...errors import ModelError
 from ..onnxpp.graph import Graph
 from ..onnxpp.hints import Direction, Hint
+from ..onnxpp.problems import did_you_mean
 from .convolutions import convolutions, directions
 from .database import ObservationDatabase
 from .lowerings import Convolution, expected_way, ways
 from .observations import Observation, lowering_key, lowering_of
 
-__all__ = ["MeasuredWays", "choose", "choose_all", "expected", "installed", "is_measured", "measured_ways", "observed"]
+__all__ = [
+    "MeasuredWays",
+    "check_lowering",
+    "choose",
+    "choose_all",
+    "expected",
+    "installed",
+    "is_measured",
+    "measured_ways",
+    "observed",
+]
 
 MeasuredWays = Mapping[tuple[str, str], Mapping[str, Observation]]
 """By (key of the convolution, direction), then by way."""
@@ -158,3 +170,23 @@ def choose_all(
                 chosen[conv, direction] = choose(conv, direction, measured, kind=kind)
         found[name] = {direction: chosen[conv, direction] for direction in wanted[name]}
     return found
+
+
+def check_lowering(graph: Graph, *, samples: int) -> None:
+    """That every operator of `graph` can be computed as its `lowering` says, for `samples` samples at once.
+
+    Raises:
+        ModelError: one cannot: another version wrote the file, or somebody changed it.
+    """
+    shapes = convolutions(graph, samples=samples)
+    for operator in graph.operators:
+        for direction, way in operator.lowering.items():
+            conv = shapes.get(operator.name)
+            able = ways(conv, direction) if conv is not None else ()  # type: ignore[arg-type]
+            if way not in able:
+                what = f"cannot compute {conv.key}" if conv is not None else f"is none of a {operator.op_type}"
+                listed = did_you_mean(way, able) or (f"; there are {', '.join(able)}" if able else "")
+                raise ModelError(
+                    f"operator {operator.name!r} of {graph.name!r}: its {direction} lowering {way!r} {what}{listed}. "
+                    "Plan the model again with `hpdlf plan`."
+                )

@@ -32,6 +32,7 @@ __all__ = [
     "WAYS",
     "Direction",
     "Hint",
+    "Hints",
     "Source",
     "check_hints",
     "hints_of",

@@ -1,0 +1,104 @@
+"""Timing ways: questions travel whole, every way is timed, slow ones for a short time only, in a process like a rank's."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hpdlf.errors import RunError
+from hpdlf.exec import tuning
+from hpdlf.exec.tuning import Answer, Question, answer, call_of, cores_for, time_ways
+from hpdlf.models.cost.lowerings import DIRECTIONS, Convolution, Direction, expected_way, ways
+
+CONV = Convolution(
+    samples=2,
+    channels=4,
+    filters=6,
+    groups=1,
+    size=(9, 9),
+    kernel=(3, 3),
+    strides=(1, 1),
+    dilations=(1, 1),
+    pads=((1, 1), (1, 1)),
+    output=(9, 9),
+)
+
+
+def question(direction: Direction) -> Question:
+    return Question(conv=CONV, direction=direction, first=expected_way(CONV, direction))
+
+
+def test_a_question_survives_json() -> None:
+    asked = question("weight")
+    assert Question.read(json.loads(json.dumps(asked.as_dict()))) == asked
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_way_computes_the_same_of_pictures_with_channels_last(direction: Direction) -> None:
+    results = {way: np.asarray(call_of(question(direction), way)()) for way in ways(CONV, direction)}
+    shape = {"forward": (2, 9, 9, 6), "input": (2, 9, 9, 4), "weight": (6, 4, 3, 3)}[direction]
+    for way, result in results.items():
+        assert result.shape == shape
+        np.testing.assert_allclose(result, results["xla"], atol=1e-4 * np.abs(results["xla"]).max(), err_msg=way)
+
+
+def pretended(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> dict[str, int]:
+    """Ways that take what `seconds` says; counts their calls."""
+    calls = dict.fromkeys(seconds, 0)
+
+    def call_of(asked: Question, way: str) -> Callable[[], None]:
+        def call() -> None:
+            calls[way] += 1
+            if seconds[way] < 0:
+                raise MemoryError("too large")
+            time.sleep(seconds[way])
+
+        return call
+
+    monkeypatch.setattr(tuning, "call_of", call_of)
+    monkeypatch.setattr(tuning, "ways", lambda conv, direction: tuple(seconds))
+    return calls
+
+
+def test_slow_ways_are_timed_for_a_short_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = pretended(monkeypatch, {"xla": 0.012, "taps": 0.2, "im2col": 0.004, "matmul": 0.004})
+    found = answer(Question(conv=CONV, direction="forward", first="im2col"))
+    assert set(found.ways) == set(calls)
+    assert calls["taps"] == 1  # hopeless
+    assert calls["xla"] == 2  # slow
+    assert calls["im2col"] > 10
+    assert found.ways["taps"]["seconds"] > found.ways["xla"]["seconds"] > found.ways["im2col"]["seconds"] > 0.004
+    assert all(t["low_s"] <= t["seconds"] <= t["high_s"] and t["repeats"] >= 1 for t in found.ways.values())
+
+
+def test_a_way_that_cannot_be_run_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended(monkeypatch, {"xla": 0.001, "im2col": -1.0})
+    found = answer(Question(conv=CONV, direction="forward", first="im2col"))
+    assert set(found.ways) == {"xla"}
+    assert found.failed == {"im2col": "too large"}
+
+
+def test_threads_that_are_not_there_are_refused() -> None:
+    assert len(cores_for(1)) == 1
+    assert cores_for(None) == sorted(os.sched_getaffinity(0))
+    with pytest.raises(RunError, match="100000 threads cannot be measured: this process may use"):
+        list(time_ways([question("forward")], seconds=1.0, threads=100_000))
+
+
+def test_questions_are_answered_in_a_process_of_their_own() -> None:
+    said = list(time_ways([question("forward"), question("weight")], seconds=60.0, threads=1))
+    assert [type(s) for s in said] == [Question, Answer, Question, Answer]
+    for found, direction in zip(said[1::2], ("forward", "weight"), strict=True):
+        assert isinstance(found, Answer)
+        assert found.question == question(direction)  # type: ignore[arg-type]
+        assert set(found.ways) == set(ways(CONV, direction))  # type: ignore[arg-type]
+        assert found.failed == {}
+
+
+def test_without_time_nothing_is_begun() -> None:
+    assert list(time_ways([question("forward")], seconds=0.0, threads=1)) == []
