@@ -42,6 +42,7 @@ from .interpreter import Interpreter, Values
 from .metrics import METRICS, value
 from .optimizers import make_optimizer
 from .prediction import Prediction, whole
+from .tuned import as_tuned
 
 __all__ = ["CompiledModel", "compile_model"]
 
@@ -200,8 +201,9 @@ class CompiledModel:
         if batch not in self._training:
             program = self._program(batch)
             role = program.role_of(0)
+            samples = batch // self.microbatches
             computing = ComputeActions(
-                self.model.graph,
+                as_tuned(self.model.graph, samples=samples, dtype=self.recipe.precision),
                 program,
                 role,
                 constants=self._constants,

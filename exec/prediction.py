@@ -17,6 +17,7 @@ from .compute import ComputeActions
 from .folding import inference
 from .host import put
 from .interpreter import Interpreter, Values
+from .tuned import as_tuned
 
 __all__ = ["Prediction", "whole"]
 
@@ -68,7 +69,7 @@ class Prediction:
         role = program.role_of(0)
         wanted = {c for segment in program.segments.values() for c in segment.constants}
         computing = ComputeActions(
-            self.graph,
+            as_tuned(self.graph, samples=batch, dtype=self.precision),
             program,
             role,
             constants={name: self._constants[name] for name in wanted},

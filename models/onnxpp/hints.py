@@ -136,7 +136,10 @@ def with_lowering(model: Onnxpp, configuration: str) -> Onnxpp:
     Raises:
         ModelError: it has no such configuration.
     """
-    ways = {name: {d: hint.way for d, hint in told.items()} for name, told in hints_of(model, configuration).items()}
+    ways: Mapping[str, Mapping[str, str]] = {
+        name: {direction: hint.way for direction, hint in told.items()}
+        for name, told in hints_of(model, configuration).items()
+    }
     operators = tuple(replace(o, lowering=ways.get(o.name, {})) for o in model.graph.operators)
     return replace(model, graph=replace(model.graph, operators=operators))
 

@@ -65,3 +65,19 @@ def test_a_training_that_ended_before(assignment: Assignment) -> None:
     checkpoint(assignment, 12)
     with pytest.raises(RunError, match=r"is after step 12, but the plan's training ends after 11\. Give the recipe more"):
         assignment.checkpoint(steps=11)
+
+
+def test_ranks_follow_the_hints_of_the_plan(assignment: Assignment) -> None:
+    from dataclasses import replace
+
+    from hpdlf.errors import ModelError
+    from hpdlf.models.onnxpp import load_onnxpp, save_onnxpp
+    from hpdlf.models.onnxpp.hints import Hint, with_hints
+
+    assert not any(o.lowering for o in assignment.model.graph.operators)
+    folder = assignment.folder
+    name = assignment.model.graph.operators[0].name
+    hinted = with_hints(load_onnxpp(folder.model), "mine", {name: {"forward": Hint(way="im2col")}})
+    save_onnxpp(replace(hinted, folder=folder.path), folder.model)
+    with pytest.raises(ModelError, match=rf"{name!r}.*its forward lowering 'im2col' is none of a .*hpdlf plan"):
+        Assignment.read(folder)  # a perceptron has no convolutions

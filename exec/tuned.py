@@ -1,0 +1,40 @@
+"""Operators of a graph that runs in this process, computed as `hpdlf tune` found to be fastest here.
+
+A plan says in its ONNX++ file how its operators are computed. What runs without a plan, in a notebook, is told by the user's
+database.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+
+from ..errors import DataError
+from ..models.cost import ObservationDatabase
+from ..models.cost.lowering_choice import choose_all, measured_ways
+from ..models.onnxpp.graph import Graph
+from .environment import examine_machine
+
+__all__ = ["as_tuned"]
+
+
+def as_tuned(graph: Graph, *, samples: int, dtype: str, database: ObservationDatabase | None = None) -> Graph:
+    """`graph` for `samples` samples at once on all CPUs of this process, its operators as measured ways are fastest.
+
+    What nobody measured is left to the executor, and so is everything where the database cannot be read, with a warning.
+    """
+    store = ObservationDatabase() if database is None else database
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        measured = measured_ways(store, machine=examine_machine().fingerprint, threads=threads, dtype=dtype)
+    except DataError as error:
+        warnings.warn(f"What `hpdlf tune` measured is not used: {error}", stacklevel=2)
+        return graph
+    if not measured:
+        return graph
+    chosen = {
+        name: {direction: hint.way for direction, hint in told.items() if hint.source == "measured"}
+        for name, told in choose_all(graph, samples=samples, measured=measured).items()
+    }
+    return replace(graph, operators=tuple(replace(o, lowering=chosen.get(o.name, {})) for o in graph.operators))
