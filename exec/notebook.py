@@ -167,8 +167,8 @@ class CompiledModel:
             )
         with self._precise(), in_a_sentence(graph.name):
             arrays, batch = self._given(inputs, targets)
-            interpreter = self._trainer(batch)
             self._samples = self._numbers(samples, batch)
+            interpreter = self._trainer(batch)
             self._data = [put(part) for part in _parts(graph.tensors, arrays, batch, self.microbatches)]
             try:
                 interpreter.serve(self.steps)
