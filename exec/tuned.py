@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import DataError
@@ -33,7 +34,7 @@ def as_tuned(graph: Graph, *, samples: int, dtype: str, database: ObservationDat
         return graph
     if not measured:
         return graph
-    chosen = {
+    chosen: Mapping[str, Mapping[str, str]] = {
         name: {direction: hint.way for direction, hint in told.items() if hint.source == "measured"}
         for name, told in choose_all(graph, samples=samples, measured=measured).items()
     }
