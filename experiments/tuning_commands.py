@@ -117,7 +117,7 @@ def tuning_table(found: Tuning, *, rows: int) -> Table:
 
 def _figures(row: Row) -> tuple[str, str, str, str]:
     def ms(seconds: float | None) -> str:
-        return "not measured" if seconds is None else f"{seconds * 1e3:.3g}"
+        return "open" if seconds is None else f"{seconds * 1e3:.3g}"
 
     gain = row.gain_s
     return (
