@@ -8,6 +8,7 @@ cost model reads them: a way is timed alone, which is no operator's time in a ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,8 @@ MeasuredWays = Mapping[tuple[str, str], Mapping[str, Observation]]
 DECIDE = ("hpdlf", "jaxlib")
 # Less is noise: the expected way stays unless another takes at most this share of its time.
 WORTH = 0.97
+# Of the samples that a shape was measured with: beyond, the same way need not be the best.
+FAR = 4.0
 
 
 @cache
@@ -137,17 +140,19 @@ def is_measured(conv: Convolution, direction: Direction, measured: MeasuredWays)
 def choose(conv: Convolution, direction: Direction, measured: MeasuredWays, *, kind: str = "cpu") -> Hint:
     """The way to compute a direction of `conv` on a "cpu" or "gpu", and where the choice comes from.
 
-    The expected way stays unless another was measured to be faster by more than noise.
+    The expected way stays unless another was measured to be faster by more than noise. Where the shape was measured with
+    another number of samples alone, at most :data:`FAR` times as many or few, the way is the one that is best there, and
+    modelled.
     """
     usual = expected(conv, direction, kind)
-    able = ways(conv, direction)
-    timed = {way: o for way, o in measured.get((conv.key, direction), {}).items() if way in able}
-    if usual not in timed or len(timed) < 2:
-        return Hint(way=usual, detail={"shape": conv.key})
-    best = min(able, key=lambda way: timed[way].seconds if way in timed else float("inf"))
-    if timed[best].seconds > WORTH * timed[usual].seconds:
-        best = usual
-    o = timed[best]
+    best = _best(conv, direction, measured.get((conv.key, direction), {}), usual)
+    if best is None:
+        near = _nearest(conv, direction, measured)
+        best = _best(conv, direction, measured[near, direction], usual) if near else None
+        if best is None:
+            return Hint(way=usual, detail={"shape": conv.key})
+        return Hint(way=best, detail={"shape": conv.key, "as": near})
+    o = measured[conv.key, direction][best]
     threads = o.conditions["threads"]
     return Hint(
         way=best,
@@ -155,6 +160,27 @@ def choose(conv: Convolution, direction: Direction, measured: MeasuredWays, *, k
         source="measured",
         detail={"shape": conv.key, "machine": o.machine, "threads": threads, "time": o.time, **o.versions},
     )
+
+
+def _best(conv: Convolution, direction: Direction, timed: Mapping[str, Observation], usual: str) -> str | None:
+    """The way to take by these times; None where they do not tell."""
+    seconds = {way: timed[way].seconds for way in ways(conv, direction) if way in timed}
+    if usual not in seconds or len(seconds) < 2:
+        return None
+    best = min(seconds, key=lambda way: seconds[way])
+    return best if seconds[best] <= WORTH * seconds[usual] else usual
+
+
+def _nearest(conv: Convolution, direction: Direction, measured: MeasuredWays) -> str:
+    """The key under which the same shape was measured with the nearest number of samples; "" where it was with none near."""
+    rest = conv.key.removeprefix(f"conv {conv.samples}x")
+    near = []
+    for key, side in measured:
+        samples, _, other = key.removeprefix("conv ").partition("x")
+        if side == direction and other == rest and samples.isdecimal() and int(samples):
+            near.append((abs(math.log(int(samples) / conv.samples)), key))
+    distance, key = min(near, default=(math.inf, ""))
+    return key if distance <= math.log(FAR) else ""
 
 
 def choose_all(

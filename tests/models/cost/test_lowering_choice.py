@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,20 @@ def test_the_fastest_measured_way_is_taken_with_its_provenance(database: Observa
     assert set(installed()) == {"hpdlf", "jaxlib"}
     # Another direction was not measured.
     assert choose(CONV, "weight", measured).source == "modelled"
+
+
+@pytest.mark.parametrize(("samples", "way"), [(4, OTHER), (32, OTHER), (33, USUAL), (2, OTHER), (1, USUAL)])
+def test_another_number_of_samples_is_told_by_its_neighbour(
+    samples: int, way: str, database: ObservationDatabase
+) -> None:
+    database.add([timed(USUAL, 2.0), timed(OTHER, 1.0)])  # with 8 samples
+    measured = measured_ways(database, machine="abc", threads=2)
+    conv = replace(CONV, samples=samples)
+    hint = choose(conv, "forward", measured)
+    assert (hint.way, hint.seconds, hint.source) == (way, None, "modelled")
+    assert hint.detail == {"shape": conv.key} | ({"as": CONV.key} if way == OTHER else {})
+    assert choose(conv, "weight", measured).way == expected(conv, "weight")
+    assert choose(replace(conv, size=(29, 28)), "forward", measured).detail.get("as") is None
 
 
 def test_noise_does_not_change_the_way(database: ObservationDatabase) -> None:
