@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import RunError
+from .affinity import THREADS
 from .checkpoint import latest, remove_incomplete
 from .diagnosis import Failure, diagnose, is_launcher_noise, oom_kills
 from .environment import rank_environment
@@ -52,6 +53,7 @@ def launch(
     max_restarts: int = 3,
     resume: Callable[[int], Sequence[str]] | None = None,
     environment: Mapping[str, str] | None = None,
+    threads: int = 1,
     silence_s: float = 300.0,
     output: Callable[[str], None] | None = None,
     tell: Callable[[str], None] | None = None,
@@ -64,6 +66,7 @@ def launch(
     max_restarts        further attempts after ranks died; HPDLF_ATTEMPT in their environment counts from 0
     resume              the command of attempt number n > 0; default: `command` with ``--resume``, once
     environment         variables on top of :func:`hpdlf.exec.environment.rank_environment`
+    threads             cores that every rank computes on; HPDLF_THREADS in their environment where it is more than one
     silence_s           a rank that has reported once and then not for so long counts as dead
     output              what the ranks print, in pieces; default: this process's own output
     tell                sentences of our own about restarts; default: this process's error output
@@ -82,7 +85,7 @@ def launch(
     while True:
         attempt = len(failures)
         variables = {**(environment or {}), "HPDLF_ATTEMPT": str(attempt)}
-        with _Attempt(mpiexec, current, ranks, run_folder, variables, attempt, output) as running:
+        with _Attempt(mpiexec, current, ranks, run_folder, variables, attempt, output, threads) as running:
             failure = running.wait(silence_s)
         if failure is None:
             return Launched(seconds=time.monotonic() - began, failures=tuple(failures))
@@ -140,12 +143,14 @@ class _Attempt:
         variables: Mapping[str, str],
         attempt: int,
         output: Callable[[str], None] | None,
+        threads: int,
     ) -> None:
         self.run_folder, self.attempt, self.ranks = run_folder, attempt, ranks
         self.interrupted = False
         self.log = run_folder / f"errors-{attempt}.log"
-        own = rank_environment({})
-        env = rank_environment() | dict(variables)
+        variables = {**({THREADS: str(threads)} if threads > 1 else {}), **variables}
+        own = rank_environment({}, threads=threads)
+        env = rank_environment(threads=threads) | dict(variables)
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         (run_folder / "ranks").mkdir(parents=True, exist_ok=True)
         for stale in (run_folder / "ranks").glob("*.json"):
@@ -153,7 +158,10 @@ class _Attempt:
         self._oom_before = oom_kills()
         self._tail: list[str] = []
         self._process = subprocess.Popen(
-            [*mpiexec.command(ranks, cpus=allowed, forward=sorted({*own, *variables})), *command],
+            [
+                *mpiexec.command(ranks, cpus=allowed, forward=sorted({*own, *variables}), threads=threads),
+                *command,
+            ],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -60,21 +60,24 @@ class Mpiexec:
     flavour: str
     version: str
 
-    def command(self, ranks: int, *, cpus: int, forward: Sequence[str] = ()) -> list[str]:
+    def command(self, ranks: int, *, cpus: int, forward: Sequence[str] = (), threads: int = 1) -> list[str]:
         """What to put before a rank's own command.
 
         Every rank is bound to a core before it starts, since XLA:CPU makes a thread per core that it may use; where
-        there are more ranks than `cpus`, they share cores, and those that wait give way. `forward` are environment
-        variables to take to other nodes.
+        there are more ranks than `cpus`, they share cores, and those that wait give way. Ranks of several `threads` are not
+        bound here but bind themselves (:mod:`.affinity`): mpiexec's own way differs by flavour, and refuses cores of two
+        sockets. `forward` are environment variables to take to other nodes.
         """
         if self.flavour != "Open MPI":
             return [
                 self.path,
                 "-n",
                 str(ranks),
-                *(["-bind-to", "core"] if ranks <= cpus and self.flavour == "MPICH" else []),
+                *(["-bind-to", "core"] if ranks <= cpus and threads == 1 and self.flavour == "MPICH" else []),
             ]
         binding = "core:if-supported" if ranks <= cpus else "core:overload-allowed:if-supported"
+        if threads > 1:
+            binding = "none"
         command = [self.path, "-n", str(ranks), "--bind-to", binding]
         if ranks > cpus:
             command += ["--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]

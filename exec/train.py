@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ApprovalError, PlanError, RunError
+from ..hwprofiles import cluster_from_toml
 from ..models.onnxpp import export_trained, load_onnxpp
 from ..models.plan import Plan, approval_path, check_approval, file_sha256, load_plan
 from .checkpoint import latest
@@ -239,8 +240,15 @@ def _check_ranks(context: MpiContext, plan_path: Path) -> None:
 def _start(
     plan: Plan, folder: RunFolder, resume: bool, progress: Progress | None, say: Callable[[str], None]
 ) -> Run:
+    from .affinity import cores_of_rank
     from .energy import EnergyCount
     from .launcher import launch
+
+    available = examine_machine().allowed_cpus
+    cluster = cluster_from_toml(plan.cluster_toml, origin=f"the cluster in {folder.plan}")
+    threads, wanted = cores_of_rank(cluster, plan.strategy.ranks, available=available)
+    if threads < wanted:
+        say(f"The plan's devices have {wanted} cores; with {available} here, ranks use {threads} each.")
 
     command = [sys.executable, "-m", "hpdlf.exec.worker", str(folder.path), *(["--resume"] if resume else [])]
     energy = EnergyCount()
@@ -254,6 +262,7 @@ def _start(
                 run_folder=folder.path,
                 checkpoint_folder=folder.checkpoints,
                 max_restarts=plan.max_restarts,
+                threads=threads,
                 tell=say,
             )
     except BaseException:

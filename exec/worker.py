@@ -23,6 +23,7 @@ import optax
 
 from ..errors import HpdlfError
 from ..models.program import Program, Role
+from .affinity import bind_rank
 from .assignment import Assignment, TrainingData
 from .checkpoint import Checkpoint
 from .communication import CommunicationActions, communicators
@@ -299,6 +300,7 @@ def work(folder: RunFolder, *, resume: bool) -> None:
     """Be one rank of the run in `folder`. What ends it too early stands in the folder before it is raised."""
     # Constants that no backward pass wants are donated all the same; JAX's remark about it is not for users.
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+    bind_rank()
     context = detect_mpi_context()
     with RankStatus(folder.path, context.rank if context else 0) as status:
         worker = Worker(folder, resume=resume, status=status)

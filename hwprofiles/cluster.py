@@ -211,6 +211,30 @@ class Cluster:
             return dataclasses.replace(bare, name=f"{base}:{size}", node=node, n_nodes=n_nodes)
         return dataclasses.replace(self, name=f"{base}:{size}", node=node, n_nodes=n_nodes)
 
+    def with_cores(self, cores: int) -> Cluster:
+        """This cluster, whose devices are cores, with devices of so many cores each: one rank then computes on all of them.
+        The name says so: ``generic-x86:1x1x4`` is one node with one device of four cores.
+
+        Raises ProfileError where a device is no single core, or for fewer than one.
+
+        >>> from hpdlf.hwprofiles import load_cluster
+        >>> load_cluster("generic-x86:1x1x4").device.compute_units.value
+        4.0
+        """
+        device = self.device
+        if device.kind != "cpu" or device.compute_units is None or device.compute_units.value != 1:
+            raise ProfileError(
+                f"'{self.name}': a device is {device.name}, no single core, so it cannot be made of {cores} cores; leave them "
+                f"out, '{self.name.partition(':')[0]}:{self.n_nodes}x{self.node.devices_per_node}'"
+            )
+        if not 1 <= cores <= MOST_DEVICES_PER_NODE:
+            raise ProfileError(f"'{self.name}': a device has 1 to {MOST_DEVICES_PER_NODE} cores, not {cores}")
+        if cores == 1:
+            return self
+        base = self.name.partition(":")[0]
+        name = f"{base}:{self.n_nodes}x{self.node.devices_per_node}x{cores}"
+        return dataclasses.replace(self, name=name, node=dataclasses.replace(self.node, device=device.joined(cores)))
+
     def in_region(self, region: Region) -> Cluster:
         """This cluster with the electricity of another region; what is not known of that is not known any more."""
         price, carbon = region.energy_price_usd_per_j, region.carbon_kg_per_j

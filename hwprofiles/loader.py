@@ -1,8 +1,8 @@
 """Finding profiles by name or path, and reading them.
 
 Profiles are searched in the user's folder (``$HPDLF_PROFILES``, else ``~/.config/hpdlf/profiles``) and then among
-those shipped. A name may end in the number of nodes, ``dgx-a100:16``, or of nodes and devices in each,
-``generic-x86:1x4``.
+those shipped. A name may end in the number of nodes, ``dgx-a100:16``, of nodes and devices in each,
+``generic-x86:1x4``, or of nodes, devices and cores in each device, ``generic-x86:1x1x4``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 SHIPPED = Path(__file__).parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_SIZE = re.compile(r"(?P<name>.+):(?P<nodes>[0-9]+)(?:x(?P<devices>[0-9]+))?")
+_SIZE = re.compile(r"(?P<name>.+):(?P<nodes>[0-9]+)(?:x(?P<devices>[0-9]+)(?:x(?P<cores>[0-9]+))?)?")
 MEASURED = "local"
 
 
@@ -64,7 +64,8 @@ def load_cluster(name_or_path: str | os.PathLike[str]) -> Cluster:
     if size is None or Path(text).exists():
         return cast(Cluster, _load("cluster", text))
     cluster = cast(Cluster, _load("cluster", size["name"]))
-    return cluster.with_nodes(int(size["nodes"]), int(size["devices"]) if size["devices"] else None)
+    sized = cluster.with_nodes(int(size["nodes"]), int(size["devices"]) if size["devices"] else None)
+    return sized.with_cores(int(size["cores"])) if size["cores"] else sized
 
 
 def load_device(name_or_path: str | os.PathLike[str]) -> Device:

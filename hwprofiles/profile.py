@@ -128,6 +128,53 @@ class Device:
         """This device under a power limit or at a clock that is set, for "what if we cap at 250 W"."""
         return dataclasses.replace(self, set_limit_w=limit_w, set_clock_hz=clock_hz)
 
+    def joined(self, cores: int) -> Device:
+        """So many of this device, a core, as one that computes on all of them.
+
+        What a core can do counts as many times, at the most: the lower end of every interval is what one core does, as some
+        operators gain nothing. Where operators of such a device are measured, the cost model learns what they really gain.
+        """
+
+        def times(quantity: Quantity | None, low: float) -> Quantity | None:
+            if quantity is None:
+                return None
+            return dataclasses.replace(
+                quantity,
+                value=quantity.value * cores,
+                low=(quantity.value if quantity.low is None else quantity.low) * low,
+                high=(quantity.value if quantity.high is None else quantity.high) * cores,
+                source=f"{cores} cores, each: {quantity.source}",
+                tier="modelled",
+                date=None,
+            )
+
+        def rates(table: Mapping[str, Quantity]) -> dict[str, Quantity]:
+            return {name: found for name, q in table.items() if (found := times(q, 1.0)) is not None}
+
+        memory, bandwidth = times(self.memory_bytes, cores), times(self.memory_bandwidth_bytes_per_s, 1.0)
+        units = dataclasses.replace(
+            self.compute_units or self.memory_bytes, value=float(cores), unit="1", low=None, high=None,
+            source="asked for: cores of one rank", tier="modelled", date=None,
+        )  # fmt: skip
+        assert memory is not None
+        assert bandwidth is not None
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}-x{cores}",
+            description=f"{cores} times: {self.description}",
+            aliases=(),
+            peak_flops_per_s=rates(self.peak_flops_per_s),
+            achieved_flops_per_s=rates(self.achieved_flops_per_s),
+            vector_flops_per_s=rates(self.vector_flops_per_s),
+            memory_bytes=memory,
+            memory_bandwidth_bytes_per_s=bandwidth,
+            idle_w=times(self.idle_w, cores),
+            limit_w=times(self.limit_w, cores),
+            compute_units=units,
+            l2_cache_bytes=times(self.l2_cache_bytes, cores),
+            price_usd=times(self.price_usd, cores),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Link:

@@ -20,7 +20,7 @@ from hpdlf.exec.sampling import Sampler
 from hpdlf.exec.train import train
 from hpdlf.models.onnxpp import import_model
 from hpdlf.models.plan import Recipe, Strategy
-from hpdlf.models.zoo import digits_cnn, resnet18, small
+from hpdlf.models.zoo import digits_cnn, small
 
 FEATURES, CLASSES = 8, 4
 
@@ -165,8 +165,8 @@ def test_predictions_are_those_of_the_saved_file(net: CompiledModel, tmp_path: P
 
 def test_running_statistics_are_kept_and_used(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    x, labels = rng.standard_normal((16, 3, 32, 32), dtype=np.float32), rng.integers(0, 10, 16)
-    net = hpdlf.compile(resnet18(image=32, classes=10), loss="softmax_xent", learning_rate=0.01)
+    x, labels = rng.standard_normal((16, 3, 8, 8), dtype=np.float32), rng.integers(0, 10, 16)
+    net = hpdlf.compile(small.conv_bn_net(), loss="softmax_xent", learning_rate=0.01)
     before = net.state
     net.step(x, labels)
     assert before

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpdlf.errors import PlanError, ProfileError
-from hpdlf.hwprofiles import Link, Quantity, load_cluster
+from hpdlf.hwprofiles import Link, Quantity, cluster_from_toml, load_cluster
 
 
 def test_devices_are_numbered_node_by_node():
@@ -103,3 +103,30 @@ def test_what_programs_see_of_a_link():
     assert link.message_bandwidth_bytes_per_s == 12.5e9
     assert link.collective_bandwidth_bytes_per_s == 100e9
     assert dataclasses.replace(link, collective_efficiency=ratio(0.25)).collective_bandwidth_bytes_per_s == 50e9
+
+def test_devices_of_several_cores():
+    one, four = load_cluster("generic-x86:1x2"), load_cluster("generic-x86:1x2x4")
+    assert four.name == "generic-x86:1x2x4"
+    assert (four.devices_per_node, four.device.name) == (2, "generic-x86-core-x4")
+    assert four.device.compute_units.value == 4
+    peak, core = (c.device.peak_flops_per_s["float32"] for c in (four, one))
+    assert (peak.value, peak.high) == (4 * core.value, 4 * core.high)
+    assert peak.low == core.low  # nobody knows yet whether more cores help
+    assert peak.tier == "modelled"
+    assert four.device.memory_bytes.value == 4 * one.device.memory_bytes.value
+    assert load_cluster("generic-x86:1x2x1") == one
+    back = cluster_from_toml(four.to_toml(), origin="test")
+    assert (back.sha256, back.device.compute_units.value) == (four.sha256, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("dgx-a100:1x8x2", "no single core.*'dgx-a100:1x8'"),
+        ("xeon-64:1x1x2", "no single core"),
+        ("generic-x86:1x1x0", "1 to 1024 cores, not 0"),
+    ],
+)
+def test_devices_that_are_no_cores_are_not_joined(name, told):
+    with pytest.raises(ProfileError, match=told):
+        load_cluster(name)

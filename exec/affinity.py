@@ -1,0 +1,56 @@
+"""Which cores a rank computes on: as many as its device has, as the plan says.
+
+mpiexec binds ranks of one core. A rank of several (``generic-x86:1x1x4``, a socket) takes a run of neighbours among the cores of its
+host, the first of each physical core before its second thread, by its place among the host's ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from ..hwprofiles import Cluster
+from .microbenchmarks_processes import usable_cores
+
+__all__ = ["THREADS", "bind_rank", "cores_of_rank", "share_of_cores"]
+
+THREADS = "HPDLF_THREADS"
+"""The variable by which the launcher tells ranks how many cores each is to use, where it is more than one."""
+
+LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+
+
+def cores_of_rank(cluster: Cluster, ranks: int, *, available: int) -> tuple[int, int]:
+    """(cores that each of a plan's ranks is to use on a host with `available` ones, cores that its device has).
+
+    They differ where the host is smaller than the node that the plan was made for. A rank with a GPU has one core.
+
+    >>> from hpdlf.hwprofiles import load_cluster
+    >>> cores_of_rank(load_cluster("generic-x86:1x2x4"), 2, available=6)
+    (3, 4)
+    """
+    device = cluster.device
+    wanted = int(device.compute_units.value) if device.kind == "cpu" and device.compute_units else 1
+    here = min(ranks, cluster.devices_per_node)
+    return max(1, min(wanted, available // here)), wanted
+
+
+def share_of_cores(cores: Sequence[int], threads: int, place: int) -> list[int]:
+    """The cores of rank number `place` of a host, where each has `threads`; all where there are not so many.
+
+    >>> share_of_cores([0, 1, 2, 3], 2, 1), share_of_cores([0, 1, 2], 2, 1)
+    ([2, 3], [0, 1, 2])
+    """
+    mine = list(cores[place * threads : (place + 1) * threads])
+    return mine if len(mine) == threads else list(cores)
+
+
+def bind_rank(environment: Mapping[str, str] | None = None) -> None:
+    """Bind this process as the launcher says, before XLA makes its threads: one for each core that it may use."""
+    env = os.environ if environment is None else environment
+    place = next((env[name] for name in LOCAL_RANK if env.get(name, "").isdigit()), None)
+    if not env.get(THREADS, "").isdigit() or place is None or not hasattr(os, "sched_setaffinity"):
+        return
+    first = usable_cores()
+    cores = [*first, *sorted(os.sched_getaffinity(0) - set(first))]
+    os.sched_setaffinity(0, share_of_cores(cores, int(env[THREADS]), int(place)))
