@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Fold:
         names = (self.old_weight, self.old_bias, self.scale, self.shift, self.mean, self.variance)
         return tuple(name for name in names if name)
 
-    def values(self, held: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def values(self, held: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The folded weight and bias, in the type that the weight has."""
         weight = np.asarray(held[self.old_weight])
         scale, shift, mean, variance = (
@@ -81,9 +82,9 @@ class Inference:
         folded = (name for fold in self.folds for name in fold.reads)
         return tuple(dict.fromkeys((*(p for p in self.graph.parameters if p not in made), *folded)))
 
-    def values(self, held: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The parameters of `graph`, of the original model's values."""
-        made: dict[str, np.ndarray] = {}
+    def values(self, held: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of `graph`, of the original model's values; what is not folded is handed on as it is."""
+        made: dict[str, Any] = {}
         for fold in self.folds:
             made |= fold.values(held)
         return {name: made[name] if name in made else held[name] for name in self.graph.parameters}

@@ -34,7 +34,7 @@ class Prediction:
         graph: Graph,
         *,
         constants: Mapping[str, np.ndarray],
-        held: Mapping[str, np.ndarray],
+        held: Mapping[str, Any],
         precision: str,
         seed: int,
         outputs: Sequence[str] | None = None,
@@ -47,7 +47,7 @@ class Prediction:
         self._found: dict[str, jax.Array] = {}
         self.bind(held)
 
-    def bind(self, held: Mapping[str, np.ndarray]) -> None:
+    def bind(self, held: Mapping[str, Any]) -> None:
         """Predict with these values from now on. What depends on them alone is computed now, once."""
         known = {**self._constants, **held}
         values = self.inference.values(known)
@@ -65,7 +65,7 @@ class Prediction:
         return self._found
 
     def _compiled(self, batch: int) -> Interpreter:
-        program = lower_evaluation(self.graph, whole(self.graph), Strategy(batch=batch, precision=self.precision))
+        program = lower_evaluation(self.graph, whole(self.graph), Strategy.of(batch=batch, precision=self.precision))
         role = program.role_of(0)
         wanted = {c for segment in program.segments.values() for c in segment.constants}
         computing = ComputeActions(

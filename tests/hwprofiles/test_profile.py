@@ -104,6 +104,7 @@ def test_what_programs_see_of_a_link():
     assert link.collective_bandwidth_bytes_per_s == 100e9
     assert dataclasses.replace(link, collective_efficiency=ratio(0.25)).collective_bandwidth_bytes_per_s == 50e9
 
+
 def test_devices_of_several_cores():
     one, four = load_cluster("generic-x86:1x2"), load_cluster("generic-x86:1x2x4")
     assert four.name == "generic-x86:1x2x4"
