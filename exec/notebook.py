@@ -298,6 +298,7 @@ class CompiledModel:
                 precision=self.recipe.precision,
                 seed=self.recipe.seed,
                 outputs=tuple(outputs),
+                fixed=not self.trains,
             )
         elif what in self._stale:
             self._predictions[what].bind(self._held())

@@ -21,12 +21,17 @@ from .tuned import as_tuned
 
 __all__ = ["Prediction", "whole"]
 
+MOST_COMPILED_BYTES = 2**30
+"""Weights beyond stay arguments: a compiled module of XLA is a protobuf, which has less than 2 GiB."""
+
 
 class Prediction:
     """A graph's `outputs` (default: its own) as it evaluates: dropout is off, normalisations use their statistics.
 
     constants   values of the graph's constants
     held        the model's parameters and running statistics, by name; :meth:`bind` replaces them
+    fixed       nobody will: weights of convolutions are compiled in, which saves turning them into another layout in every
+                call. Matrix products read theirs as they are
     """
 
     def __init__(
@@ -38,10 +43,11 @@ class Prediction:
         precision: str,
         seed: int,
         outputs: Sequence[str] | None = None,
+        fixed: bool = False,
     ) -> None:
         self.inference = inference(graph, outputs)
         self.graph, self.precision, self.seed = self.inference.graph, precision, seed
-        self._constants = constants
+        self._constants, self._fixed = constants, fixed
         self._interpreters: dict[int, Interpreter] = {}
         self._data: dict[str, Any] = {}
         self._found: dict[str, jax.Array] = {}
@@ -80,6 +86,11 @@ class Prediction:
             training=False,
             waits=False,
         )
+        if self._fixed:
+            turned = {n for o in self.graph.operators if o.op_type in ("Conv", "ConvTranspose") for n in o.inputs[1:]}
+            weights = {name: array for name, array in self._parameters.items() if name in turned}
+            if sum(array.nbytes for array in weights.values()) <= MOST_COMPILED_BYTES:
+                computing.segments = {name: segment.bound(weights) for name, segment in computing.segments.items()}
         actions = {
             **computing.actions(),
             "load": lambda instruction, task, step, values: {"data": self._data},

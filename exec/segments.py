@@ -95,6 +95,21 @@ class Segment:
         computed, new_state = self._compiled["forward"](self.constants, *given, context)
         return self._with_relayed(computed, inputs), new_state
 
+    def bound(self, parameters: Arrays) -> Segment:
+        """This segment for inference with some `parameters` that never change: they become part of the compiled code, so that
+        XLA computes what depends on them alone (another layout of a weight, say) while it compiles, and not in every call.
+
+        Only :meth:`forward` is bound, and does not ask for these parameters any more.
+        """
+        bound = {n: parameters[n] for n in self.parameters if n in parameters}
+
+        def forward(constants: Arrays, others: Arrays, state: Arrays, given: Arrays, context: Context) -> Any:
+            outputs, new_state = self._pure(constants, {**others, **bound}, state, given, context)
+            return {n: v for n, v in outputs.items() if n not in self.inputs}, new_state
+
+        others = tuple(n for n in self.parameters if n not in bound)
+        return replace(self, parameters=others, _compiled={**self._compiled, "forward": jax.jit(forward)})
+
     def forward_residual(
         self, parameters: Arrays, state: Arrays, inputs: Arrays, context: Context
     ) -> tuple[dict[str, Array], dict[str, Array], Residual]:

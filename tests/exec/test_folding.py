@@ -12,7 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import hpdlf
 from hpdlf.exec.folding import Fold, inference
-from hpdlf.models.onnxpp import Onnxpp, import_model
+from hpdlf.exec.operators import step_context
+from hpdlf.exec.prediction import Prediction
+from hpdlf.exec.segments import build_segment
+from hpdlf.models.onnxpp import Onnxpp, import_model, load_values
 from hpdlf.models.zoo import resnet18
 
 
@@ -139,3 +142,30 @@ def test_all_of_a_residual_network_is_folded() -> None:
     kinds = [o.op_type for o in graph.operators]
     assert kinds.count("BatchNormalization") == 0
     assert kinds.count("Conv") == 20
+
+
+def test_weights_that_never_change_are_compiled_in() -> None:
+    """A prediction that is fixed gives what one that can be bound anew gives, and asks for no weight of a convolution."""
+    model = imported(network())
+    held = load_values(model, (*model.graph.parameters, *model.graph.constants))
+    x = np.random.default_rng(1).standard_normal((3, 4, 6, 6), dtype=np.float32)
+    found = []
+    for fixed in (False, True):
+        predict = Prediction(model.graph, constants=held, held=held, precision="float32", seed=0, fixed=fixed)
+        found.append(np.asarray(predict({"x": x}, 3)["y"]))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_bound_segment_asks_for_less() -> None:
+    graph = inference(imported(network()).graph).graph
+    whole = build_segment(graph, list(graph.operator), graph.inputs, graph.outputs, {}, "float32")
+    (weight,) = (p for p in whole.parameters if "weight" in p)
+    held = {p: np.ones(graph.tensors[p].dims(1), np.float32) for p in whole.parameters}
+    bound = whole.bound({weight: held[weight]})
+    assert set(bound.parameters) == set(whole.parameters) - {weight}
+    context = step_context(seed=0, step=0, samples=np.arange(2), training=False)
+    x = np.ones((2, 4, 6, 6), np.float32)
+    others = {name: value for name, value in held.items() if name != weight}
+    mine, _ = bound.forward(others, {}, {"x": x}, context)
+    all_of_it, _ = whole.forward(held, {}, {"x": x}, context)
+    np.testing.assert_allclose(mine["y"], all_of_it["y"], rtol=1e-6)
