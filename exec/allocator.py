@@ -2,8 +2,9 @@
 
 glibc gives a freed block of more than 128 KiB to 32 MiB (the threshold moves) back to the kernel at once. Results of a training step
 are larger, so every step would fault in fresh pages, zeroed by the kernel: of a ResNet-18 (64 x 64, batch 16) 24,500 a step
-instead of 1,400. What that costs depends on the machine: between nothing that can be seen, on two cores in one process, and half
-of a step, where several ranks fault at once. The environment variables of :func:`hpdlf.exec.environment.rank_environment` are read when a process starts; ``mallopt(3)`` says the same later.
+instead of 1,400. What that costs depends on the machine: in one process on two cores nothing beyond noise, more where several
+ranks fault at once. The environment variables of :func:`hpdlf.exec.environment.rank_environment` are read when a process starts;
+``mallopt(3)`` says the same later.
 """
 
 from __future__ import annotations
