@@ -1,131 +1,188 @@
-"""Convolutions. ONNX keeps channels first; XLA on a CPU likes channels last, so every lowering computes there.
+"""Convolutions: which way each direction is computed, and the operators Conv and ConvTranspose by it.
 
-Between two convolutions the pairs of transposes meet, and XLA's layout assignment turns them into no-ops.
+ONNX keeps channels first; every way works with channels last, as processors like it. Between two convolutions the pairs
+of transposes meet, and XLA's layout assignment turns them into no-ops.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from math import prod
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ...errors import ModelError
+from ...models.cost.lowerings import Convolution, Direction, expected_way, ways
 from ...models.onnxpp.graph import Operator
+from . import convolution_products as products
+from .convolution_depthwise import shifted_forward, shifted_input, shifted_weight
+from .convolution_winograd import winograd_forward, winograd_input, winograd_weight
+from .layout import ChannelsLast, channels_first, channels_last, plus_channels
 from .registry import lowers, text
-from .window import Window, padded, taps, window_of
+from .window import window_of
 
-# One operation for each place in a window: with more of them compiling takes longer than anything they save.
-MOST_TAPS = 64
+__all__ = ["computed", "conv", "conv_transpose", "convolution_of", "way_of"]
 
-__all__ = ["conv", "conv_transpose", "convolution_lowering"]
-
-
-def convolution_lowering(
-    window: Window, channels: int, groups: int, backend: str
-) -> Literal["matmul", "im2col", "xla"]:
-    """How to compute a convolution, from its shape alone; the thresholds are measured on one x86 core, float32.
-
-    matmul   a window of one element is a matrix product over channels, which every backend does best
-    im2col   copies every window into a row, then one matrix product: wins on CPU where XLA's convolution has too little
-             to do per call, that is few input channels (rows of up to 64 elements) or small outputs (up to 7 x 7)
-    xla      everything else, and every convolution on a GPU, where XLA calls the vendor's library
-    """
-    if prod(window.kernel) == 1 and groups == 1 and not any(map(sum, window.pads)):
-        return "matmul"
-    if backend != "cpu" or groups > 1:
-        return "xla"
-    if prod(window.kernel) * channels <= 64 or (prod(window.output) <= 49 and prod(window.kernel) <= MOST_TAPS):
-        return "im2col"
-    return "xla"
+Way = Callable[[Array, Array, Convolution], Array]
 
 
-@lowers("Conv")
-def conv(node: Operator, x: Array, w: Array, b: Array | None = None) -> Array:
-    """x (N, C, *spatial), w (M, C/groups, *kernel), b (M,) -> (N, M, *output)."""
-    window = window_of(node, x.shape[2:], node.attributes.get("kernel_shape") or w.shape[2:])
-    y = _convolved(jnp.asarray(x), jnp.asarray(w), window, int(node.attributes.get("group", 1)))
-    return y if b is None else y + b.reshape(-1, *(1,) * (x.ndim - 2))
-
-
-# Its own gradient rule, because what is kept for it should be the input alone (copied windows are k² times larger), and
-# because the gradient of the weights has a better lowering than the one XLA derives.
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolved(x: Array, w: Array, window: Window, groups: int) -> Array:
-    """(N, C, *spatial) and (M, C/groups, *kernel) -> (N, M, *output)."""
-    last, kernel = jnp.moveaxis(x, 1, -1), jnp.moveaxis(w, (0, 1), (-1, -2))
-    how = convolution_lowering(window, x.shape[1], groups, jax.default_backend())
-    if how == "matmul":
-        y = _matmul(last, kernel, window)
-    elif how == "im2col":
-        y = _im2col(last, kernel, window)
-    else:
-        y = _xla(last, kernel, window, groups)
-    return jnp.moveaxis(y, -1, 1)
-
-
-def _convolved_forward(x: Array, w: Array, window: Window, groups: int) -> tuple[Array, tuple[Array, Array]]:
-    return _convolved(x, w, window, groups), (x, w)
-
-
-def _convolved_backward(window: Window, groups: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, w = kept
-    backend = jax.default_backend()
-    if convolution_lowering(window, x.shape[1], groups, backend) != "xla":
-        return jax.vjp(lambda x, w: _convolved.fun(x, w, window, groups), x, w)[1](gradient)
-    (into_x,) = jax.vjp(lambda x: _convolved.fun(x, w, window, groups), x)[1](gradient)
-    # Measured on one core: up to 1.9 times faster than XLA's weight gradient up to 16 x 16, slower beyond.
-    if backend == "cpu" and groups == 1 and prod(window.output) <= 256 and prod(window.kernel) <= MOST_TAPS:
-        return into_x, _weight_gradient(x, gradient, window)
-    (into_w,) = jax.vjp(lambda w: _convolved.fun(x, w, window, groups), w)[1](gradient)
-    return into_x, into_w
-
-
-_convolved.defvjp(_convolved_forward, _convolved_backward)
-
-
-def _weight_gradient(x: Array, gradient: Array, window: Window) -> Array:
-    """One matrix product per window position: what it saw, by the gradient of what came out."""
-    rows = jnp.moveaxis(gradient, 1, -1).reshape(-1, gradient.shape[1])
-    seen = taps(padded(jnp.moveaxis(x, 1, -1), window, 0), window)
-    products = [rows.T @ tap.reshape(-1, tap.shape[-1]) for tap in seen]
-    return jnp.stack(products, axis=-1).reshape(gradient.shape[1], x.shape[1], *window.kernel)
-
-
-def _matmul(x: Array, kernel: Array, window: Window) -> Array:
-    """(N, *spatial, C) and (*ones, C, M) -> (N, *output, M)."""
-    seen = next(taps(x, window))
-    return (seen.reshape(-1, seen.shape[-1]) @ kernel.reshape(kernel.shape[-2:])).reshape(
-        *seen.shape[:-1], kernel.shape[-1]
-    )
-
-
-def _im2col(x: Array, kernel: Array, window: Window) -> Array:
-    """(N, *spatial, C) and (*kernel, C, M) -> (N, *output, M)."""
-    rows = jnp.concatenate(list(taps(padded(x, window, 0), window)), axis=-1)
-    y = rows.reshape(-1, rows.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
-    return y.reshape(x.shape[0], *window.output, kernel.shape[-1])
-
-
-def _xla(x: Array, kernel: Array, window: Window, groups: int) -> Array:
-    """(N, *spatial, C) and (*kernel, C/groups, M) -> (N, *output, M)."""
-    dims = "DHW"[-len(window.kernel) :] if len(window.kernel) <= 3 else "ABDEFGHW"[: len(window.kernel)]
+def _xla_forward(x: Array, kernel: Array, conv: Convolution) -> Array:
+    window = products.window_of_shape(conv)
+    dims = "DHW"[-len(conv.kernel) :] if len(conv.kernel) <= 3 else "ABDEFGHW"[: len(conv.kernel)]
     return lax.conv_general_dilated(
         x,
         kernel,
         window.strides,
         window.pads,
         rhs_dilation=window.dilations,
-        dimension_numbers=(f"N{dims}C", f"{dims}IO", f"N{dims}C"),
-        feature_group_count=groups,
+        dimension_numbers=(f"N{dims}C", f"O{dims}I", f"N{dims}C"),
+        feature_group_count=conv.groups,
     )
 
 
-@lowers("ConvTranspose")
-def conv_transpose(node: Operator, x: Array, w: Array, b: Array | None = None) -> Array:
+def _xla_input(gradient: Array, kernel: Array, conv: Convolution) -> Array:
+    x = jax.ShapeDtypeStruct((conv.samples, *conv.size, conv.channels), gradient.dtype)
+    return jax.linear_transpose(lambda x: _xla_forward(x, kernel, conv), x)(gradient)[0]
+
+
+def _xla_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
+    kernel = jax.ShapeDtypeStruct((conv.filters, *conv.kernel, conv.channels // conv.groups), gradient.dtype)
+    return jax.linear_transpose(lambda kernel: _xla_forward(x, kernel, conv), kernel)(gradient)[0]
+
+
+_WAYS: dict[Direction, dict[str, Way]] = {
+    "forward": {
+        "xla": _xla_forward,
+        "matmul": products.matmul_forward,
+        "im2col": products.im2col_forward,
+        "winograd2": partial(winograd_forward, tile=2),
+        "winograd4": partial(winograd_forward, tile=4),
+        "shifted": shifted_forward,
+    },
+    "input": {
+        "xla": _xla_input,
+        "matmul": products.matmul_input,
+        "im2col": products.im2col_input,
+        "winograd2": partial(winograd_input, tile=2),
+        "winograd4": partial(winograd_input, tile=4),
+        "shifted": shifted_input,
+    },
+    "weight": {
+        "xla": _xla_weight,
+        "matmul": products.matmul_weight,
+        "im2col": products.im2col_weight,
+        "taps": products.taps_weight,
+        "winograd2": partial(winograd_weight, tile=2),
+        "winograd4": partial(winograd_weight, tile=4),
+        "shifted": shifted_weight,
+    },
+}
+
+
+def convolution_of(node: Operator, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> Convolution:
+    """The shape of a Conv node's work: x (N, C, *spatial), w (M, C/groups, *kernel)."""
+    window = window_of(node, x_shape[2:], node.attributes.get("kernel_shape") or w_shape[2:])
+    return Convolution(
+        samples=x_shape[0],
+        channels=x_shape[1],
+        filters=w_shape[0],
+        groups=int(node.attributes.get("group", 1)),
+        size=tuple(x_shape[2:]),
+        kernel=window.kernel,
+        strides=window.strides,
+        dilations=window.dilations,
+        pads=window.pads,
+        output=window.output,
+    )
+
+
+def way_of(node: Operator, conv: Convolution, direction: Direction) -> str:
+    """What the node's hint says, else what is expected to be fastest; on a GPU XLA calls the vendor's library.
+
+    Raises ModelError where the hint is none of the ways to compute this shape.
+    """
+    hint = node.lowering.get(direction)
+    if hint is not None:
+        if hint not in ways(conv, direction):
+            raise ModelError(
+                f"Conv node {node.name!r}: its {direction} lowering {hint!r} cannot compute {conv.key}; there are "
+                f"{', '.join(ways(conv, direction))}. Plan the model again with `hpdlf plan`."
+            )
+        return hint
+    if jax.default_backend() == "cpu":
+        return expected_way(conv, direction)
+    return "matmul" if "matmul" in ways(conv, direction) else "xla"
+
+
+def computed(way: str, direction: Direction, conv: Convolution) -> Callable[[Array, Array], Array]:
+    """A direction of a convolution, computed in a way: forward (x, w), input (gradient, w), weight (x, gradient), all as
+    ONNX has them: x and gradient (N, channels, *spatial), w (M, C/groups, *kernel)."""
+    function = _with_channels_last(way, direction, conv)
+
+    def apply(a: Array, b: Array) -> Array:
+        a = jnp.moveaxis(a, 1, -1)
+        b = jnp.moveaxis(b, 1, -1) if direction == "weight" else b
+        result = function(a, b)
+        return result if direction == "weight" else jnp.moveaxis(result, -1, 1)
+
+    return apply
+
+
+def _with_channels_last(way: str, direction: Direction, conv: Convolution) -> Callable[[Array, Array], Array]:
+    """As `computed`, where x and gradient have their channels last; weights are as ONNX has them."""
+    function = _WAYS[direction][way]
+    if direction == "weight":
+        return lambda x, gradient: jnp.moveaxis(function(x, gradient, conv), -1, 1)
+    return lambda a, w: function(a, jnp.moveaxis(w, 1, -1), conv)
+
+
+@lowers("Conv", layout="any")
+def conv(node: Operator, x: Any, w: Array, b: Array | None = None) -> Array | ChannelsLast:
+    """x (N, C, *spatial), w (M, C/groups, *kernel), b (M,) -> (N, M, *output)."""
+    w = jnp.asarray(channels_first(w))
+    shape = convolution_of(node, x.shape, w.shape)
+    chosen = (way_of(node, shape, "forward"), way_of(node, shape, "input"), way_of(node, shape, "weight"))
+    y = _convolved(channels_last(x), w, shape, chosen)
+    return _as_made(y if b is None else plus_channels(y, b))
+
+
+def _as_made(y: Array) -> Array | ChannelsLast:
+    """On a processor what is made with channels last stays so; on a GPU XLA chooses layouts."""
+    return ChannelsLast(y) if jax.default_backend() == "cpu" else jnp.moveaxis(y, -1, 1)
+
+
+# Its own gradient rule: each direction has its own way, and what is kept is the input alone (copied windows are k² times
+# larger).
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolved(x: Array, w: Array, conv: Convolution, chosen: tuple[str, str, str]) -> Array:
+    """(N, *spatial, C) and (M, C/groups, *kernel) -> (N, *output, M)."""
+    return _with_channels_last(chosen[0], "forward", conv)(x, w)
+
+
+def _convolved_forward(
+    x: Array, w: Array, conv: Convolution, chosen: tuple[str, str, str]
+) -> tuple[Array, tuple[Array, Array]]:
+    return _convolved(x, w, conv, chosen), (x, w)
+
+
+def _convolved_backward(
+    conv: Convolution, chosen: tuple[str, str, str], kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, w = kept
+    into_x = _with_channels_last(chosen[1], "input", conv)(gradient, w)
+    return into_x, _with_channels_last(chosen[2], "weight", conv)(x, gradient)
+
+
+_convolved.defvjp(_convolved_forward, _convolved_backward)
+
+
+@lowers("ConvTranspose", layout="any")
+def conv_transpose(node: Operator, x: Any, w: Array, b: Array | None = None) -> Array | ChannelsLast:
     """x (N, C, *spatial), w (C, M/groups, *kernel), b (M,) -> (N, M, *output): the gradient of Conv as an operator."""
+    w = jnp.asarray(channels_first(w))
     get, rank = node.attributes.get, x.ndim - 2
     groups = int(get("group", 1))
     kernel = tuple(get("kernel_shape") or w.shape[2:])
@@ -133,6 +190,26 @@ def conv_transpose(node: Operator, x: Array, w: Array, b: Array | None = None) -
     extra = tuple(get("output_padding") or (0,) * rank)
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     pads = _transposed_pads(node, x.shape[2:], reach, strides, extra)
+    size = [
+        s * (n - 1) + r - a - z + e for s, n, r, (a, z), e in zip(strides, x.shape[2:], reach, pads, extra, strict=True)
+    ]
+    if min(map(min, pads)) >= 0 and all(e < s for e, s in zip(extra, strides, strict=True)) and min(size) > 0:
+        shape = Convolution(
+            samples=x.shape[0],
+            channels=w.shape[1] * groups,
+            filters=w.shape[0],
+            groups=groups,
+            size=tuple(size),
+            kernel=kernel,
+            strides=strides,
+            dilations=dilations,
+            pads=tuple(pads),
+            output=tuple(x.shape[2:]),
+        )
+        chosen = (way_of(node, shape, "forward"), way_of(node, shape, "input"), way_of(node, shape, "weight"))
+        y = _transposed(channels_last(x), w, shape, chosen)
+        return _as_made(y if b is None else plus_channels(y, b))
+    x = channels_first(x)
     # Gradient of a convolution: dilate the input by the stride and convolve with the flipped kernel.
     flipped = jnp.flip(w, axis=tuple(range(2, 2 + rank)))
     by_group = flipped.reshape(groups, w.shape[0] // groups, *w.shape[1:])
@@ -151,6 +228,29 @@ def conv_transpose(node: Operator, x: Array, w: Array, b: Array | None = None) -
     inside = [slice(max(-a, 0), n - max(-z, 0)) for (a, z), n in zip(wanted, y.shape[2:], strict=True)]
     y = y[(slice(None), slice(None), *inside)]
     return y if b is None else y + b.reshape(-1, *(1,) * rank)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _transposed(x: Array, w: Array, conv: Convolution, chosen: tuple[str, str, str]) -> Array:
+    """What the gradient x (N, *output, M) of `conv` makes of its input: (N, *size, C)."""
+    return _with_channels_last(chosen[1], "input", conv)(x, w)
+
+
+def _transposed_forward(
+    x: Array, w: Array, conv: Convolution, chosen: tuple[str, str, str]
+) -> tuple[Array, tuple[Array, Array]]:
+    return _transposed(x, w, conv, chosen), (x, w)
+
+
+def _transposed_backward(
+    conv: Convolution, chosen: tuple[str, str, str], kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, w = kept
+    into_x = _with_channels_last(chosen[0], "forward", conv)(gradient, w)
+    return into_x, _with_channels_last(chosen[2], "weight", conv)(gradient, x)
+
+
+_transposed.defvjp(_transposed_forward, _transposed_backward)
 
 
 def _transposed_pads(

@@ -121,11 +121,11 @@ def _aligned(node: Operator, a: Any, b: Any) -> Any:
 
 def _register_tables() -> None:
     for op_type, unary in _UNARY.items():
-        lowers(op_type)(lambda node, x, _f=unary: _f(x))
+        lowers(op_type, layout="follows")(lambda node, x, _f=unary: _f(x))
     for op_type, binary in _BINARY.items():
-        lowers(op_type)(lambda node, a, b, _f=binary: _f(a, _aligned(node, a, b)))
+        lowers(op_type, layout="follows")(lambda node, a, b, _f=binary: _f(a, _aligned(node, a, b)))
     for op_type, variadic in _VARIADIC.items():
-        lowers(op_type)(lambda node, *values, _f=variadic: jnp.asarray(_f(values)))
+        lowers(op_type, layout="follows")(lambda node, *values, _f=variadic: jnp.asarray(_f(values)))
 
 
 _register_tables()
@@ -156,13 +156,13 @@ def power(node: Operator, x: Array, exponent: Value) -> Array:
     return jnp.power(x, exponent).astype(x.dtype)
 
 
-@lowers("LeakyRelu")
+@lowers("LeakyRelu", layout="follows")
 def leaky_relu(node: Operator, x: Array) -> Array:
     """x where positive, alpha x elsewhere."""
     return jnp.where(x >= 0, x, node.attributes.get("alpha", 0.01) * x)
 
 
-@lowers("PRelu", since=7)
+@lowers("PRelu", since=7, layout="follows")
 def prelu(node: Operator, x: Array, slope: Array) -> Array:
     """x where positive, slope x elsewhere."""
     return jnp.where(x >= 0, x, slope * x)
@@ -175,13 +175,13 @@ def prelu_by_channel(node: Operator, x: Array, slope: Array) -> Array:
     return prelu(node, x, jnp.reshape(slope, (-1, *(1,) * (x.ndim - 2))) if by_channel else slope)
 
 
-@lowers("ThresholdedRelu")
+@lowers("ThresholdedRelu", layout="follows")
 def thresholded_relu(node: Operator, x: Array) -> Array:
     """x above alpha, 0 elsewhere."""
     return jnp.where(x > node.attributes.get("alpha", 1.0), x, 0)
 
 
-@lowers("HardSigmoid")
+@lowers("HardSigmoid", layout="follows")
 def hard_sigmoid(node: Operator, x: Array) -> Array:
     """alpha x + beta, clipped to 0..1."""
     return jnp.clip(node.attributes.get("alpha", 0.2) * x + node.attributes.get("beta", 0.5), 0, 1)
@@ -194,20 +194,20 @@ def shrink(node: Operator, x: Array) -> Array:
     return jnp.where(x > lambd, x - bias, jnp.where(x < -lambd, x + bias, 0)).astype(x.dtype)
 
 
-@lowers("Elu")
+@lowers("Elu", layout="follows")
 def elu(node: Operator, x: Array) -> Array:
     """x where positive, alpha (exp(x) - 1) elsewhere."""
     return jnp.where(x > 0, x, node.attributes.get("alpha", 1.0) * _expm1_of_negative(x))
 
 
-@lowers("Celu")
+@lowers("Celu", layout="follows")
 def celu(node: Operator, x: Array) -> Array:
     """x where positive, alpha (exp(x / alpha) - 1) elsewhere."""
     alpha = node.attributes.get("alpha", 1.0)
     return jnp.where(x > 0, x, alpha * _expm1_of_negative(x / alpha))
 
 
-@lowers("Selu")
+@lowers("Selu", layout="follows")
 def selu(node: Operator, x: Array) -> Array:
     """gamma (x where positive, alpha (exp(x) - 1) elsewhere)."""
     alpha = node.attributes.get("alpha", 1.67326319217681884765625)
@@ -219,25 +219,25 @@ def _expm1_of_negative(x: Array) -> Array:
     return jnp.expm1(jnp.minimum(x, 0))
 
 
-@lowers("Gelu", since=20)
+@lowers("Gelu", since=20, layout="follows")
 def gelu(node: Operator, x: Array) -> Array:
     """x times the normal distribution function of x, or its tanh approximation."""
     return jax.nn.gelu(x, approximate=text(node, "approximate", "none") == "tanh")
 
 
-@lowers("Swish", since=24)
+@lowers("Swish", since=24, layout="follows")
 def swish(node: Operator, x: Array) -> Array:
     """x sigmoid(alpha x)."""
     return x * jax.nn.sigmoid(node.attributes.get("alpha", 1.0) * x)
 
 
-@lowers("Clip")
+@lowers("Clip", layout="follows")
 def clip_by_attribute(node: Operator, x: Array) -> Array:
     """x between the attributes `min` and `max`."""
     return jnp.clip(x, node.attributes.get("min"), node.attributes.get("max"))
 
 
-@lowers("Clip", since=11)
+@lowers("Clip", since=11, layout="follows")
 def clip(node: Operator, x: Array, low: Value | None = None, high: Value | None = None) -> Array:
     """x between two scalars, either of which may be absent; `high` wins where they cross."""
     return jnp.clip(x, low, high)

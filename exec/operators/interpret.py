@@ -12,6 +12,7 @@ import numpy as np
 from ...models.onnxpp.graph import Body, Operator
 from ..failing import named
 from .known import in_numpy
+from .layout import ChannelsLast, channels_first, followed
 from .registry import Context, Lowering, lowering
 
 __all__ = ["BAKED_BYTES", "computed", "in_precision", "interpret", "outer_values", "run_body"]
@@ -30,13 +31,28 @@ def interpret(
     `batch_axes` has the axis along which samples lie in a node's first operand; a node that is not in it inherits the
     context's.
     """
+    kept_last: set[str] = set()
     for node, function in steps:
         operands = [values[name] if name else None for name in node.inputs]
         with jax.named_scope(f"onnx:{node.name}"), named(node):
-            results = computed(
+            results = _in_layout(
                 node, function, operands, context.at(node, batch_axes.get(node.name, context.batch_axis))
             )
-        values.update({n: in_precision(v, context.precision) for n, v in zip(node.outputs, results, strict=False) if n})
+        new = {n: in_precision(v, context.precision) for n, v in zip(node.outputs, results, strict=False) if n}
+        values.update(new)
+        kept_last.update(n for n, v in new.items() if isinstance(v, ChannelsLast))
+    # For whoever reads them next; what nobody reads is not compiled.
+    values.update({name: channels_first(values[name]) for name in kept_last})
+
+
+def _in_layout(node: Operator, function: Lowering, operands: Sequence[Any], context: Context) -> tuple[Any, ...]:
+    """The operator's results; pictures stay with channels last where the operator knows of that (see :mod:`.layout`)."""
+    if function.layout == "any" or not any(isinstance(v, ChannelsLast) for v in operands):
+        return computed(node, function, operands, context)
+    moved = followed(node, operands) if function.layout == "follows" else None
+    if moved is None:
+        return computed(node, function, [channels_first(v) for v in operands], context)
+    return tuple(map(ChannelsLast, computed(node, function, moved, context)))
 
 
 def computed(node: Operator, function: Lowering, operands: Sequence[Any], context: Context) -> tuple[Any, ...]:

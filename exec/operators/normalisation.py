@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ...models.onnxpp.graph import Operator
+from .layout import ChannelsLast, channels_first, normalised_in_training
 from .registry import Context, Value, lowers
 
 __all__ = ["batch_normalization", "layer_normalization", "log_softmax", "softmax"]
 
 
-@lowers("BatchNormalization", since=14)
+@lowers("BatchNormalization", since=14, layout="any")
 def batch_normalization(
-    node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, context: Context
+    node: Operator, x: Any, scale: Array, bias: Array, mean: Array, variance: Array, *, context: Context
 ) -> Array | tuple[Array, ...]:
     """Normalises (N, C, ...) per channel; in training returns the running mean and variance too.
 
@@ -30,9 +31,9 @@ def batch_normalization(
     return _batch_normalised(node, x, scale, bias, mean, variance, trains=says_so and context.training is not False)
 
 
-@lowers("BatchNormalization")
+@lowers("BatchNormalization", layout="any")
 def batch_normalization_by_outputs(
-    node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, context: Context
+    node: Operator, x: Any, scale: Array, bias: Array, mean: Array, variance: Array, *, context: Context
 ) -> Array | tuple[Array, ...]:
     """Before opset 14 a node trains where it has more than one output; the fourth and fifth are the batch's own mean
     and variance. Before opset 9 `spatial` may be 0: every element of a sample then has statistics of its own."""
@@ -41,9 +42,13 @@ def batch_normalization_by_outputs(
 
 
 def _batch_normalised(
-    node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, trains: bool
-) -> Array | tuple[Array, ...]:
+    node: Operator, x: Any, scale: Array, bias: Array, mean: Array, variance: Array, *, trains: bool
+) -> Any:
     get = node.attributes.get
+    if isinstance(x, ChannelsLast):
+        if get("spatial", 1):
+            return _batch_normalised_last(node, x.array, scale, bias, mean, variance, trains=trains)
+        x = channels_first(x)
     if get("spatial", 1):
         axes, shape = (0, *range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))[: max(x.ndim, 1)]
         shape = (-1,) if x.ndim == 1 else shape
@@ -62,12 +67,32 @@ def _batch_normalised(
         return y
     if not trains:
         return (y, mean, variance, mean, variance)[:wanted]
-    momentum = get("momentum", 0.9)
+    return (y, *_statistics(node, mean, variance, current, spread))[:wanted]
+
+
+def _batch_normalised_last(
+    node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, trains: bool
+) -> Any:
+    """The same for (N, ..., C)."""
+    wide, epsilon, wanted = _wide(x), node.attributes.get("epsilon", 1e-5), len(node.outputs)
+    if trains:
+        scale, bias = scale.astype(wide.dtype), bias.astype(wide.dtype)
+        y, current, spread = normalised_in_training(wide, scale, bias, epsilon)
+        result = ChannelsLast(y.astype(x.dtype))
+        return result if wanted <= 1 else (result, *_statistics(node, mean, variance, current, spread))[:wanted]
+    known_mean, known_variance = mean.astype(wide.dtype), variance.astype(wide.dtype)
+    y = _normalised(wide, known_mean, known_variance, epsilon) * scale + bias
+    result = ChannelsLast(y.astype(x.dtype))
+    return result if wanted <= 1 else (result, mean, variance, mean, variance)[:wanted]
+
+
+def _statistics(node: Operator, mean: Array, variance: Array, current: Array, spread: Array) -> tuple[Array, ...]:
+    """(new running mean and variance, the batch's own); no gradient flows through them."""
+    momentum = node.attributes.get("momentum", 0.9)
     current, spread = (lax.stop_gradient(v).reshape(mean.shape) for v in (current, spread))
     kept_mean = momentum * mean + (1 - momentum) * current
     kept_variance = momentum * variance + (1 - momentum) * spread
-    everything = (y, kept_mean.astype(mean.dtype), kept_variance.astype(variance.dtype), current, spread)
-    return everything[:wanted]
+    return kept_mean.astype(mean.dtype), kept_variance.astype(variance.dtype), current, spread
 
 
 def _normalised(x: Array, mean: Array, variance: Array, epsilon: float) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial, reduce
 from itertools import product
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +16,21 @@ import numpy as np
 from jax import Array, lax
 
 from ...models.onnxpp.graph import Operator
+from .layout import ChannelsLast, channels_last
 from .registry import lowers
 from .window import Window, padded, taps, window_of
 
 __all__ = ["average_pool", "max_pool"]
 
 
-@lowers("MaxPool")
-def max_pool(node: Operator, x: Array) -> Array | tuple[Array, Array]:
+@lowers("MaxPool", layout="any")
+def max_pool(node: Operator, x: Any) -> Any:
     """(N, C, *spatial) -> (N, C, *output), and where asked the flat index of each maximum in `x`."""
     window = window_of(node, x.shape[2:], node.attributes["kernel_shape"])
-    last = jnp.moveaxis(x, 1, -1)
+    last = channels_last(x)
     if len([o for o in node.outputs if o]) == 1:
-        return jnp.moveaxis(_maximum(last, window), -1, 1)
+        y = _maximum(last, window)
+        return ChannelsLast(y) if isinstance(x, ChannelsLast) else jnp.moveaxis(y, -1, 1)
     best, tap = _argmax(last, window)
     where = jnp.asarray(_input_index(window, x.shape[2:], bool(node.attributes.get("storage_order", 0))))
     within = jnp.take_along_axis(where[:, None, ..., None], tap[None].astype(jnp.int32), axis=0)[0]
@@ -127,12 +130,15 @@ def _input_index(window: Window, spatial: tuple[int, ...], column_major: bool) -
     return np.where(real, places, first)
 
 
-@lowers("AveragePool")
-def average_pool(node: Operator, x: Array) -> Array:
+@lowers("AveragePool", layout="any")
+def average_pool(node: Operator, x: Any) -> Any:
     """(N, C, *spatial) -> (N, C, *output); pads count as zeros where `count_include_pad`, else not at all."""
     window = window_of(node, x.shape[2:], node.attributes["kernel_shape"])
-    total = reduce(jnp.add, taps(padded(x, window, 0, first_spatial=2), window, first_spatial=2))
     counts = _counts(window, x.shape[2:], bool(node.attributes.get("count_include_pad", 0)))
+    if isinstance(x, ChannelsLast):
+        total = reduce(jnp.add, taps(padded(x.array, window, 0), window))
+        return ChannelsLast(total / jnp.asarray(counts[..., None], x.dtype))
+    total = reduce(jnp.add, taps(padded(x, window, 0, first_spatial=2), window, first_spatial=2))
     return total / jnp.asarray(counts, x.dtype)
 
 
@@ -178,9 +184,11 @@ def _root(total: Array, p: float) -> Array:
     return jnp.where(empty, 0, jnp.where(empty, 1, total) ** (1 / p))
 
 
-@lowers("GlobalAveragePool")
-def global_average_pool(node: Operator, x: Array) -> Array:
+@lowers("GlobalAveragePool", layout="any")
+def global_average_pool(node: Operator, x: Any) -> Any:
     """The mean over all spatial dims, which stay as 1."""
+    if isinstance(x, ChannelsLast):
+        return ChannelsLast(jnp.mean(x.array, axis=tuple(range(1, x.ndim - 1)), keepdims=True))
     return jnp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True)
 
 

@@ -33,7 +33,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 Value = Array | np.ndarray
+Layout = Literal["first", "follows", "any"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -137,7 +138,8 @@ def step_context(seed: int, step: Array | int, samples: Value, training: bool | 
 class Lowering:
     """One registered function; calling it computes an operator.
 
-    `folds` says that its result is known before the run where its operands are.
+    `folds` says that its result is known before the run where its operands are, `layout` which operands it takes (see
+    :mod:`.layout`).
     """
 
     op_type: str
@@ -146,6 +148,7 @@ class Lowering:
     function: Callable[..., Any]
     wants: frozenset[str]
     folds: bool
+    layout: Layout = "first"
 
     def __call__(
         self, node: Operator, *values: Any, context: Context, run: Callable[..., tuple[Any, ...]] | None = None
@@ -162,12 +165,17 @@ _HOST_LOWERINGS: Registered = {}
 
 
 def lowers(
-    *op_types: str, since: int = 1, domain: str = "", host: bool = False, folds: bool | None = None
+    *op_types: str,
+    since: int = 1,
+    domain: str = "",
+    host: bool = False,
+    folds: bool | None = None,
+    layout: Layout = "first",
 ) -> Callable[[Function], Function]:
     """Registers a function as the computation of operators, from version `since` of the `domain` on.
 
     `host` registers the form in NumPy. `folds` is whether the result is known before the run where the operands are:
-    by default of every function without a `context`.
+    by default of every function without a `context`. `layout` as in :mod:`.layout`.
     """
 
     def register(function: Function) -> Function:
@@ -185,6 +193,7 @@ def lowers(
                 function=function,
                 wants=wants,
                 folds="context" not in wants if folds is None else folds,
+                layout=layout,
             )
         return function
 

@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
+from .layout import ChannelsLast, channels_first, channels_last
 from .registry import Value, lowers, static, text
 
 __all__ = ["concat", "constant", "gather", "reshape", "slice_", "split", "transpose"]
@@ -74,16 +75,25 @@ def unsqueeze_by_attribute(node: Operator, x: Value) -> Value:
     return unsqueeze(node, x, np.asarray(node.attributes["axes"]))
 
 
-@lowers("Transpose")
-def transpose(node: Operator, x: Value) -> Value:
+@lowers("Transpose", layout="any")
+def transpose(node: Operator, x: Any) -> Any:
     """Axes in the order `perm`, reversed by default."""
+    perm = node.attributes.get("perm")
+    if isinstance(x, ChannelsLast) and tuple(perm or ()) == (0, *range(2, x.ndim), 1):
+        return x.array
+    x = channels_first(x)
     return x.transpose(node.attributes.get("perm") or tuple(reversed(range(x.ndim))))
 
 
-@lowers("Concat")
-def concat(node: Operator, *values: Value) -> Array:
+@lowers("Concat", layout="any")
+def concat(node: Operator, *values: Any) -> Array | ChannelsLast:
     """Along `axis`."""
-    return jnp.concatenate(values, axis=int(node.attributes.get("axis", 1)))
+    axis = int(node.attributes.get("axis", 1))
+    if any(isinstance(v, ChannelsLast) for v in values):
+        axis = axis % values[0].ndim
+        turned = axis if axis == 0 else (axis - 1 if axis > 1 else -1)
+        return ChannelsLast(jnp.concatenate(list(map(channels_last, values)), axis=turned))
+    return jnp.concatenate(values, axis=axis)
 
 
 @lowers("Split", since=13)
