@@ -9,7 +9,7 @@ from .gpt import gpt, mpt
 from .inception import inception_v3
 from .llama import llama
 from .mask_rcnn import mask_rcnn
-from .mobilenet import mobilenet_v2
+from .mobilenet import mobilenet_v2, mobilenet_v3
 from .moe import deepseek_v2, mixtral
 from .resnet import resnet, resnet18
 from .small import conv_bn_net, digits_cnn, mlp
@@ -37,6 +37,7 @@ __all__ = [
     "mixtral",
     "mlp",
     "mobilenet_v2",
+    "mobilenet_v3",
     "mpt",
     "resnet",
     "resnet18",

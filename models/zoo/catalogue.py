@@ -24,7 +24,7 @@ from .gpt import gpt, mpt
 from .inception import inception_v3
 from .llama import llama
 from .mask_rcnn import mask_rcnn
-from .mobilenet import mobilenet_v2
+from .mobilenet import mobilenet_v2, mobilenet_v3
 from .moe import deepseek_v2, mixtral
 from .resnet import resnet
 from .translation import t5, transformer
@@ -85,6 +85,8 @@ NETWORKS: Mapping[str, Network] = {
         mixtral_8x22b={"layers": 56, "hidden": 6144, "heads": 48, "ffn": 16384, "vocab": 32768},
     ),
     "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3": mobilenet_v3,
+    **_named(mobilenet_v3, **{f"mobilenet_v3_{size}": {"size": size} for size in ("large", "small")}),
     "mpt": mpt,
     **_named(
         mpt,

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from hpdlf.errors import ModelError
 from hpdlf.models.onnxpp import work
-from hpdlf.models.zoo import NETWORKS, import_network
+from hpdlf.models.zoo import NETWORKS, build, import_network
 
 
 def test_ssd_has_the_boxes_of_its_paper() -> None:
@@ -48,11 +49,26 @@ def test_version_1_has_its_strides_earlier() -> None:
     assert flops("1.5") > flops("1")
 
 
+def test_mobilenet_v3_is_torchvisions() -> None:
+    """Exactly its parameters; squeezed to a multiple of 8 that is not more than a tenth below a quarter."""
+    for size, parameters, squeezed in (("large", 5_483_032, 24), ("small", 2_542_856, 8)):
+        graph = import_network(f"mobilenet_v3_{size}").graph
+        assert graph.parameter_count == parameters
+        first = next(p for p in graph.parameters if p.endswith("squeeze.weight"))
+        assert graph.tensors[first].dims(1)[0] == squeezed
+        slopes = [o.attributes["alpha"] for o in graph.operators if o.op_type == "HardSigmoid"]
+        assert slopes == pytest.approx([1 / 6] * len(slopes))
+    with pytest.raises(ModelError, match=r"size = 'medium': expected large or small"):
+        build("mobilenet_v3", size="medium")
+
+
 SMALL = {
     "alexnet": {"image": 64, "classes": 10},
     "efficientnet": {"image": 64, "classes": 10},
     "inception_v3": {"image": 75, "classes": 10},
     "mobilenet_v2": {"image": 32, "classes": 10},
+    "mobilenet_v3_large": {"image": 32, "classes": 10},
+    "mobilenet_v3_small": {"image": 32, "classes": 10},
     "resnet": {"depth": 50, "image": 32, "classes": 10},
     "se_resnext101": {"depth": 50, "image": 32, "classes": 10},
     "unet": {"image": 32, "channels": 4, "levels": 2},
