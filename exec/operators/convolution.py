@@ -24,7 +24,7 @@ from .layout import ChannelsLast, channels_first, channels_last, plus_channels
 from .registry import lowers, text
 from .window import window_of
 
-__all__ = ["computed", "conv", "conv_transpose", "convolution_of", "way_of"]
+__all__ = ["computed", "conv", "conv_transpose", "convolution_of", "convolved_exactly", "way_of"]
 
 Way = Callable[[Array, Array, Convolution], Array]
 
@@ -147,6 +147,12 @@ def conv(node: Operator, x: Any, w: Array, b: Array | None = None) -> Array | Ch
     chosen = (way_of(node, shape, "forward"), way_of(node, shape, "input"), way_of(node, shape, "weight"))
     y = _convolved(channels_last(x), w, shape, chosen)
     return _as_made(y if b is None else plus_channels(y, b))
+
+
+def convolved_exactly(node: Operator, x: Array, w: Array) -> Array:
+    """The convolution by sums of products alone: of whole numbers as floats the result is exact (Winograd's is not)."""
+    shape = convolution_of(node, x.shape, w.shape)
+    return computed("matmul" if "matmul" in ways(shape, "forward") else "xla", "forward", shape)(x, w)
 
 
 def _as_made(y: Array) -> Array | ChannelsLast:

@@ -9,6 +9,7 @@ four bits, each multiplied on its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ...models.onnxpp.graph import Operator
-from .convolution import conv
+from .convolution import convolved_exactly
 from .quantisation import is_whole, quantize
 from .registry import Value, lowers
 
@@ -80,12 +81,9 @@ def conv_integer(node: Operator, x: Value, w: Value, x_zero: Value | None = None
     """x (N, C, *spatial), w (M, C/groups, *kernel), less their zero points: int32 (N, M, *output). Padding is what the
     zero point stands for."""
 
-    def product(x: Array, w: Array) -> Array:
-        return conv(node, x, w)
-
     shifted = _shifted(x, None if x_zero is None else jnp.asarray(x_zero).reshape(()))
     weights = _shifted(w, None if w_zero is None else _per_channel(w_zero, w.ndim))
-    return exact_product(product, shifted, weights, prod(w.shape[1:]))
+    return exact_product(partial(convolved_exactly, node), shifted, weights, prod(w.shape[1:]))
 
 
 @lowers("QLinearMatMul", since=10)

@@ -70,7 +70,7 @@ def computed(node: Operator, function: Lowering, operands: Sequence[Any], contex
             results = tuple(map(_on_host, results))
             if all(v is None or isinstance(v, list) or v.nbytes <= BAKED_BYTES for v in results):
                 return results
-    return function(node, *operands, context=context)
+    return function.as_made(node, *operands, context=context)
 
 
 def _is_small(node: Operator, function: Lowering, operands: Sequence[Any], context: Context) -> bool:

@@ -42,6 +42,7 @@ from jax import Array
 
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
+from .layout import channels_first
 
 __all__ = [
     "Context",
@@ -154,6 +155,12 @@ class Lowering:
         self, node: Operator, *values: Any, context: Context, run: Callable[..., tuple[Any, ...]] | None = None
     ) -> tuple[Any, ...]:
         """The node's outputs, always as a tuple. `run` runs a graph inside an operator, for forms in NumPy."""
+        return tuple(map(channels_first, self.as_made(node, *values, context=context, run=run)))
+
+    def as_made(
+        self, node: Operator, *values: Any, context: Context, run: Callable[..., tuple[Any, ...]] | None = None
+    ) -> tuple[Any, ...]:
+        """The same in the layout in which they are made (see :mod:`.layout`)."""
         offered = {"context": context, "run": run}
         result = self.function(node, *values, **{name: offered[name] for name in self.wants})
         return result if isinstance(result, tuple) else (result,)

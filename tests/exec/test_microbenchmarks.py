@@ -20,11 +20,10 @@ from hpdlf.exec.microbenchmarks_processes import (
     usable_cores,
 )
 from hpdlf.exec.microbenchmarks_profile import Findings, local_cluster
-from hpdlf.exec.operators.convolution import convolution_lowering
-from hpdlf.exec.operators.window import Window
 from hpdlf.experiments.calibration import workload_of_case
 from hpdlf.hwprofiles import cluster_from_toml, load_cluster, load_device
 from hpdlf.models.cost.cpu_terms import CpuTerms
+from hpdlf.models.cost.lowerings import Convolution, expected_way
 
 
 def test_the_design_is_balanced_from_its_beginning():
@@ -33,23 +32,31 @@ def test_the_design_is_balanced_from_its_beginning():
     assert len({case.text for case in many}) == 400
     assert {case.kind for case in few} == set(BUILDERS)
     convolutions = [case.sizes for case in many if case.kind == "conv"]
-    assert {lowering(sizes) for sizes in convolutions} == {"matmul", "im2col", "xla", "grouped"}
+    assert {lowering(sizes) for sizes in convolutions} >= {
+        "matmul",
+        "im2col",
+        "xla",
+        "winograd2",
+        "winograd4",
+        "shifted",
+    }
 
 
 def lowering(sizes):
-    stride = sizes.get("stride", 1)
-    side = sizes["h"] // stride
-    pad = (sizes["r"] - 1) // 2
-    window = Window(
+    stride, pad = sizes.get("stride", 1), (sizes["r"] - 1) // 2
+    conv = Convolution(
+        samples=sizes["n"],
+        channels=sizes["c"],
+        filters=sizes["k"],
+        groups=sizes.get("groups", 1),
+        size=(sizes["h"],) * 2,
         kernel=(sizes["r"],) * 2,
         strides=(stride,) * 2,
         dilations=(1, 1),
         pads=((pad, pad),) * 2,
-        output=(side, side),
-        ceil_extra=(0, 0),
+        output=(sizes["h"] // stride,) * 2,
     )
-    groups = sizes.get("groups", 1)
-    return "grouped" if groups > 1 else convolution_lowering(window, sizes["c"], groups, "cpu")
+    return expected_way(conv, "forward")
 
 
 @pytest.mark.parametrize("kind", sorted(BUILDERS))

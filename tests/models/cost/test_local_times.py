@@ -6,8 +6,6 @@ import random
 import numpy as np
 import pytest
 
-from hpdlf.exec.operators.convolution import convolution_lowering
-from hpdlf.exec.operators.window import Window
 from hpdlf.models.cost.cpu_terms import CpuTerms, generic, lowering_of, terms
 from hpdlf.models.cost.local_times import CALL, LocalTimes, Measured
 from hpdlf.models.cost.operation import Operation
@@ -55,17 +53,17 @@ def base(*operations):
     return sum(TERMS.seconds(o) for o in operations)
 
 
-def test_lowerings_are_those_of_the_executor():
-    draw = random.Random(0)
-    for _ in range(300):
-        c, r, p = draw.choice((1, 3, 4, 7, 16, 64)), draw.choice((1, 3, 5, 9)), draw.choice((4, 7, 8, 16, 17))
-        groups = draw.choice((1, 1, c))
-        window = Window(
-            kernel=(r, r), strides=(1, 1), dilations=(1, 1), pads=((0, 0),) * 2, output=(p, p), ceil_extra=(0, 0)
-        )
-        expected = convolution_lowering(window, c, groups, "cpu")
-        found = lowering_of(conv(c=c, k=2 * c, r=r, p=p, groups=groups))
-        assert found == {"xla": "depthwise" if groups > 1 else "xla"}.get(expected, expected)
+def test_convolutions_are_grouped_by_what_bears_on_their_time():
+    for sizes, group in (
+        ({"r": 1}, "matmul"),
+        ({"r": 3, "c": 3, "p": 56}, "im2col"),
+        ({"r": 3, "c": 64, "p": 7}, "im2col"),
+        ({"r": 3, "c": 64, "p": 56}, "xla"),
+        ({"r": 3, "c": 64, "p": 16, "phase": "backward_weight"}, "taps"),
+        ({"r": 3, "c": 64, "groups": 64}, "depthwise"),
+        ({"r": 3, "c": 64, "groups": 4}, "grouped"),
+    ):
+        assert lowering_of(conv(**sizes)) == group, sizes
 
 
 def test_every_term_is_a_time_and_grows_with_the_work():
