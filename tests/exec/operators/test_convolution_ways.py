@@ -1,0 +1,184 @@
+"""Every way to compute a convolution and its gradients gives what XLA's own convolution gives."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hpdlf.errors import ModelError
+from hpdlf.exec.operators import convolution_winograd
+from hpdlf.exec.operators.convolution import computed, way_of
+from hpdlf.models.cost.lowerings import DIRECTIONS, Convolution, Direction, ways
+from hpdlf.models.onnxpp.graph import Operator
+
+# channels, filters, groups
+CHANNELS = {"one group": (3, 5, 1), "depthwise": (4, 4, 4), "depthwise twice": (3, 6, 3), "grouped": (4, 6, 2)}
+PADS = {
+    "none": lambda k: (0, 0),
+    "same": lambda k: (k // 2, k // 2),
+    "after": lambda k: (0, 1),
+    "both": lambda k: (1, 2),
+}
+
+
+def shape(
+    channels: tuple[int, int, int],
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    *,
+    strides: tuple[int, ...] | None = None,
+    dilations: tuple[int, ...] | None = None,
+    pads: tuple[tuple[int, int], ...] | None = None,
+    samples: int = 2,
+) -> Convolution:
+    rank = len(size)
+    strides, dilations, pads = strides or (1,) * rank, dilations or (1,) * rank, pads or ((0, 0),) * rank
+    output = tuple(
+        (n + sum(p) - (k - 1) * d - 1) // s + 1
+        for n, p, k, d, s in zip(size, pads, kernel, dilations, strides, strict=True)
+    )
+    return Convolution(
+        samples=samples,
+        channels=channels[0],
+        filters=channels[1],
+        groups=channels[2],
+        size=size,
+        kernel=kernel,
+        strides=strides,
+        dilations=dilations,
+        pads=pads,
+        output=output,
+    )
+
+
+def operands(conv: Convolution, direction: Direction, dtype: Any = np.float64) -> tuple[jax.Array, jax.Array]:
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((conv.samples, conv.channels, *conv.size))
+    w = draw.standard_normal((conv.filters, conv.channels // conv.groups, *conv.kernel))
+    gradient = draw.standard_normal((conv.samples, conv.filters, *conv.output))
+    a, b = {"forward": (x, w), "input": (gradient, w), "weight": (x, gradient)}[direction]
+    return jnp.asarray(a.astype(dtype)), jnp.asarray(b.astype(dtype))
+
+
+def check(conv: Convolution) -> set[str]:
+    """The ways that were compared with XLA's."""
+    found = set()
+    for direction in DIRECTIONS:
+        given = operands(conv, direction)
+        wanted = np.asarray(computed("xla", direction, conv)(*given))
+        for way in ways(conv, direction)[1:]:
+            got = np.asarray(computed(way, direction, conv)(*given))
+            assert got.shape == wanted.shape, (conv.key, direction, way)
+            np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10, err_msg=f"{conv.key}: {direction} by {way}")
+            found.add(way)
+    return found
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "pads", ["both", *(pytest.param(p, marks=pytest.mark.slow) for p in ("none", "same", "after"))]
+)
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 2), (5, 2, 1)])
+@pytest.mark.parametrize("channels", ["one group", "depthwise twice"])
+def test_every_way_is_what_xla_computes(channels: str, kernel: int, stride: int, dilation: int, pads: str) -> None:
+    check(
+        shape(
+            CHANNELS[channels],
+            (7, 10),
+            (kernel,) * 2,
+            strides=(stride,) * 2,
+            dilations=(dilation,) * 2,
+            pads=(PADS[pads](kernel), PADS["none"](kernel) if pads == "both" else PADS[pads](kernel)),
+        )
+    )
+
+
+UNUSUAL = {
+    "one dim": (shape((3, 5, 1), (9,), (3,), strides=(2,), pads=((1, 0),)), {"im2col", "taps"}),
+    "one dim, depthwise": (shape((4, 4, 4), (9,), (3,), dilations=(2,), pads=((1, 2),)), {"shifted"}),
+    "three dims": (
+        shape((2, 3, 1), (4, 5, 4), (2, 3, 2), strides=(1, 2, 1), pads=((0, 1), (1, 1), (0, 0))),
+        {"im2col", "taps"},
+    ),
+    "three dims, depthwise": (shape((3, 3, 3), (4, 5, 4), (2, 3, 2), pads=((0, 1), (1, 1), (0, 0))), {"shifted"}),
+    "more rows than samples": (shape((4, 4, 4), (40, 5), (3, 3), samples=35), {"shifted"}),
+    "uneven": (shape((3, 2, 1), (9, 8), (5, 3), strides=(1, 2), dilations=(2, 1)), {"im2col", "taps"}),
+    "dilated depthwise": (shape((4, 4, 4), (11, 9), (5, 5), dilations=(2, 1), pads=((2, 2),) * 2), {"shifted"}),
+    "one group": (
+        shape((3, 5, 1), (5, 13), (3, 3), pads=((2, 0), (0, 2))),
+        {"im2col", "taps", "winograd2", "winograd4"},
+    ),
+    "product": (shape((3, 5, 1), (5, 6), (1, 1), strides=(2, 1)), {"matmul"}),
+    "grouped": (shape(CHANNELS["grouped"], (7, 6), (3, 3), strides=(2, 2), pads=((1, 1),) * 2), set()),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_unusual_shapes_have_these_ways(case: str) -> None:
+    conv, wanted = UNUSUAL[case]
+    assert check(conv) == wanted
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_groups_are_convolutions_of_their_own(direction: Direction) -> None:
+    """What everything is compared with, by its definition: each group sees its own channels."""
+    conv = shape((4, 6, 2), (6, 7), (3, 3), strides=(2, 1), pads=((1, 0), (1, 1)))
+    a, b = operands(conv, direction)
+    single = shape((2, 3, 1), (6, 7), (3, 3), strides=(2, 1), pads=((1, 0), (1, 1)))
+    kernel_axis = 1 if direction == "weight" else 0
+    parts = [
+        computed("im2col", direction, single)(*pair)
+        for pair in zip(jnp.split(a, 2, axis=1), jnp.split(b, 2, axis=kernel_axis), strict=True)
+    ]
+    whole = jnp.concatenate(parts, axis=0 if direction == "weight" else 1)
+    np.testing.assert_allclose(computed("xla", direction, conv)(a, b), whole, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("way", ["winograd2", "winograd4"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_winograd_rounds_little_in_float32(direction: Direction, way: str) -> None:
+    conv = shape((32, 16, 1), (14, 15), (3, 3), pads=((1, 1),) * 2)
+    exact = np.asarray(computed("xla", direction, conv)(*operands(conv, direction)))
+    found = computed(way, direction, conv)(*operands(conv, direction, np.float32))
+    assert found.dtype == np.float32
+    assert np.abs(found - exact).max() < 2e-4 * np.abs(exact).max()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("limit", [1, 20_000])
+@pytest.mark.parametrize("tile", [2, 4])
+def test_winograd_adds_the_weights_gradient_up_in_chunks(
+    tile: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv = shape((3, 5, 1), (8, 9), (3, 3), pads=((1, 0), (1, 1)), samples=6)
+    given = operands(conv, "weight")
+    wanted = computed("xla", "weight", conv)(*given)
+    monkeypatch.setattr(convolution_winograd, "CHUNK_BYTES", limit)
+    chunks = convolution_winograd._chunks(conv, tile)
+    assert chunks == 6 if limit == 1 else 1 < chunks < 6
+    found = computed(f"winograd{tile}", "weight", conv)(*given)
+    np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_hint_that_cannot_compute_the_shape_is_refused(direction: Direction) -> None:
+    conv = shape((3, 5, 1), (8, 9), (3, 3), strides=(2, 2))
+    able = ", ".join(ways(conv, direction))
+    with pytest.raises(ModelError, match=f"'c'.* {direction} lowering 'winograd4' cannot compute .*there are {able}"):
+        way_of(hinted({direction: "winograd4"}), conv, direction)
+
+
+def test_a_hint_is_followed() -> None:
+    conv = shape((3, 5, 1), (8, 9), (3, 3))
+    for direction in DIRECTIONS:
+        for way in ways(conv, direction):
+            assert way_of(hinted({direction: way}), conv, direction) == way
+
+
+def hinted(lowering: dict[str, str]) -> Operator:
+    return Operator(name="c", op_type="Conv", family="conv", inputs=("x", "w"), outputs=("y",), lowering=lowering)
