@@ -84,7 +84,7 @@ def ways(conv: Convolution, direction: Direction) -> tuple[str, ...]:
             return ("xla", "matmul")
         if few:
             found += ["im2col", "taps"] if direction == "weight" else ["im2col"]
-        if conv.kernel == (3, 3) and set((*conv.strides, *conv.dilations)) == {1}:
+        if conv.kernel == (3, 3) and {*conv.strides, *conv.dilations} == {1}:
             found += ["winograd2", "winograd4"]
     elif conv.groups == conv.channels and few:
         found.append("shifted")
