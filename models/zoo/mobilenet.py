@@ -39,7 +39,7 @@ def mobilenet_v2(
 
 # By size: what each block is (kernel, expanded channels, channels, squeeze and excite, activation, stride), and the width of the
 # layer before the scores.
-_BLOCKS = {
+MOBILENET_V3 = {
     "large": (
         (
             (3, 16, 16, False, "Relu", 1),
@@ -104,8 +104,8 @@ def mobilenet_v3(
     """Input "x" [batch, 3, image, image], output "y" [batch, classes]; `size` "large" (5.5 million parameters at 1,000
     classes) or "small" (2.5 million).
     """
-    need("size", size, size in _BLOCKS, "large or small")
-    blocks, width = _BLOCKS[size]
+    need("size", size, size in MOBILENET_V3, "large or small")
+    blocks, width = MOBILENET_V3[size]
     b = Builder(name=name or f"mobilenet_v3_{size}", seed=seed)
     stem = picture(b, 3, image, image)
     x = conv(b, stem, 16, 3, stride=2, activation="HardSwish", name="stem", epsilon=EPSILON)
@@ -133,5 +133,5 @@ def mobilenet_v3(
     with b.scope("wide"):
         flat = b.node("HardSwish", b.classify(flat, x.channels, width))
     with b.scope("head"):
-        y = b.classify(b.dropout(flat, dropout), width, classes)
-    return b.model(y=(y, (classes,)))
+        result = b.classify(b.dropout(flat, dropout), width, classes)
+    return b.model(y=(result, (classes,)))
