@@ -24,10 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import HpdlfError, RunError
-from .benchmark_baselines import Measured, read_measured
+from .benchmark_baselines import Measured, read_measured, windows
 from .benchmark_results import Result, Row, compare, show
 from .benchmark_workloads import BASELINES, WORKLOADS, Workload, prepare
 
@@ -136,7 +134,7 @@ def _run_ours(workload: Workload, folder: Path, repeat: int) -> Measured:
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     ends_s = [s["time_s"] for s in steps[workload.window_steps - 1 :: workload.window_steps]]
     return Measured(
-        window_s=tuple(np.diff(ends_s).tolist()),
+        window_s=windows(ends_s, workload.window_steps),
         losses=tuple(s["loss"] for s in steps),
         peak_bytes=max(run.about["peak_bytes"].values()),
     )
@@ -203,8 +201,8 @@ def _others(before: tuple[float, float] | None, after: tuple[float, float] | Non
 
 
 def _shortened(workload: Workload) -> Workload:
-    """As few steps as give two windows."""
-    return replace(workload, steps=min(workload.steps, 3 * workload.window_steps))
+    """As few steps as give two windows that count."""
+    return replace(workload, steps=min(workload.steps, 4 * workload.window_steps))
 
 
 def _chosen(options: argparse.Namespace) -> Iterator[Workload]:

@@ -131,7 +131,7 @@ def test_the_command_chooses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(benchmark_executor, "benchmark", benchmark)
     assert main(["--json", "--quick", "--workload", "resnet50 224", "--ranks", "1", "--baseline", "eager"]) == 1
     (chosen,) = asked["workloads"]  # type: ignore[misc]
-    assert (chosen.name, chosen.baselines, chosen.steps, asked["repeats"]) == ("resnet50 224", ("eager",), 3, 1)
+    assert (chosen.name, chosen.baselines, chosen.steps, asked["repeats"]) == ("resnet50 224", ("eager",), 4, 1)
     assert json.loads(capsys.readouterr().out)["failed"] == [{"workload": "a", "reason": "b"}]
     for wrong in (["--repeats", "0"], ["--workload", "resnet50 224", "--ranks", "7"], ["--workload", "resnet51"]):
         with pytest.raises(SystemExit):
