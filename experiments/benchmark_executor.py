@@ -26,6 +26,7 @@ from typing import Any
 
 from ..errors import HpdlfError, RunError
 from .benchmark_baselines import Measured, read_measured, windows
+from .benchmark_profile import profile
 from .benchmark_results import Result, Row, compare, show
 from .benchmark_workloads import BASELINES, WORKLOADS, Workload, prepare
 
@@ -40,13 +41,15 @@ def benchmark(
     repeats: int = 3,
     folder: Path,
     tune_s: float = 0.0,
+    profiled: bool = False,
     tidy: bool = False,
     tell: Tell = lambda text: None,
 ) -> Result:
     """Run every workload `repeats` times on all sides in turns; files go to `folder`.
 
-    tune_s   seconds that `hpdlf tune` may take for each workload before it is timed
-    tidy     remove a workload's files when it has ended
+    tune_s     seconds that `hpdlf tune` may take for each workload before it is timed
+    profiled   find out where our time goes, too, of workloads of one rank
+    tidy       remove a workload's files when it has ended
 
     What cannot be run here is in `skipped`; what failed, and where the two sides do not compute the same, in `failed`.
     """
@@ -59,6 +62,9 @@ def benchmark(
         try:
             prepare(workload, place, tune_s=tune_s)
             _run(workload, able, place, repeats, result, tell)
+            if profiled and workload.ranks == 1:
+                tell(f"{workload.title}: profile")
+                result.profiles.append(profile(workload, place))
         except HpdlfError as error:
             _fail(result, workload, "", error, tell)
         if tidy:
@@ -232,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tune", type=float, default=0.0, metavar="SECONDS", help="tune each workload first, for so long"
     )
+    parser.add_argument("--profile", action="store_true", help="find out where our time goes, too, by operators")
     parser.add_argument("--keep", type=Path, help="keep all files in this new folder")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -245,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             repeats=1 if options.quick else options.repeats,
             folder=options.keep or Path(scratch),
             tune_s=options.tune,
+            profiled=options.profile,
             tidy=options.keep is None,
             tell=lambda text: print(text, file=sys.stderr, flush=True),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from statistics import median
 from typing import Any
 
@@ -194,9 +195,31 @@ def show(result: Result) -> None:
                 table.add_row(*_cells(row, detail))
         if table.row_count:
             console.print(table)
+    for found in result.profiles:
+        console.print(_profile_table(found))
     for what, words in ((result.skipped, "Left out"), (result.failed, "Failed")):
         for entry in what:
             console.print(f"{words}: {entry['workload']}. {entry['reason'].rstrip('.')}.", markup=False)
+
+
+def _profile_table(found: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{found['workload']}, {found['kind']}: {found['step_s'] * 1e3:,.0f} ms a step (instructions: "
+        f"{found['covered']:.0%}, of known operators: {found['attributed']:.0%})"
+    )
+    for column in ("by type", "share", "by operator", "share", "ms"):
+        table.add_column(column, justify="right" if column in ("share", "ms") else "left")
+    for by_type, share in zip_longest(found["by_type"], found["operators"]):
+        table.add_row(
+            f"{by_type['op_type']} {by_type['direction']}" if by_type else "",
+            f"{by_type['share']:.1%}" if by_type else "",
+            f"{share['operator']} {share['op_type']} {share['direction']}" if share else "",
+            f"{share['share']:.1%}" if share else "",
+            f"{share['seconds'] * 1e3:,.1f}" if share else "",
+        )
+    return table
 
 
 def _cells(row: Row, detail: Detail) -> list[str]:
