@@ -18,8 +18,8 @@ from ..exec.environment import Machine, examine_machine
 from ..exec.tuning import Answer, Question, cores_for, time_ways
 from ..models.cost import ObservationDatabase
 from ..models.cost.convolutions import convolutions, directions
-from ..models.cost.lowering_choice import MeasuredWays, choose, expected, is_measured, measured_ways, observed
-from ..models.cost.lowerings import Convolution, Direction
+from ..models.cost.lowering_choice import MeasuredWays, choose, is_measured, measured_ways, observed
+from ..models.cost.lowerings import Convolution, Direction, expected_way
 from ..models.onnxpp import Graph, Onnxpp
 from ..models.onnxpp.hints import Hint
 
@@ -122,7 +122,7 @@ class _Work:
     @property
     def promise(self) -> float:
         """How much a measurement may gain, on no scale in particular."""
-        share = GAIN_OF_PRODUCTS if expected(self.conv, self.direction) == "matmul" else 1.0
+        share = GAIN_OF_PRODUCTS if expected_way(self.conv, self.direction) == "matmul" else 1.0
         return share * self.count * self.conv.flops
 
 
@@ -176,7 +176,7 @@ def tune(
     asked = [w for w in choices if again or not is_measured(w.conv, w.direction, before)]
     asked.sort(key=lambda w: -w.promise)
     questions = [
-        Question(conv=w.conv, direction=w.direction, first=expected(w.conv, w.direction), dtype=dtype) for w in asked
+        Question(conv=w.conv, direction=w.direction, first=expected_way(w.conv, w.direction), dtype=dtype) for w in asked
     ]
     answers: list[Answer] = []
     stopped = False
@@ -252,7 +252,7 @@ def _keep(
 def _rows(everything: list[_Work], measured: MeasuredWays) -> tuple[Row, ...]:
     rows = []
     for work in everything:
-        usual = expected(work.conv, work.direction)
+        usual = expected_way(work.conv, work.direction)
         timed = measured.get((work.conv.key, work.direction), {})
         rows.append(
             Row(

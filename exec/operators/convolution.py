@@ -1,7 +1,7 @@
 """Convolutions: which way each direction is computed, and the operators Conv and ConvTranspose by it.
 
-ONNX keeps channels first; every way works with channels last, as processors like it. Between two convolutions the pairs
-of transposes meet, and XLA's layout assignment turns them into no-ops.
+ONNX keeps channels first; every way works with channels last, as processors like it, and leaves its result so (see
+:mod:`.layout`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ...errors import ModelError
-from ...models.cost.lowerings import Convolution, Direction, expected_way, ways
+from ...models.cost.lowerings import DIRECTIONS, Convolution, Direction, expected_way, ways
 from ...models.onnxpp.graph import Operator
 from . import convolution_products as products
 from .convolution_depthwise import shifted_forward, shifted_input, shifted_weight
@@ -99,8 +100,8 @@ def convolution_of(node: Operator, x_shape: tuple[int, ...], w_shape: tuple[int,
     )
 
 
-def way_of(node: Operator, conv: Convolution, direction: Direction) -> str:
-    """What the node's hint says, else what is expected to be fastest; on a GPU XLA calls the vendor's library.
+def way_of(node: Operator, conv: Convolution, direction: Direction, dtype: Any = np.float32) -> str:
+    """What the node's hint says, else what is expected to be fastest for elements of type `dtype`.
 
     Raises ModelError where the hint is none of the ways to compute this shape.
     """
@@ -112,9 +113,14 @@ def way_of(node: Operator, conv: Convolution, direction: Direction) -> str:
                 f"{', '.join(ways(conv, direction))}. Plan the model again with `hpdlf plan`."
             )
         return hint
-    if jax.default_backend() == "cpu":
-        return expected_way(conv, direction)
-    return "matmul" if "matmul" in ways(conv, direction) else "xla"
+    kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    return expected_way(conv, direction, kind=kind, item_bytes=jnp.dtype(dtype).itemsize)
+
+
+def _ways_of(node: Operator, conv: Convolution, dtype: Any) -> tuple[str, str, str]:
+    """Of the forward pass, the input's gradient and the weight's."""
+    forward, into_x, into_w = (way_of(node, conv, direction, dtype) for direction in DIRECTIONS)
+    return forward, into_x, into_w
 
 
 def computed(way: str, direction: Direction, conv: Convolution) -> Callable[[Array, Array], Array]:
@@ -144,8 +150,7 @@ def conv(node: Operator, x: Any, w: Array, b: Array | None = None) -> Array | Ch
     """x (N, C, *spatial), w (M, C/groups, *kernel), b (M,) -> (N, M, *output)."""
     w = jnp.asarray(channels_first(w))
     shape = convolution_of(node, x.shape, w.shape)
-    chosen = (way_of(node, shape, "forward"), way_of(node, shape, "input"), way_of(node, shape, "weight"))
-    y = _convolved(channels_last(x), w, shape, chosen)
+    y = _convolved(channels_last(x), w, shape, _ways_of(node, shape, w.dtype))
     return _as_made(y if b is None else plus_channels(y, b))
 
 
@@ -212,8 +217,7 @@ def conv_transpose(node: Operator, x: Any, w: Array, b: Array | None = None) -> 
             pads=tuple(pads),
             output=tuple(x.shape[2:]),
         )
-        chosen = (way_of(node, shape, "forward"), way_of(node, shape, "input"), way_of(node, shape, "weight"))
-        y = _transposed(channels_last(x), w, shape, chosen)
+        y = _transposed(channels_last(x), w, shape, _ways_of(node, shape, w.dtype))
         return _as_made(y if b is None else plus_channels(y, b))
     x = channels_first(x)
     # Gradient of a convolution: dilate the input by the stride and convolve with the flipped kernel.

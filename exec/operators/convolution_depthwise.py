@@ -14,12 +14,10 @@ from jax import Array, lax
 
 from ...models.cost.lowerings import Convolution
 from .convolution_products import placed, positions, window_of_shape
+from .layout import channel_sums, equal_parts, folded
 from .window import padded, taps
 
 __all__ = ["shifted_forward", "shifted_input", "shifted_weight"]
-
-# Sums of so many terms are written out; more make XLA slow to compile.
-MOST_TERMS = 32
 
 
 def shifted_forward(x: Array, kernel: Array, conv: Convolution) -> Array:
@@ -43,31 +41,31 @@ def shifted_input(gradient: Array, kernel: Array, conv: Convolution) -> Array:
 def shifted_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
     """Per place of the window, the sum over samples and positions of what it saw times the gradient.
 
-    Rows of pictures are added up element by element, one after another in a loop, since XLA's own sum over all but the
-    last dim runs column by column on a processor. The longer of samples and rows is what the loop goes over.
+    A loop goes over samples or over rows of pictures (what lies along the first spatial dim), whichever are fewer, and
+    adds up the others element by element, so that what it reads stays in the cache. XLA's own sum over all dims but the
+    last runs column by column on a processor.
     """
-    x, gradient = padded(x, window_of_shape(conv), 0), gradient
-    by_row = conv.output[0] <= conv.samples or len(conv.output) == 1
-    turns = conv.output[0] if by_row else conv.samples
-    zeros = jnp.zeros((*gradient.shape[2:],), gradient.dtype)
+    x = padded(x, window_of_shape(conv), 0)
+    by_row = conv.output[0] <= conv.samples
+    turns, others = sorted((conv.output[0], conv.samples))
+    zeros = jnp.zeros((others // equal_parts(others), *gradient.shape[2:]), gradient.dtype)
 
     def turn(i: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
         new = []
         for total, position in zip(totals, positions(conv), strict=True):
             seen, arrived = _rows(x, gradient, position, i, conv, by_row)
-            new.append(total + _summed(seen, arrived, conv))
+            new.append(total + folded(_each_filter(seen, conv) * arrived))
         return tuple(new)
 
     totals = lax.fori_loop(0, turns, turn, tuple(zeros for _ in positions(conv)))
-    sums = [total.sum(tuple(range(total.ndim - 1))) for total in totals]
-    return jnp.stack(sums, axis=-1).reshape(conv.filters, *conv.kernel, 1)
+    return jnp.stack([channel_sums(total) for total in totals], axis=-1).reshape(conv.filters, *conv.kernel, 1)
 
 
 def _rows(
     x: Array, gradient: Array, position: Sequence[int], turn: Array, conv: Convolution, by_row: bool
 ) -> tuple[Array, Array]:
-    """Of one sample every row, or of every sample one row (rows are what lies along the first spatial dim): what the
-    place saw and the gradient there, both (samples or rows, *rest of the output, channels or filters)."""
+    """Of one sample every row, or of every sample one row: what the place saw and the gradient there, both (samples or
+    rows, *rest of the output, channels or filters)."""
     first, stride = position[0] * conv.dilations[0], conv.strides[0]
     if by_row:
         rows = lax.dynamic_index_in_dim(x, turn * stride + first, 1, keepdims=False)
@@ -80,18 +78,6 @@ def _rows(
         begin, step = k * conv.dilations[axis], conv.strides[axis]
         rows = lax.slice_in_dim(rows, begin, begin + (conv.output[axis] - 1) * step + 1, step, axis)
     return rows, arrived
-
-
-def _summed(seen: Array, arrived: Array, conv: Convolution) -> Array:
-    """The sum over the first dim of what was seen times what arrived."""
-    seen = _each_filter(seen, conv)
-    terms = [seen[i] * arrived[i] for i in range(min(len(seen), MOST_TERMS))]
-    total = reduce(add, terms)
-    for begin in range(MOST_TERMS, len(seen), MOST_TERMS):
-        # A barrier, so that XLA does not see one long sum after all.
-        total, seen, arrived = lax.optimization_barrier((total, seen, arrived))
-        total = total + reduce(add, [seen[i] * arrived[i] for i in range(begin, min(begin + MOST_TERMS, len(seen)))])
-    return total
 
 
 def _each_filter(x: Array, conv: Convolution) -> Array:

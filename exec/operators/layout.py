@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from typing import Any
 
@@ -29,8 +29,9 @@ __all__ = [
     "channel_sums",
     "channels_first",
     "channels_last",
+    "equal_parts",
+    "folded",
     "followed",
-    "normalised_in_training",
     "plus_channels",
 ]
 
@@ -107,11 +108,21 @@ def channel_sums(x: Array) -> Array:
 
 
 def _channel_sums(x: Array) -> Array:
-    samples = x.shape[0]
-    parts = next((n for n in range(min(MOST_TERMS, samples), 1, -1) if samples % n == 0), 1)
-    split = x.reshape(parts, -1, x.shape[-1])
-    rest = reduce(add, [split[i] for i in range(parts)])
-    return (jnp.ones((1, len(rest)), x.dtype) @ rest)[0]
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # a sum of many numbers rounds too much in 16 bits
+    rest = folded(wide).reshape(-1, x.shape[-1])
+    return (jnp.ones((1, len(rest)), wide.dtype) @ rest)[0].astype(x.dtype)
+
+
+def equal_parts(count: int) -> int:
+    """Into how many equal parts so many things are split to be added up: the most that are no more than MOST_TERMS."""
+    return next((n for n in range(min(MOST_TERMS, count), 1, -1) if count % n == 0), 1)
+
+
+def folded(x: Array) -> Array:
+    """(n, ...) -> (n / equal_parts(n), ...): the parts added up, element by element."""
+    parts = equal_parts(len(x))
+    split = x.reshape(parts, -1, *x.shape[1:])
+    return reduce(add, [split[i] for i in range(parts)])
 
 
 def _channel_sums_forward(x: Array) -> tuple[Array, Array]:
@@ -137,41 +148,3 @@ def _plus_backward(_: None, gradient: Array) -> tuple[Array, Array]:
 
 
 plus_channels.defvjp(lambda x, bias: (x + bias, None), _plus_backward)
-
-
-# --- batch normalisation -----------------------------------------------------------------------------------------------
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalised_in_training(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
-    """x (N, ..., C) by the mean and variance of its channels: (y, mean, variance); no gradient through the last two."""
-    y, mean, variance, _ = _normalised(x, scale, bias, epsilon)
-    return y, mean, variance
-
-
-def _normalised(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
-    count = x.size // x.shape[-1]
-    mean = channel_sums(x) / count
-    variance = channel_sums(jnp.square(x - mean)) / count
-    inverse = jax.lax.rsqrt(variance + jnp.asarray(epsilon, x.dtype))
-    return (x - mean) * (inverse * scale) + bias, mean, variance, inverse
-
-
-def _normalised_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
-    y, mean, variance, inverse = _normalised(x, scale, bias, epsilon)
-    return (y, mean, variance), (x, scale, mean, inverse)
-
-
-def _normalised_backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Array, Array, Array]:
-    """Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3; what was normalised is computed again."""
-    x, scale, mean, inverse = kept
-    gradient = gradients[0]
-    count = x.size // x.shape[-1]
-    into_bias = channel_sums(gradient)
-    into_scale = channel_sums(gradient * (x - mean)) * inverse
-    along = into_scale * inverse / count
-    into_x = (gradient - into_bias / count - (x - mean) * along) * (scale * inverse)
-    return into_x, into_scale, into_bias
-
-
-normalised_in_training.defvjp(_normalised_forward, _normalised_backward)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ...models.onnxpp.graph import Operator
-from .layout import ChannelsLast, channels_first, normalised_in_training
+from .layout import ChannelsLast, channel_sums, channels_first, channels_last
 from .registry import Context, Value, lowers
 
 __all__ = ["batch_normalization", "layer_normalization", "log_softmax", "softmax"]
@@ -44,46 +44,59 @@ def batch_normalization_by_outputs(
 def _batch_normalised(
     node: Operator, x: Any, scale: Array, bias: Array, mean: Array, variance: Array, *, trains: bool
 ) -> Any:
-    get = node.attributes.get
-    if isinstance(x, ChannelsLast):
-        if get("spatial", 1):
-            return _batch_normalised_last(node, x.array, scale, bias, mean, variance, trains=trains)
-        x = channels_first(x)
-    if get("spatial", 1):
-        axes, shape = (0, *range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))[: max(x.ndim, 1)]
-        shape = (-1,) if x.ndim == 1 else shape
-    else:
-        axes, shape = (0,), (1, *x.shape[1:])
-    wide = _wide(x)
+    by_channel = bool(node.attributes.get("spatial", 1)) and x.ndim > 1
+    # Else every element of a sample is a channel.
+    last = channels_last(x) if by_channel else channels_first(x).reshape(x.shape[0], -1)
+    wide, epsilon, wanted = _wide(last), node.attributes.get("epsilon", 1e-5), len(node.outputs)
+    factor, summand, known_mean, known_variance = (
+        v.reshape(-1).astype(wide.dtype) for v in (scale, bias, mean, variance)
+    )
+    statistics: tuple[Array, ...] = (mean, variance, mean, variance)
     if trains:
-        current = jnp.mean(wide, axis=axes, keepdims=True)
-        spread = jnp.mean(jnp.square(wide - current), axis=axes, keepdims=True)
+        y, current, spread = _normalised_in_training(wide, factor, summand, epsilon)
+        statistics = _statistics(node, mean, variance, current, spread)
     else:
-        current, spread = (v.reshape(shape).astype(wide.dtype) for v in (mean, variance))
-    y = _normalised(wide, current, spread, get("epsilon", 1e-5)) * scale.reshape(shape) + bias.reshape(shape)
+        y = _normalised(wide, known_mean, known_variance, epsilon) * factor + summand
     y = y.astype(x.dtype)
-    wanted = len(node.outputs)
-    if wanted <= 1:
-        return y
-    if not trains:
-        return (y, mean, variance, mean, variance)[:wanted]
-    return (y, *_statistics(node, mean, variance, current, spread))[:wanted]
+    result: Any = ChannelsLast(y) if by_channel else y.reshape(x.shape)
+    if not isinstance(x, ChannelsLast):
+        result = channels_first(result)
+    return (result, *statistics)[:wanted] if wanted > 1 else result
 
 
-def _batch_normalised_last(
-    node: Operator, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, trains: bool
-) -> Any:
-    """The same for (N, ..., C)."""
-    wide, epsilon, wanted = _wide(x), node.attributes.get("epsilon", 1e-5), len(node.outputs)
-    if trains:
-        scale, bias = scale.astype(wide.dtype), bias.astype(wide.dtype)
-        y, current, spread = normalised_in_training(wide, scale, bias, epsilon)
-        result = ChannelsLast(y.astype(x.dtype))
-        return result if wanted <= 1 else (result, *_statistics(node, mean, variance, current, spread))[:wanted]
-    known_mean, known_variance = mean.astype(wide.dtype), variance.astype(wide.dtype)
-    y = _normalised(wide, known_mean, known_variance, epsilon) * scale + bias
-    result = ChannelsLast(y.astype(x.dtype))
-    return result if wanted <= 1 else (result, mean, variance, mean, variance)[:wanted]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalised_in_training(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """x (N, ..., C) by the mean and variance of its channels: (y, mean, variance); no gradient through the last two."""
+    y, mean, variance, _ = _by_own_statistics(x, scale, bias, epsilon)
+    return y, mean, variance
+
+
+def _by_own_statistics(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
+    count = x.size // x.shape[-1]
+    mean = channel_sums(x) / count
+    variance = channel_sums(jnp.square(x - mean)) / count
+    inverse = lax.rsqrt(variance + jnp.asarray(epsilon, x.dtype))
+    return (x - mean) * (inverse * scale) + bias, mean, variance, inverse
+
+
+def _normalised_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
+    y, mean, variance, inverse = _by_own_statistics(x, scale, bias, epsilon)
+    return (y, mean, variance), (x, scale, mean, inverse)
+
+
+def _normalised_backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Array, Array, Array]:
+    """Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3; what was normalised is computed again."""
+    x, scale, mean, inverse = kept
+    gradient = gradients[0]
+    count = x.size // x.shape[-1]
+    into_bias = channel_sums(gradient)
+    into_scale = channel_sums(gradient * (x - mean)) * inverse
+    along = into_scale * inverse / count
+    into_x = (gradient - into_bias / count - (x - mean) * along) * (scale * inverse)
+    return into_x, into_scale, into_bias
+
+
+_normalised_in_training.defvjp(_normalised_forward, _normalised_backward)
 
 
 def _statistics(node: Operator, mean: Array, variance: Array, current: Array, spread: Array) -> tuple[Array, ...]:

@@ -27,7 +27,6 @@ __all__ = [
     "check_lowering",
     "choose",
     "choose_all",
-    "expected",
     "installed",
     "is_measured",
     "measured_ways",
@@ -124,13 +123,6 @@ def measured_ways(
     return found
 
 
-def expected(conv: Convolution, direction: Direction, kind: str = "cpu") -> str:
-    """The way for a shape that nobody measured, on a "cpu" or a "gpu", where XLA calls the vendor's library."""
-    if kind == "cpu":
-        return expected_way(conv, direction)
-    return "matmul" if "matmul" in ways(conv, direction) else "xla"
-
-
 def is_measured(conv: Convolution, direction: Direction, measured: MeasuredWays) -> bool:
     """Whether there is nothing left to measure: every way was timed, or there is but one."""
     able = ways(conv, direction)
@@ -144,7 +136,7 @@ def choose(conv: Convolution, direction: Direction, measured: MeasuredWays, *, k
     another number of samples alone, at most :data:`FAR` times as many or few, the way is the one that is best there, and
     modelled.
     """
-    usual = expected(conv, direction, kind)
+    usual = expected_way(conv, direction, kind=kind)
     best = _best(conv, direction, measured.get((conv.key, direction), {}), usual)
     if best is None:
         near = _nearest(conv, direction, measured)

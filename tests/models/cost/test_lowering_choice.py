@@ -13,7 +13,6 @@ from hpdlf.models.cost import CostModel, Observation, ObservationDatabase
 from hpdlf.models.cost.lowering_choice import (
     choose,
     choose_all,
-    expected,
     installed,
     is_measured,
     measured_ways,
@@ -71,7 +70,7 @@ def test_without_measurements_the_expected_way_is_modelled() -> None:
         assert (hint.way, hint.seconds, hint.source) == (expected_way(CONV, direction), None, "modelled")
         assert hint.detail == {"shape": CONV.key}
     assert not is_measured(CONV, "forward", {})
-    assert expected(CONV, "forward", "gpu") == "xla"
+    assert expected_way(CONV, "forward", kind="gpu") == "xla"
     assert choose(CONV, "weight", {}, kind="gpu").way == "xla"
 
 
@@ -102,7 +101,7 @@ def test_another_number_of_samples_is_told_by_its_neighbour(
     hint = choose(conv, "forward", measured)
     assert (hint.way, hint.seconds, hint.source) == (way, None, "modelled")
     assert hint.detail == {"shape": conv.key} | ({"as": CONV.key} if way == OTHER else {})
-    assert choose(conv, "weight", measured).way == expected(conv, "weight")
+    assert choose(conv, "weight", measured).way == expected_way(conv, "weight")
     assert choose(replace(conv, size=(29, 28)), "forward", measured).detail.get("as") is None
 
 
