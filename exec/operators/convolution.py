@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 from ...errors import ModelError
+from ...models.cost.convolutions import convolution_of
 from ...models.cost.lowerings import DIRECTIONS, Convolution, Direction, expected_way, ways
 from ...models.onnxpp.graph import Operator
 from . import convolution_products as products
@@ -23,9 +24,8 @@ from .convolution_depthwise import shifted_forward, shifted_input, shifted_weigh
 from .convolution_winograd import winograd_forward, winograd_input, winograd_weight
 from .layout import ChannelsLast, channels_first, channels_last, plus_channels
 from .registry import lowers, text
-from .window import window_of
 
-__all__ = ["computed", "conv", "conv_transpose", "convolution_of", "convolved_exactly", "way_of"]
+__all__ = ["computed", "conv", "conv_transpose", "convolved_exactly", "way_of"]
 
 Way = Callable[[Array, Array, Convolution], Array]
 
@@ -81,23 +81,6 @@ _WAYS: dict[Direction, dict[str, Way]] = {
         "shifted": shifted_weight,
     },
 }
-
-
-def convolution_of(node: Operator, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> Convolution:
-    """The shape of a Conv node's work: x (N, C, *spatial), w (M, C/groups, *kernel)."""
-    window = window_of(node, x_shape[2:], node.attributes.get("kernel_shape") or w_shape[2:])
-    return Convolution(
-        samples=x_shape[0],
-        channels=x_shape[1],
-        filters=w_shape[0],
-        groups=int(node.attributes.get("group", 1)),
-        size=tuple(x_shape[2:]),
-        kernel=window.kernel,
-        strides=window.strides,
-        dilations=window.dilations,
-        pads=window.pads,
-        output=window.output,
-    )
 
 
 def way_of(node: Operator, conv: Convolution, direction: Direction, dtype: Any = np.float32) -> str:
