@@ -345,7 +345,7 @@ def plan(
     refused = [refused_table(found.search)] if found.search.refused else []
     show(*refused, candidates_table(found.search), found.plan.reason)  # what matters most is read last
     if found.hinted.unmeasured:
-        show(f"{found.hinted.advice} Measure: `hpdlf tune {model} {found.hinted.options}`, then plan again.")
+        show(found.hinted.advice(model, loss=loss, allow_external=allow_external or (), database=database))
     show(f"\nWrote {out}. Look at it and approve it with `hpdlf approve {out}`.")
 
 

@@ -6,7 +6,6 @@ database.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,10 +24,9 @@ def as_tuned(graph: Graph, *, samples: int, dtype: str, database: ObservationDat
 
     What nobody measured is left to the executor, and so is everything where the database cannot be read, with a warning.
     """
-    store = ObservationDatabase() if database is None else database
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    store, machine = ObservationDatabase() if database is None else database, examine_machine()
     try:
-        measured = measured_ways(store, machine=examine_machine().fingerprint, threads=threads, dtype=dtype)
+        measured = measured_ways(store, machine=machine.fingerprint, threads=machine.allowed_cpus, dtype=dtype)
     except DataError as error:
         warnings.warn(f"What `hpdlf tune` measured is not used: {error}", stacklevel=2)
         return graph
@@ -36,6 +34,6 @@ def as_tuned(graph: Graph, *, samples: int, dtype: str, database: ObservationDat
         return graph
     chosen: Mapping[str, Mapping[str, str]] = {
         name: {direction: hint.way for direction, hint in told.items() if hint.source == "measured"}
-        for name, told in choose_all(graph, samples=samples, measured=measured).items()
+        for name, told in choose_all(graph, samples=samples, measured=measured, dtype=dtype).items()
     }
     return replace(graph, operators=tuple(replace(o, lowering=chosen.get(o.name, {})) for o in graph.operators))

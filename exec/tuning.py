@@ -171,7 +171,7 @@ def answer(question: Question) -> Answer:
                 continue
             bursts[way] = [sample(call, seconds=BURST_S)]
         except Exception as error:  # too large for the memory, say; the others can still be compared
-            failed[way] = str(error).split("\n", 1)[0][:200]
+            failed[way] = f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]
             bursts.pop(way, None)
             continue
         racing[way] = call

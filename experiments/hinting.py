@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..hwprofiles import Cluster
 from ..models.cost import ObservationDatabase
 from ..models.cost.convolutions import convolutions
 from ..models.cost.lowering_choice import MeasuredWays, choose_all, measured_ways
 from ..models.cost.lowerings import ways
+from ..models.cost.roofline import storage
 from ..models.onnxpp import Graph
 from ..models.onnxpp.hints import Hints
 from ..models.plan import Strategy
 
-__all__ = ["Hinted", "hint_lowerings"]
+__all__ = ["EXECUTED", "Hinted", "hint_lowerings"]
+
+# Types that ranks compute in; others can only be simulated.
+EXECUTED = ("float32", "float64")
+# That is appended where nobody says another.
+LOSS = "softmax_xent"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hinted:
     """Hints for a model under a plan.
 
-    unmeasured       directions of convolutions where several ways are open and none was measured
+    measured         distinct directions of convolutions whose way was measured for this batch, on these threads
+    unmeasured       the others for which there are several ways: which is fastest is estimated
     batch, threads   that a rank computes at once, and with
     """
 
     hints: Hints
+    measured: int
     unmeasured: int
     batch: int
     threads: int
     dtype: str
 
-    @property
-    def advice(self) -> str:
-        """What is not known, in a sentence."""
-        some = f"{self.unmeasured} way{'s' * (self.unmeasured > 1)}"
-        return f"{some} to compute convolutions {'are' if self.unmeasured > 1 else 'is'} expected to be the fastest, not measured."
-
-    @property
-    def options(self) -> str:
-        """Of the command that measures it."""
-        precision = "" if self.dtype == "float32" else f" --precision {self.dtype}"
-        return f"--batch {self.batch} --threads {self.threads}{precision}"
+    def advice(
+        self,
+        model: str | Path,
+        *,
+        loss: str | None = LOSS,
+        allow_external: Iterable[str | Path] = (),
+        database: str | Path | None = None,
+    ) -> str:
+        """What is not known, and the command that measures it, for a model that is loaded like this."""
+        words = ["hpdlf", "tune", model, "--batch", self.batch, "--threads", self.threads]
+        words += ["--precision", self.dtype] if self.dtype != "float32" else []
+        words += ["--loss", loss] if loss not in (None, LOSS) else []
+        for folder in allow_external:
+            words += ["--allow-external", folder]
+        words += ["--database", database] if database else []
+        verb, them = ("is", "it") if self.unmeasured == 1 else ("are", "them")
+        return (
+            f"Of {self.measured + self.unmeasured} choices how to compute convolutions {self.unmeasured} {verb} estimated, not "
+            f"measured. To measure {them}, run `{shlex.join(map(str, words))}` where this will be trained, and plan again."
+        )
 
 
 def hint_lowerings(graph: Graph, on: Cluster, strategy: Strategy, timed: ObservationDatabase | None) -> Hinted:
@@ -52,7 +73,9 @@ def hint_lowerings(graph: Graph, on: Cluster, strategy: Strategy, timed: Observa
     Raises:
         DataError: the database cannot be used.
     """
-    threads = max(int(float(on.device.compute_units or 1)), 1)  # a rank's, one for each core of its device
+    from ..exec.affinity import cores_of_rank
+
+    _, threads = cores_of_rank(on, strategy.ranks, available=1)  # what its device has, however many there are here
     samples, on_cpu = strategy.microbatch_samples, on.device.kind == "cpu"
     measured: MeasuredWays = {}
     if timed is not None and on_cpu:
@@ -61,17 +84,21 @@ def hint_lowerings(graph: Graph, on: Cluster, strategy: Strategy, timed: Observa
         here, machines = examine_machine().fingerprint, timed.machines(on.device.name)
         machine = here if here in machines or not machines else machines[0]
         measured = measured_ways(timed, machine=machine, threads=threads, dtype=strategy.precision)
-    hints = choose_all(graph, samples=samples, measured=measured, kind=on.device.kind)
+    hints = choose_all(
+        graph, samples=samples, measured=measured, kind=on.device.kind, dtype=storage(strategy.precision)
+    )
     shapes = convolutions(graph, samples=samples)
-    unmeasured = {
-        (shapes[name], direction)
+    sources = {
+        (shapes[name], direction): hint.source
         for name, told in hints.items()
         for direction, hint in told.items()
-        if hint.source == "modelled" and len(ways(shapes[name], direction)) > 1
+        if len(ways(shapes[name], direction)) > 1
     }
+    counts = Counter(sources.values())
     return Hinted(
         hints=hints,
-        unmeasured=len(unmeasured) if on_cpu else 0,
+        measured=counts["measured"],
+        unmeasured=counts["modelled"] if on_cpu and strategy.precision in EXECUTED else 0,
         batch=samples,
         threads=threads,
         dtype=strategy.precision,

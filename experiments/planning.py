@@ -22,7 +22,7 @@ from ..models.plan import HashedFile, Plan, Recipe, Strategy, file_sha256, load_
 from ..models.trace import write_trace
 from ..sim import Candidate, Search, Simulation, build, search, simulate_program
 from ..sim.search import Objective
-from .hinting import Hinted, hint_lowerings
+from .hinting import EXECUTED, Hinted, hint_lowerings
 from .narrowing import narrowed_search
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["PlanResult", "plan"]
-
-# What can be executed; other precisions can only be simulated.
-EXECUTED = ("float32", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,14 +22,14 @@ from ..models.cost.lowering_choice import MeasuredWays, choose, is_measured, mea
 from ..models.cost.lowerings import Convolution, Direction, expected_way
 from ..models.onnxpp import Graph, Onnxpp
 from ..models.onnxpp.hints import Hint
+from .hinting import EXECUTED, LOSS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Row", "Tuning", "tune"]
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-# A product is rarely beaten where it is all there is to do.
+# Of what others promise: a product is rarely beaten where it is all there is to do. A guess; the order depends on it alone.
 GAIN_OF_PRODUCTS = 0.2
 
 
@@ -61,6 +61,7 @@ class Tuning:
 
     rows       one for each distinct shape and direction, what takes most of a step first
     measured   shapes and directions that were measured this time; `known` those that the database held; `open` those left
+    has_loss   whether there is one, and gradients with it; else the forward pass is all there is
     failed     ways that could not be run, in sentences
     stopped    whether somebody stopped it
     """
@@ -72,6 +73,7 @@ class Tuning:
     measured: int
     known: int
     open: int
+    has_loss: bool
     failed: tuple[str, ...]
     seconds: float
     stopped: bool
@@ -134,7 +136,7 @@ def tune(
     seconds: float = 170.0,
     dtype: str = "float32",
     again: bool = False,
-    loss: str | None = "softmax_xent",
+    loss: str | None = LOSS,
     allow_external: Iterable[str | Path] = (),
     bind: Mapping[str, int] | None = None,
     database: str | Path | None = None,
@@ -158,8 +160,8 @@ def tune(
     from .verbs import load_model
 
     start = time.perf_counter()
-    if dtype not in DTYPES:
-        raise PlanError(f"There is no way to tune for {dtype!r}: use {', '.join(DTYPES)}.")
+    if dtype not in EXECUTED:
+        raise PlanError(f"There is nothing to tune for in {dtype!r}: training runs in {' or '.join(EXECUTED)}.")
     if seconds <= 0 or batch < 1:
         raise PlanError(f"{seconds:g} seconds for a batch of {batch} cannot be: both are positive.")
     store = ObservationDatabase(Path(database)) if database else ObservationDatabase()
@@ -176,7 +178,8 @@ def tune(
     asked = [w for w in choices if again or not is_measured(w.conv, w.direction, before)]
     asked.sort(key=lambda w: -w.promise)
     questions = [
-        Question(conv=w.conv, direction=w.direction, first=expected_way(w.conv, w.direction), dtype=dtype) for w in asked
+        Question(conv=w.conv, direction=w.direction, first=expected_way(w.conv, w.direction), dtype=dtype)
+        for w in asked
     ]
     answers: list[Answer] = []
     stopped = False
@@ -198,10 +201,11 @@ def tune(
         name=graph.name,
         batch=batch,
         threads=used,
-        rows=_rows(everything, measured),
+        rows=_rows(everything, measured, dtype),
         measured=len(answers),
         known=len(choices) - len(asked),
         open=len(asked) - len(answers),
+        has_loss=graph.loss is not None,
         failed=tuple(
             f"{a.question.conv.key}, {a.question.direction} by {way}: {why}"
             for a in answers
@@ -249,7 +253,7 @@ def _keep(
     )
 
 
-def _rows(everything: list[_Work], measured: MeasuredWays) -> tuple[Row, ...]:
+def _rows(everything: list[_Work], measured: MeasuredWays, dtype: str) -> tuple[Row, ...]:
     rows = []
     for work in everything:
         usual = expected_way(work.conv, work.direction)
@@ -259,7 +263,7 @@ def _rows(everything: list[_Work], measured: MeasuredWays) -> tuple[Row, ...]:
                 conv=work.conv,
                 direction=work.direction,
                 count=work.count,
-                hint=choose(work.conv, work.direction, measured),
+                hint=choose(work.conv, work.direction, measured, dtype=dtype),
                 expected=usual,
                 expected_s=timed[usual].seconds if usual in timed else None,
             )

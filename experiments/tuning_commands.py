@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,9 +25,11 @@ Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of a rank (default: every CPU there is).")
 ]
 Seconds = Annotated[float, typer.Option("--seconds", metavar="S", min=1, help="Time to measure for.")]
-Again = Annotated[bool, typer.Option("--again", help="Measure what the database has once more.")]
-Type = Annotated[str, typer.Option("--precision", help="float32, float64, bfloat16 or float16.")]
-Rows = Annotated[int, typer.Option("--rows", metavar="N", min=1, help="How many choices to show.")]
+Again = Annotated[bool, typer.Option("--again", help="Measure once more what was measured before.")]
+Type = Annotated[str, typer.Option("--precision", help="float32 or float64, as the recipe says.")]
+Rows = Annotated[
+    int, typer.Option("--rows", metavar="N", min=1, help="How many choices to show, those that take longest.")
+]
 
 
 def tune(
@@ -63,7 +64,7 @@ def tune(
     if as_json:
         print_json(found.to_dicts())
     else:
-        show(*([tuning_table(found, rows=rows)] if found.rows else []), *sentences(found, model))
+        show(*([tuning_table(found, rows=rows)] if found.chosen_s else []), *sentences(found))
     if found.stopped:
         raise typer.Exit(1)
 
@@ -103,47 +104,60 @@ def brief(conv: Convolution) -> str:
 
 
 def tuning_table(found: Tuning, *, rows: int) -> Table:
-    """The choices that take most of a step, the largest last, where people look first."""
+    """The measured choices that take most of a step, the largest last, where people look first."""
     from rich.table import Table
 
-    table = Table(title=f"{found.name}: {found.batch} samples on {found.threads} threads", title_justify="left")
+    table = Table(
+        title=f"{found.name}: {_counted(found.batch, 'sample')} on {_counted(found.threads, 'thread')}",
+        title_justify="left",
+        caption="layers: how many are alike; direction: forward, or the gradient of the input or the weight; ms: of one layer; "
+        "expected: the way that is taken where nothing is measured; gain: of all layers, in every step",
+        caption_justify="left",
+    )
     table.add_column("convolution", no_wrap=True)
     for name in ("layers", "direction", "way", "ms", "expected", "ms", "gain, ms"):
         table.add_column(name, no_wrap=True, justify="right" if name[-2:] == "ms" or name == "layers" else "left")
-    for row in reversed(found.rows[:rows]):
+    timed = [row for row in found.rows if row.hint.seconds is not None]
+    for row in reversed(timed[:rows]):
         table.add_row(brief(row.conv), str(row.count), row.direction, row.hint.way, *_figures(row))
     return table
 
 
 def _figures(row: Row) -> tuple[str, str, str, str]:
-    def ms(seconds: float | None) -> str:
-        return "open" if seconds is None else f"{seconds * 1e3:.3g}"
-
-    gain = row.gain_s
-    return (
-        ms(row.hint.seconds),
-        row.expected if row.expected != row.hint.way else "the same",
-        "" if row.expected == row.hint.way else ms(row.expected_s),
-        "" if not gain else f"{gain * 1e3:.3g}",
-    )
+    taken = _ms(row.hint.seconds)
+    if row.expected == row.hint.way:
+        return taken, "the same", "", ""
+    return taken, row.expected, _ms(row.expected_s), _ms(row.gain_s)
 
 
-def sentences(found: Tuning, model: Path) -> list[str]:
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.3g}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def sentences(found: Tuning) -> list[str]:
     """What it comes to."""
     if not found.rows:
         return [f"{found.name} has no convolutions, so there is nothing to choose."]
     told = []
-    if len(found.rows) and found.chosen_s:
+    if found.chosen_s:
         less = 1 - found.chosen_s / found.expected_s
         told.append(
-            f"The measured convolutions of a step take {found.chosen_s * 1e3:.3g} ms, {found.expected_s * 1e3:.3g} ms by the "
-            f"ways that are expected to be fastest ({less:.0%} less)."
+            f"The measured convolutions of a step take {_ms(found.chosen_s)} ms; by the ways that are expected to be fastest it "
+            f"would be {_ms(found.expected_s)} ms ({less:.0%} less)."
         )
+    if not found.has_loss:
+        told.append("The model has no loss, so its forward pass alone was looked at; `--loss` appends one.")
     told.append(
-        f"Measured {found.measured} choices in {found.seconds:.0f} s; {found.known} were known. They are in {found.database}."
+        f"Measured {_counted(found.measured, 'choice')} in {found.seconds:.0f} s; {found.known} had been measured before. "
+        f"`hpdlf plan` takes them from {found.database}."
     )
     told += [f"Could not be run: {text}." for text in found.failed]
     if found.open:
-        why = "Stopped: " if found.stopped else ""
-        told.append(f"{why}{found.open} choices are left. Run the command again to go on.")
+        verb = "is" if found.open == 1 else "are"
+        stopped = "Stopped: " if found.stopped else ""
+        told.append(f"{stopped}{_counted(found.open, 'choice')} {verb} left. Run the command again to go on.")
     return told

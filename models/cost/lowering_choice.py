@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from ...errors import ModelError
-from ..onnxpp.graph import Graph
+from ..onnxpp.graph import Graph, item_bytes
 from ..onnxpp.hints import Direction, Hint
 from ..onnxpp.problems import did_you_mean
 from .convolutions import convolutions, directions
@@ -129,14 +129,23 @@ def is_measured(conv: Convolution, direction: Direction, measured: MeasuredWays)
     return len(able) < 2 or set(able) <= set(measured.get((conv.key, direction), {}))
 
 
-def choose(conv: Convolution, direction: Direction, measured: MeasuredWays, *, kind: str = "cpu") -> Hint:
+def choose(
+    conv: Convolution,
+    direction: Direction,
+    measured: MeasuredWays,
+    *,
+    kind: str = "cpu",
+    dtype: str = "float32",
+) -> Hint:
     """The way to compute a direction of `conv` on a "cpu" or "gpu", and where the choice comes from.
+
+    `dtype` is that of its elements, and of those that were `measured`.
 
     The expected way stays unless another was measured to be faster by more than noise. Where the shape was measured with
     another number of samples alone, at most :data:`FAR` times as many or few, the way is the one that is best there, and
     modelled.
     """
-    usual = expected_way(conv, direction, kind=kind)
+    usual = expected_way(conv, direction, kind=kind, item_bytes=item_bytes(dtype))
     best = _best(conv, direction, measured.get((conv.key, direction), {}), usual)
     if best is None:
         near = _nearest(conv, direction, measured)
@@ -176,7 +185,7 @@ def _nearest(conv: Convolution, direction: Direction, measured: MeasuredWays) ->
 
 
 def choose_all(
-    graph: Graph, *, samples: int, measured: MeasuredWays, kind: str = "cpu"
+    graph: Graph, *, samples: int, measured: MeasuredWays, kind: str = "cpu", dtype: str = "float32"
 ) -> Mapping[str, Mapping[Direction, Hint]]:
     """The choice for every direction that a step of `samples` samples computes, by the operator's name."""
     wanted = directions(graph)
@@ -185,7 +194,7 @@ def choose_all(
     for name, conv in convolutions(graph, samples=samples).items():
         for direction in wanted[name]:
             if (conv, direction) not in chosen:
-                chosen[conv, direction] = choose(conv, direction, measured, kind=kind)
+                chosen[conv, direction] = choose(conv, direction, measured, kind=kind, dtype=dtype)
         found[name] = {direction: chosen[conv, direction] for direction in wanted[name]}
     return found
 

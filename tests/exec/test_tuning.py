@@ -40,8 +40,9 @@ def test_a_question_survives_json() -> None:
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_every_way_computes_the_same_of_pictures_with_channels_last(direction: Direction) -> None:
-    results = {way: np.asarray(call_of(question(direction), way)()) for way in ways(CONV, direction)}
+def test_pictures_come_and_go_with_channels_last(direction: Direction) -> None:
+    """That every way computes the same is tested beside the ways."""
+    results = {way: np.asarray(call_of(question(direction), way)()) for way in ("xla", "im2col")}
     shape = {"forward": (2, 9, 9, 6), "input": (2, 9, 9, 4), "weight": (6, 4, 3, 3)}[direction]
     for way, result in results.items():
         assert result.shape == shape
@@ -81,7 +82,7 @@ def test_a_way_that_cannot_be_run_leaves_the_others(monkeypatch: pytest.MonkeyPa
     pretended(monkeypatch, {"xla": 0.001, "im2col": -1.0})
     found = answer(Question(conv=CONV, direction="forward", first="im2col"))
     assert set(found.ways) == {"xla"}
-    assert found.failed == {"im2col": "too large"}
+    assert found.failed == {"im2col": "MemoryError: too large"}
 
 
 def test_threads_that_are_not_there_are_refused() -> None:
