@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..models.onnxpp.graph import Dim, Graph, Tensor
 from .data import label_problem
 
-__all__ = ["batch_of", "fed", "named"]
+__all__ = ["batch_of", "converted", "fed", "named", "parts", "rows"]
 
 Given = Mapping[str, Any] | Sequence[Any] | np.ndarray | jax.Array
 SCANNED_ELEMENTS = 10**6
@@ -77,7 +77,7 @@ def fed(graph: Graph, given: Mapping[str, Any], *, precision: str) -> tuple[dict
             counts[name] = count
         dtype = np.dtype(precision if tensor.is_float else tensor.dtype)
         try:
-            arrays[name] = _converted(array, dtype, name)
+            arrays[name] = converted(array, dtype, name)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -112,7 +112,28 @@ def _holds(tensor: Tensor, axis: int, dim: Dim, size: int, count: int) -> bool:
     return size <= dim.at(count) if axis in tensor.at_most else size == dim.at(count)
 
 
-def _converted(array: Any, wanted: np.dtype[Any], name: str) -> Any:
+def parts(tensors: Mapping[str, Tensor], arrays: Mapping[str, Any], batch: int, count: int) -> list[dict[str, Any]]:
+    """The arrays of every microbatch."""
+    if count == 1:
+        return [dict(arrays)]
+    size = batch // count
+    return [rows(tensors, arrays, batch, m * size, (m + 1) * size) for m in range(count)]
+
+
+def rows(tensors: Mapping[str, Tensor], arrays: Mapping[str, Any], total: int, first: int, last: int) -> dict[str, Any]:
+    """Samples first..last-1 of `total`, along whatever axis they lie; what has no samples is everybody's."""
+    found = {}
+    for name, array in arrays.items():
+        axis = next((i for i, d in enumerate(tensors[name].shape) if d.per_sample), None)
+        if axis is None or (first, last) == (0, total):
+            found[name] = array
+            continue
+        each = tensors[name].shape[axis].per_sample
+        found[name] = array[(slice(None),) * axis + (slice(first * each, last * each),)]
+    return found
+
+
+def converted(array: Any, wanted: np.dtype[Any], name: str) -> Any:
     """As `wanted`; a copy unless it is JAX's.
 
     Raises:

@@ -96,27 +96,29 @@ def brief(conv: Convolution) -> str:
     def times(values: tuple[int, ...]) -> str:
         return "x".join(map(str, values))
 
-    text = f"{times((conv.channels, *conv.size))} to {conv.filters}, {times(conv.kernel)}"
+    depthwise = conv.groups == conv.channels == conv.filters > 1
+    text = f"{times((conv.channels, *conv.size))}" + (", depthwise " if depthwise else f" to {conv.filters}, ")
+    text += times(conv.kernel)
     for mark, values in (("/", conv.strides), (" dilated ", conv.dilations)):
         if set(values) != {1}:
             text += f"{mark}{values[0] if len(set(values)) == 1 else times(values)}"
-    return text + (f", {conv.groups} groups" if conv.groups > 1 else "")
+    return text + (f", {conv.groups} groups" if conv.groups > 1 and not depthwise else "")
 
 
 def tuning_table(found: Tuning, *, rows: int) -> Table:
     """The measured choices that take most of a step, the largest last, where people look first."""
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(
-        title=f"{found.name}: {_counted(found.batch, 'sample')} on {_counted(found.threads, 'thread')}",
-        title_justify="left",
-        caption="layers: how many are alike; direction: forward, or the gradient of the input or the weight; ms: of one layer; "
-        "expected: the way that is taken where nothing is measured; gain: of all layers, in every step",
-        caption_justify="left",
+    from .tables import plain_table
+
+    title = f"{found.name}: {_counted(found.batch, 'sample')} on {_counted(found.threads, 'thread')}"
+    columns = ("convolution", "layers", "direction", "way", "ms", "expected", "ms", "gain, ms")
+    table = plain_table(title, *columns, right=("layers", "ms", "gain, ms"))
+    table.caption_justify = "left"
+    table.caption = Text(
+        "layers: how many are alike; direction: forward, or the gradient of the input or the weight; ms: of one layer; "
+        "expected: the way that is taken where nothing is measured; gain: of all layers, in every step"
     )
-    table.add_column("convolution", no_wrap=True)
-    for name in ("layers", "direction", "way", "ms", "expected", "ms", "gain, ms"):
-        table.add_column(name, no_wrap=True, justify="right" if name[-2:] == "ms" or name == "layers" else "left")
     timed = [row for row in found.rows if row.hint.seconds is not None]
     for row in reversed(timed[:rows]):
         table.add_row(brief(row.conv), str(row.count), row.direction, row.hint.way, *_figures(row))
@@ -131,7 +133,7 @@ def _figures(row: Row) -> tuple[str, str, str, str]:
 
 
 def _ms(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e3:.3g}"
+    return "" if seconds is None else f"{seconds * 1e3:,.0f}" if abs(seconds) >= 0.1 else f"{seconds * 1e3:.3g}"
 
 
 def _counted(count: int, noun: str) -> str:

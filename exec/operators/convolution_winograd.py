@@ -15,7 +15,6 @@ Channels last: x (N, H, W, C), kernel (M, 3, 3, C), y (N, *output, M).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -76,18 +75,16 @@ _TRANSFORMS = {
 
 def winograd_forward(x: Array, kernel: Array, conv: Convolution, *, tile: int) -> Array:
     """The convolution, in tiles of `tile` x `tile` outputs."""
-    kernels = [[k.T for k in row] for row in _transformed_kernel(kernel, tile)]
-    return _convolved(x, kernels, conv.pads, tile)
+    return _convolved(x, _transformed_kernel(kernel, tile).swapaxes(1, 2), conv.pads, tile)
 
 
 def winograd_input(gradient: Array, kernel: Array, conv: Convolution, *, tile: int) -> Array:
     """The gradient of x: the gradient of y convolved with the kernel, turned by half a turn, filters as channels."""
-    kernels = _transformed_kernel(jnp.flip(kernel, (1, 2)), tile)
     pads = []
     for size, output, (before, _) in zip(conv.size, conv.output, conv.pads, strict=True):
         # The result must have `size` elements, the first of which the window saw first at its place `before`.
         pads.append((2 - before, size + before - output))
-    return _convolved(gradient, kernels, tuple(pads), tile)
+    return _convolved(gradient, _transformed_kernel(jnp.flip(kernel, (1, 2)), tile), tuple(pads), tile)
 
 
 def winograd_weight(x: Array, gradient: Array, conv: Convolution, *, tile: int) -> Array:
@@ -98,7 +95,7 @@ def winograd_weight(x: Array, gradient: Array, conv: Convolution, *, tile: int) 
     xs = x.reshape(chunks, -1, *x.shape[1:])
     gradients = gradient.reshape(chunks, -1, *gradient.shape[1:])
 
-    def add(i: int, total: Array) -> Array:
+    def add(i: Array, total: Array) -> Array:
         return total + _weight_gradient(xs[i], gradients[i], conv.pads, tile)
 
     return lax.fori_loop(0, chunks, add, jnp.zeros((conv.filters, 3, 3, conv.channels), x.dtype))
@@ -113,73 +110,66 @@ def _chunks(conv: Convolution, tile: int) -> int:
     )
 
 
-def _transformed_kernel(kernel: Array, tile: int) -> list[list[Array]]:
-    """G g G^T, element by element: lists of rows and columns of (M, C)."""
-    g = _TRANSFORMS[tile].kernel
-    rows = [_combined(weights, [kernel[:, i] for i in range(3)]) for weights in g]
-    return [[_combined(weights, [row[:, j] for j in range(3)]) for weights in g] for row in rows]
-
-
-def _convolved(x: Array, kernels: list[list[Array]], pads: tuple[tuple[int, int], ...], tile: int) -> Array:
-    """(N, H, W, C) and transformed kernels of (C, M) -> (N, *output, M), where pads may be negative."""
-    a = _TRANSFORMS[tile].result
-    samples, (channels, filters) = x.shape[0], kernels[0][0].shape
+def _convolved(x: Array, kernels: Array, pads: tuple[tuple[int, int], ...], tile: int) -> Array:
+    """(N, H, W, C) and transformed kernels ((tile + 2)^2, C, M) -> (N, *output, M), where pads may be negative."""
+    samples, filters = x.shape[0], kernels.shape[2]
     output = [n + sum(p) - 2 for n, p in zip(x.shape[1:3], pads, strict=True)]
     tiles = [-(-n // tile) for n in output]
-    columns = range(tile + 2)
-    products = [
-        [row[j].reshape(-1, channels) @ kernels[i][j] for j in columns]
-        for i, row in enumerate(_transformed_data(x, pads, tiles, tile))
-    ]
-    by_column = [[_combined(weights, [p[j] for p in products]) for j in columns] for weights in a]
-    results = [[_combined(weights, row).reshape(samples, *tiles, filters) for weights in a] for row in by_column]
-    whole = jnp.stack([jnp.stack(row, axis=3) for row in results], axis=2)
+    products = jnp.matmul(_transformed_data(x, pads, tiles, tile), kernels)
+    places = products.reshape(tile + 2, tile + 2, samples, *tiles, filters)
+    whole = _both_sides(_TRANSFORMS[tile].result, places, at=(2, 4))  # (N, tiles, tile, tiles, tile, M)
     return whole.reshape(samples, tiles[0] * tile, tiles[1] * tile, filters)[:, : output[0], : output[1]]
 
 
 def _weight_gradient(x: Array, gradient: Array, pads: tuple[tuple[int, int], ...], tile: int) -> Array:
-    _, g, a = _TRANSFORMS[tile]
-    output = gradient.shape[1:3]
-    tiles = [-(-n // tile) for n in output]
+    """x (N, H, W, C) and gradient (N, *output, M) -> (M, 3, 3, C)."""
+    tiles = [-(-n // tile) for n in gradient.shape[1:3]]
     data = _transformed_data(x, pads, tiles, tile)
-    rest = [(0, t * tile - n, 0) for t, n in zip(tiles, output, strict=True)]
-    whole = lax.pad(gradient, jnp.zeros((), x.dtype), [(0, 0, 0), *rest, (0, 0, 0)])
-    rows = partial(_every, tile=tile, tiles=tiles[0], axis=1)
-    seen = [rows(whole, i) for i in range(tile)]
-    gradients = []
-    for weights in a.T:
-        row = _combined(weights, seen)
-        parts = [_every(row, j, tile=tile, tiles=tiles[1], axis=2) for j in range(tile)]
-        gradients.append([_combined(w, parts) for w in a.T])
-    products = [
-        [e.reshape(-1, e.shape[-1]).T @ d.reshape(-1, d.shape[-1]) for d, e in zip(*pair, strict=True)]
-        for pair in zip(data, gradients, strict=True)
+    rest = [(0, t * tile - n) for t, n in zip(tiles, gradient.shape[1:3], strict=True)]
+    arrived = _in_tiles(_padded(gradient, rest), _TRANSFORMS[tile].result.T, tiles, tile)
+    products = jnp.einsum("ptm,ptc->pmc", arrived, data)
+    places = products.reshape(tile + 2, tile + 2, *products.shape[1:])
+    return _both_sides(_TRANSFORMS[tile].kernel.T, places, at=(1, 2))
+
+
+def _transformed_kernel(kernel: Array, tile: int) -> Array:
+    """G g G^T of every filter and channel: (M, 3, 3, C) -> ((tile + 2)^2, M, C)."""
+    places = jnp.moveaxis(kernel, (1, 2), (0, 1))
+    return _both_sides(_TRANSFORMS[tile].kernel, places, at=(0, 1)).reshape(-1, *places.shape[2:])
+
+
+def _transformed_data(x: Array, pads: tuple[tuple[int, int], ...], tiles: list[int], tile: int) -> Array:
+    """B^T d B of every tile: (N, H, W, C) -> ((tile + 2)^2, N * tiles, C)."""
+    sides = [
+        (before, count * tile + 2 - before - n) for n, (before, _), count in zip(x.shape[1:3], pads, tiles, strict=True)
     ]
-    by_row = [[_combined(weights, column) for column in zip(*products, strict=True)] for weights in g.T]
-    return jnp.stack([jnp.stack([_combined(w, row) for w in g.T], axis=1) for row in by_row], axis=1)
+    return _in_tiles(_padded(x, sides), _TRANSFORMS[tile].data, tiles, tile)
 
 
-def _transformed_data(x: Array, pads: tuple[tuple[int, int], ...], tiles: list[int], tile: int) -> list[list[Array]]:
-    """B^T d B of every tile, element by element: lists of rows and columns of (N, *tiles, C)."""
-    b = _TRANSFORMS[tile].data
-    config = [(0, 0, 0)]
-    for n, (before, _), count in zip(x.shape[1:3], pads, tiles, strict=True):
-        config.append((before, count * tile + 2 - before - n, 0))
-    whole = lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)])
-    seen = [_every(whole, i, tile=tile, tiles=tiles[0], axis=1) for i in range(tile + 2)]
-    found = []
-    for weights in b:
-        row = _combined(weights, seen)
-        parts = [_every(row, j, tile=tile, tiles=tiles[1], axis=2) for j in range(tile + 2)]
-        found.append([_combined(w, parts) for w in b])
-    return found
+def _in_tiles(whole: Array, matrix: np.ndarray, tiles: list[int], tile: int) -> Array:
+    """matrix d matrix^T of every tile d, the tiles `tile` apart: (N, H, W, C) -> (places, N * tiles, C)."""
+    reach = range(matrix.shape[1])
+    seen = [_every(whole, i, step=tile, count=tiles[0], axis=1) for i in reach]
+    rows = jnp.stack([_combined(weights, seen) for weights in matrix])
+    parts = [_every(rows, j, step=tile, count=tiles[1], axis=3) for j in reach]
+    places = jnp.stack([_combined(weights, parts) for weights in matrix], axis=1)
+    return places.reshape(matrix.shape[0] ** 2, -1, whole.shape[-1])
 
 
-def _every(x: Array, first: int, *, tile: int, tiles: int, axis: int) -> Array:
-    """Of each tile the element `first`, along an axis."""
-    begin, end, stride = [0] * x.ndim, list(x.shape), [1] * x.ndim
-    begin[axis], end[axis], stride[axis] = first, first + (tiles - 1) * tile + 1, tile
-    return lax.slice(x, begin, end, stride)
+def _both_sides(matrix: np.ndarray, places: Array, *, at: tuple[int, int]) -> Array:
+    """matrix p matrix^T, where places (rows, columns, ...) are p; rows and columns of the result lie at axes `at`."""
+    rows = [_combined(weights, list(places)) for weights in matrix]
+    return jnp.stack([jnp.stack([_combined(w, list(row)) for w in matrix], axis=at[1] - 1) for row in rows], axis=at[0])
+
+
+def _padded(x: Array, sides: list[tuple[int, int]]) -> Array:
+    """(N, H, W, C) with zeros around; what is negative is cut off."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((a, z, 0) for a, z in sides), (0, 0, 0)])
+
+
+def _every(x: Array, first: int, *, step: int, count: int, axis: int) -> Array:
+    """`count` elements along an axis, from `first` on, `step` apart."""
+    return lax.slice_in_dim(x, first, first + (count - 1) * step + 1, step, axis)
 
 
 def _combined(weights: np.ndarray, values: Sequence[Array]) -> Array:

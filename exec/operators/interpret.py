@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ...models.onnxpp.graph import Body, Operator
 from ..failing import named
 from .known import in_numpy
-from .layout import ChannelsLast, channels_first, followed
+from .layout import ChannelsLast, channels_first, followed, whole
 from .registry import Context, Lowering, lowering
 
 __all__ = ["BAKED_BYTES", "computed", "in_precision", "interpret", "outer_values", "run_body"]
@@ -32,6 +33,8 @@ def interpret(
     context's.
     """
     kept_last: set[str] = set()
+    steps = list(steps)
+    readers = Counter(name for node, _ in steps for name in node.inputs)
     for node, function in steps:
         operands = [values[name] if name else None for name in node.inputs]
         with jax.named_scope(f"onnx:{node.name}"), named(node):
@@ -39,6 +42,7 @@ def interpret(
                 node, function, operands, context.at(node, batch_axes.get(node.name, context.batch_axis))
             )
         new = {n: in_precision(v, context.precision) for n, v in zip(node.outputs, results, strict=False) if n}
+        new = {n: whole(v) if readers[n] > 1 else v for n, v in new.items()}
         values.update(new)
         kept_last.update(n for n, v in new.items() if isinstance(v, ChannelsLast))
     # For whoever reads them next; what nobody reads is not compiled.

@@ -66,6 +66,13 @@ class ChannelsLast:
         return ChannelsLast(self.array.astype(dtype))
 
 
+def whole(value: Any) -> Any:
+    """The same, computed once and kept, and so is its gradient."""
+    if isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.floating):
+        return jax.lax.optimization_barrier(value)
+    return value
+
+
 def channels_first(value: Any) -> Any:
     """The array as ONNX has it; everything else as it is."""
     return jnp.moveaxis(value.array, -1, 1) if isinstance(value, ChannelsLast) else value
@@ -144,6 +151,7 @@ def plus_channels(x: Array, bias: Array) -> Array:
 
 
 def _plus_backward(_: None, gradient: Array) -> tuple[Array, Array]:
+    gradient = jax.lax.optimization_barrier(gradient)
     return gradient, channel_sums(gradient)
 
 

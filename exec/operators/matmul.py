@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ...models.onnxpp.graph import Operator
+from .layout import plus_channels
 from .registry import lowers, text
 
 __all__ = ["einsum", "gemm", "matmul"]
@@ -25,7 +26,10 @@ def gemm(node: Operator, a: Array, b: Array, c: Array | None = None) -> Array:
     contracted = ((0 if get("transA", 0) else 1,), (1 if get("transB", 0) else 0,))
     y = lax.dot_general(jnp.asarray(a), jnp.asarray(b), (contracted, ((), ())))
     y = _scaled(y, get("alpha", 1.0))
-    return y if c is None else y + _scaled(c, get("beta", 1.0))
+    if c is None:
+        return y
+    summand = _scaled(jnp.asarray(c), get("beta", 1.0))
+    return plus_channels(y, summand) if summand.shape == y.shape[1:] else y + summand
 
 
 def _scaled(x: Array, factor: float) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ...models.onnxpp.graph import Operator
-from .layout import ChannelsLast, channel_sums, channels_first, channels_last
+from .layout import ChannelsLast, channel_sums, channels_first, channels_last, plus_channels
 from .registry import Context, Value, lowers
 
 __all__ = ["batch_normalization", "layer_normalization", "log_softmax", "softmax"]
@@ -87,7 +87,7 @@ def _normalised_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> 
 def _normalised_backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Array, Array, Array]:
     """Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3; what was normalised is computed again."""
     x, scale, mean, inverse = kept
-    gradient = gradients[0]
+    gradient = lax.optimization_barrier(gradients[0])
     count = x.size // x.shape[-1]
     into_bias = channel_sums(gradient)
     into_scale = channel_sums(gradient * (x - mean)) * inverse
@@ -118,11 +118,52 @@ def layer_normalization(node: Operator, x: Array, scale: Array, bias: Array | No
     axis = int(node.attributes.get("axis", -1)) % x.ndim
     axes = tuple(range(axis, x.ndim))
     wide = _wide(x)
+    epsilon = float(node.attributes.get("epsilon", 1e-5))
+    if sum(map(bool, node.outputs)) == 1 and wide.dtype == x.dtype:
+        rows = wide.reshape(*x.shape[:axis], prod(x.shape[axis:]))
+        factor, summand = (
+            jnp.broadcast_to(v, x.shape[axis:]).reshape(-1).astype(x.dtype) if v is not None else None
+            for v in (scale, bias)
+        )
+        y = _normalised_by_row(rows, factor, epsilon)
+        y = y if bias is None else plus_channels(y, summand)
+        return (y.reshape(x.shape),)
     mean = jnp.mean(wide, axis=axes, keepdims=True)
     centred = wide - mean
-    inverse = lax.rsqrt(jnp.mean(jnp.square(centred), axis=axes, keepdims=True) + node.attributes.get("epsilon", 1e-5))
+    inverse = lax.rsqrt(jnp.mean(jnp.square(centred), axis=axes, keepdims=True) + epsilon)
     y = (centred * inverse).astype(x.dtype) * scale
     return (y if bias is None else y + bias), mean, inverse
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _normalised_by_row(x: Array, scale: Array, epsilon: float) -> Array:
+    """(..., C) by the mean and variance of each row, times scale (C,)."""
+    centred, inverse = _centred(x, epsilon)
+    return centred * inverse * scale
+
+
+def _centred(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """x less the mean of its rows, and one over their deviation."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centred, lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + jnp.asarray(epsilon, x.dtype))
+
+
+def _by_row_forward(x: Array, scale: Array, epsilon: float) -> tuple[Array, tuple[Array, Array]]:
+    return _normalised_by_row(x, scale, epsilon), (x, scale)
+
+
+def _by_row_backward(epsilon: float, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """Ba, Kiros and Hinton 2016 (arXiv 1607.06450); what was normalised is computed again, which costs less than to keep it."""
+    x, scale = kept
+    centred, inverse = _centred(x, epsilon)
+    normal, along = centred * inverse, gradient * scale
+    into_x = inverse * (
+        along - jnp.mean(along, axis=-1, keepdims=True) - normal * jnp.mean(along * normal, axis=-1, keepdims=True)
+    )
+    return into_x, channel_sums(gradient * normal)
+
+
+_normalised_by_row.defvjp(_by_row_forward, _by_row_backward)
 
 
 @lowers("RMSNormalization", since=23)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any
 
 import onnx
 import pytest
+from rich.console import Console
 
 from hpdlf.__main__ import main
 from hpdlf.errors import ModelError, PlanError
 from hpdlf.exec.environment import examine_machine
 from hpdlf.exec.tuning import Answer, Question
 from hpdlf.experiments import tuning
-from hpdlf.experiments.tuning import tune
+from hpdlf.experiments.tuning import Row, Tuning, tune
+from hpdlf.experiments.tuning_commands import sentences, tuning_table
 from hpdlf.experiments.verbs import plan
 from hpdlf.models.cost import ObservationDatabase
 from hpdlf.models.cost.lowering_choice import check_lowering, measured_ways
-from hpdlf.models.cost.lowerings import ways
+from hpdlf.models.cost.lowerings import Convolution, ways
 from hpdlf.models.onnxpp import load_onnxpp
 from hpdlf.models.onnxpp.hints import Hint, hints_of, with_hints, with_lowering
 from hpdlf.models.plan import load_plan
@@ -105,10 +108,9 @@ def test_the_command_shows_the_choices_in_a_hundred_columns(
     assert main(words) == 0
     out = capfd.readouterr().out
     assert "3x8x8 to 8, 3x3" in out
-    table = [line for line in out.splitlines() if line[:1] in "┏┃┡│└"]
-    assert len(table) > 5
-    assert all(len(line) <= 100 for line in table)
-    assert all(len(line) <= 100 for line in out.split("layers: how many", 1)[1].splitlines()[:3])
+    table = out[: out.index("The measured convolutions")].splitlines()
+    assert len(table) > 9
+    assert all(len(line.rstrip()) <= 100 for line in table)
     assert "0 had been measured before" in out
     assert main([*words, "--json"]) == 0
     rows = json.loads(capfd.readouterr().out)
@@ -116,6 +118,46 @@ def test_the_command_shows_the_choices_in_a_hundred_columns(
     pretend(monkeypatch, stop_after=1)
     assert main([*words, "--again"]) == 1
     assert "Stopped: " in capfd.readouterr().out
+
+
+def test_the_widest_row_keeps_to_a_hundred_columns() -> None:
+    conv = Convolution(
+        samples=8,
+        channels=960,
+        filters=960,
+        groups=960,
+        size=(112, 112),
+        kernel=(5, 5),
+        strides=(2, 2),
+        dilations=(1, 1),
+        pads=((2, 2), (2, 2)),
+        output=(56, 56),
+    )
+    hint = Hint(way="winograd4", seconds=1.2345, source="measured")
+    row = Row(conv=conv, direction="forward", count=16, hint=hint, expected="winograd2", expected_s=2.3456)
+    found = Tuning(
+        name="net[0]",
+        batch=1,
+        threads=1,
+        rows=(row,),
+        measured=1,
+        known=0,
+        open=1,
+        has_loss=False,
+        failed=("conv, forward by im2col: MemoryError: too large",),
+        seconds=1.0,
+        stopped=False,
+        database=Path("o.duckdb"),
+    )
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(tuning_table(found, rows=20))
+    text = console.export_text()
+    (line,) = (line for line in text.splitlines() if line.lstrip().startswith("960x112x112, depthwise 5x5/2"))
+    assert line.split()[-7:] == ["16", "forward", "winograd4", "1,234", "winograd2", "2,346", "17,778"]
+    assert "net[0]: 1 sample on 1 thread" in text
+    told = " ".join(sentences(found))
+    for part in ("Measured 1 choice in 1 s", "1 choice is left", "`--loss` appends one", "by im2col: MemoryError"):
+        assert part in told
 
 
 def test_a_network_without_convolutions_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
