@@ -5,7 +5,6 @@ Made by :func:`hpdlf.exec.notebook.compile_model`, which says how it fits to the
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +33,6 @@ from .tuned import as_tuned
 
 __all__ = ["CompiledModel"]
 
-IN_FLIGHT = 2
-"""Steps that may be on their way at once: the next is prepared while one computes, and memory stays bounded."""
-
 
 class CompiledModel:
     """A model in this process. Made by :func:`compile_model`.
@@ -55,7 +51,6 @@ class CompiledModel:
         self._data: list[dict[str, Any]] = []
         self._seen, self._samples = 0, np.zeros(0, np.int32)
         self._loss: Any = None
-        self._on_their_way: deque[Any] = deque()
         self._predictions: dict[str, Prediction] = {}
         self._stale: set[str] = set()
         with self._precise():
@@ -100,6 +95,8 @@ class CompiledModel:
             self._samples = self._numbers(samples, batch)
             interpreter = self._trainer(batch)
             self._data = [put(part) for part in parts(graph.tensors, arrays, batch, self.microbatches)]
+            # While a step computes the next is prepared, but not begun: each has a workspace of its own.
+            jax.block_until_ready(self._loss)
             self._stale.update(self._predictions)  # before, since a step that fails may have given their arrays up
             try:
                 interpreter.serve(self.steps)
@@ -108,9 +105,6 @@ class CompiledModel:
                 for passing in [slot for slot in self._values if slot[2] is not None]:
                     del self._values[passing]  # what a step that failed has left
             self.steps, self._seen = self.steps + 1, self._seen + batch
-            self._on_their_way.append(self._loss)
-            if len(self._on_their_way) > IN_FLIGHT:
-                jax.block_until_ready(self._on_their_way.popleft())
             loss: jax.Array = self._loss
             return loss
 

@@ -216,7 +216,7 @@ def _energy() -> list[Finding]:
 
 
 def _allocator() -> list[Finding]:
-    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX")
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
     wanted = rank_environment({})
     other = [f"{n}={os.environ[n]}" for n in names if n in os.environ and os.environ[n] != wanted[n]]
     if other:
