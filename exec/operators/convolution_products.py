@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ...models.cost.lowerings import Convolution
+from .linear import over_rows
 from .window import Window, padded, taps
 
 __all__ = [
@@ -74,7 +75,7 @@ def matmul_input(gradient: Array, kernel: Array, conv: Convolution) -> Array:
 def matmul_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
     """A product over samples and positions."""
     seen = next(taps(x, window_of_shape(conv)))
-    into = gradient.reshape(-1, conv.filters).T @ seen.reshape(-1, conv.channels)
+    into = over_rows(gradient.reshape(-1, conv.filters), seen.reshape(-1, conv.channels))
     return into.reshape(conv.filters, *conv.kernel, conv.channels)
 
 
@@ -108,12 +109,12 @@ def im2col_input(gradient: Array, kernel: Array, conv: Convolution) -> Array:
 
 def im2col_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
     """Every window a row, then one product over them."""
-    into = gradient.reshape(-1, conv.filters).T @ _rows(x, conv)
+    into = over_rows(gradient.reshape(-1, conv.filters), _rows(x, conv))
     return into.reshape(conv.filters, *conv.kernel, conv.channels)
 
 
 def taps_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
     """One product per place in the window: what it saw, by the gradient of what came out."""
     window, rows = window_of_shape(conv), gradient.reshape(-1, conv.filters)
-    products = [rows.T @ tap.reshape(-1, conv.channels) for tap in taps(padded(x, window, 0), window)]
+    products = [over_rows(rows, tap.reshape(-1, conv.channels)) for tap in taps(padded(x, window, 0), window)]
     return jnp.stack(products, axis=1).reshape(conv.filters, *conv.kernel, conv.channels)

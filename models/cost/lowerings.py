@@ -96,19 +96,21 @@ def expected_way(conv: Convolution, direction: Direction, *, kind: str = "cpu", 
 
     On a GPU XLA calls the vendor's library, which chooses by itself. In types of fewer than 4 bytes sums outside of
     products would round in that type, so there are none. The thresholds for processors were measured on two cores of
-    an AMD EPYC (Zen 4) with jaxlib 0.10.2 in float32, milliseconds of one direction:
+    an AMD EPYC (Zen 4) with jaxlib 0.10.2 in float32, 16 samples of 3 x 3, milliseconds forward / weight's gradient (the
+    input's is like the forward pass):
 
-    ============================ ==== ====== ========= =========
-    16 samples, 3 x 3             xla im2col winograd2 winograd4
-    ============================ ==== ====== ========= =========
-    64 channels, 56 x 56           38     89        17        17
-    128 channels, 28 x 28          20     74        16        16
-    256 channels, 14 x 14          20     23        15        30
-    512 channels, 7 x 7            27     20        38        89
-    64 channels, 16 x 16            3      2         4         3
-    ============================ ==== ====== ========= =========
-
-    Weights' gradients order alike (56 x 56: 42, 128, 60, 38, by chunks 22).
+    ============================ ========== ========= ========= =========
+    channels, picture                   xla    im2col winograd2 winograd4
+    ============================ ========== ========= ========= =========
+    64, 56 x 56                     37 / 40   36 / 50   19 / 30   17 / 19
+    128, 28 x 28                    19 / 21   26 / 32   13 / 16   10 / 12
+    256, 14 x 14                    20 / 22   26 / 28   14 / 19   13 / 27
+    512, 7 x 7                      22 / 21   20 / 22   15 / 19   15 / 32
+    256, 4 x 4                    1.7 / 3.5 1.8 / 2.1 2.0 / 2.4 3.8 / 7.7
+    512, 2 x 2                    130 / 2.6 3.2 / 6.1 4.7 / 9.3   10 / 30
+    64, 56 x 56, strides 2          21 / 19   16 / 24
+    256, 14 x 14, strides 2         12 / 12   10 / 11
+    ============================ ========== ========= ========= =========
     """
     able = ways(conv, direction)
     if "matmul" in able:
@@ -117,9 +119,12 @@ def expected_way(conv: Convolution, direction: Direction, *, kind: str = "cpu", 
         return "xla"
     if "shifted" in able:
         return "shifted"
-    points = prod(conv.output)
-    if "winograd4" in able and points >= 196:
+    points, window = prod(conv.output), prod(conv.kernel)
+    if "winograd4" in able and points >= 49:
         return "winograd2" if points < 784 else "winograd4"
-    if "im2col" in able and (points <= 49 or (prod(conv.kernel) * conv.channels <= 64 and direction != "input")):
-        return "im2col"
+    if "im2col" in able:
+        few_channels = window * conv.channels <= 64 and direction != "input"
+        strided = max(conv.strides) > 1 and window <= 9 and (direction != "weight" or points <= 196)
+        if points <= 49 or few_channels or strided:
+            return "im2col"
     return "xla"
