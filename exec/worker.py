@@ -50,6 +50,8 @@ class Worker:
         self.task = Assignment.read(folder)
         self.recipe, self.strategy, self.program = self.task.recipe, self.task.strategy, self.task.program
         jax.config.update("jax_enable_x64", self.strategy.precision == "float64")
+        # A rank waits for every result anyway; computed on the calling thread, the workspace of one is freed before the next begins.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         self._interpreters: list[Interpreter] = []
         self.transport = self._connect()
         self.rank = self.transport.rank if self.transport else 0
