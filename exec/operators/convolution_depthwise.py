@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import product
 from operator import add
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ...models.cost.lowerings import Convolution
-from .convolution_products import placed, positions, window_of_shape
+from .convolution_products import positions, window_of_shape
 from .layout import channel_sums, equal_parts, folded
 from .window import padded, taps
 
@@ -29,13 +30,55 @@ def shifted_forward(x: Array, kernel: Array, conv: Convolution) -> Array:
 
 
 def shifted_input(gradient: Array, kernel: Array, conv: Convolution) -> Array:
-    """The gradient times each place's weight, put back to where that place saw, added up."""
+    """The elements of x that lie a stride apart were seen by the same places of the window: of each such phase a sum of the
+    gradient, shifted, times these places' weights; then the phases are interleaved."""
     weights = kernel.reshape(conv.filters, -1).T
-    parts = (
-        placed(_each_channel(gradient * weight, conv), position, conv)
-        for position, weight in zip(positions(conv), weights, strict=True)
-    )
-    return reduce(add, parts)
+    phases = list(product(*map(range, conv.strides)))
+    counts = [-(-n // s) for n, s in zip(conv.size, conv.strides, strict=True)]
+    shifts = {(p, k): _shift(p, k, conv) for p in phases for k in positions(conv)}
+    known = [shift for shift in shifts.values() if shift is not None]
+    before = [max(0, *(-shift[i] for shift in known)) for i in range(len(counts))]
+    after = [
+        max(0, *(shift[i] + n - o for shift in known)) for i, (n, o) in enumerate(zip(counts, conv.output, strict=True))
+    ]
+    config = [(0, 0, 0), *((a, z, 0) for a, z in zip(before, after, strict=True)), (0, 0, 0)]
+    whole = lax.optimization_barrier(lax.pad(gradient, jnp.zeros((), gradient.dtype), config))
+
+    def phase(p: tuple[int, ...]) -> Array:
+        total = jnp.zeros((conv.samples, *counts, conv.channels), gradient.dtype)
+        for weight, k in zip(weights, positions(conv), strict=True):
+            shift = shifts[p, k]
+            if shift is not None:
+                begin = [b + s for b, s in zip(before, shift, strict=True)]
+                end = [b + n for b, n in zip(begin, counts, strict=True)]
+                seen = lax.slice(whole, [0, *begin, 0], [conv.samples, *end, conv.filters])
+                total = total + _each_channel(seen * weight, conv)
+        return total
+
+    x = _interleaved([phase(p) for p in phases], conv.strides)
+    return x[(slice(None), *(slice(n) for n in conv.size))]
+
+
+def _shift(phase: tuple[int, ...], position: tuple[int, ...], conv: Convolution) -> tuple[int, ...] | None:
+    """From an element of this phase, counted within it, to the output whose window saw it at `position`; None: no window did."""
+    found = []
+    for p, k, (pad, _), stride, dilation in zip(phase, position, conv.pads, conv.strides, conv.dilations, strict=True):
+        shift, rest = divmod(p + pad - k * dilation, stride)
+        if rest:
+            return None
+        found.append(shift)
+    return tuple(found)
+
+
+def _interleaved(parts: list[Array], strides: tuple[int, ...]) -> Array:
+    """Phases in row-major order, each (N, *counts, C) -> (N, *(counts * strides), C)."""
+    for axis in range(len(strides), 0, -1):
+        groups = [parts[i : i + strides[axis - 1]] for i in range(0, len(parts), strides[axis - 1])]
+        parts = [
+            jnp.stack(group, axis + 1).reshape(*group[0].shape[:axis], -1, *group[0].shape[axis + 1 :])
+            for group in groups
+        ]
+    return parts[0]
 
 
 def shifted_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
