@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,96 +94,42 @@ _BERT: dict[str, Any] = {
     "hyper": {"layers": 12, "hidden": 768, "heads": 12, "seq_len": 128, "dropout": 0.0, "pretraining": False},
     "batch": 8,
 }
-_EAGER = ("eager", "compile")
+
+_by_hand = partial(Workload, threads=1, baselines=("jax",), least=0.9)
+_eager = partial(Workload, baselines=("eager", "compile"), window_steps=1, least=0.8, aim=1.1)
+_picture = partial(_eager, learning_rate=1e-3)
 
 _BY_HAND = (
-    Workload(
+    _by_hand(
         name="digits_cnn",
         network="digits_cnn",
-        threads=1,
-        baselines=("jax",),
         batch=64,
         steps=1000,
         window_steps=50,
         optimizer="adam",
         learning_rate=1e-3,
-        least=0.9,
     ),
-    Workload(name="mlp 3x2048", **_MLP, threads=1, baselines=("jax",), steps=28, window_steps=4, least=0.9),
+    _by_hand(name="mlp 3x2048", **_MLP, steps=28, window_steps=4),
 )
 
 _ONE_PROCESS = (
-    Workload(name="mlp 3x2048", **_MLP, baselines=_EAGER, steps=36, window_steps=4, least=1.5, aim=2.0),
-    Workload(
-        name="gpt 4x512",
-        network="gpt_blocks",
-        loss="mse",
-        baselines=_EAGER,
-        batch=8,
-        steps=6,
-        window_steps=1,
-        least=1.1,
-        aim=1.3,
-    ),
-    Workload(
+    _eager(name="mlp 3x2048", **_MLP, steps=36, window_steps=4, least=1.5, aim=2.0),
+    _eager(name="gpt 4x512", network="gpt_blocks", loss="mse", batch=8, steps=6, least=1.1, aim=1.3),
+    _picture(
         name="resnet18 64",
         network="resnet",
         hyper={"depth": 18, "image": 64},
-        baselines=_EAGER,
         batch=16,
         steps=40,
         window_steps=5,
-        learning_rate=1e-3,
         least=1.0,
         aim=1.3,
     ),
-    Workload(
-        name="resnet18 224",
-        network="resnet",
-        hyper={"depth": 18},
-        baselines=_EAGER,
-        batch=16,
-        steps=7,
-        window_steps=1,
-        learning_rate=1e-3,
-        least=0.8,
-        aim=1.1,
-    ),
-    Workload(
-        name="resnet50 224",
-        network="resnet",
-        hyper={"depth": 50},
-        baselines=_EAGER,
-        batch=8,
-        steps=5,
-        window_steps=1,
-        learning_rate=1e-3,
-        least=0.8,
-        aim=1.1,
-    ),
-    Workload(
-        name="mobilenet_v3 224",
-        network="mobilenet_v3",
-        baselines=_EAGER,
-        batch=16,
-        steps=7,
-        window_steps=1,
-        learning_rate=1e-3,
-        least=0.8,
-        aim=1.1,
-    ),
-    Workload(
-        name="unet 128",
-        network="unet",
-        baselines=_EAGER,
-        batch=4,
-        steps=7,
-        window_steps=1,
-        learning_rate=1e-3,
-        least=0.8,
-        aim=1.1,
-    ),
-    Workload(name="bert_base 128", **_BERT, baselines=_EAGER, steps=5, window_steps=1, least=0.8, aim=1.1),
+    _picture(name="resnet18 224", network="resnet", hyper={"depth": 18}, batch=16, steps=7),
+    _picture(name="resnet50 224", network="resnet", hyper={"depth": 50}, batch=8, steps=5),
+    _picture(name="mobilenet_v3 224", network="mobilenet_v3", batch=16, steps=7),
+    _picture(name="unet 128", network="unet", batch=4, steps=7),
+    _eager(name="bert_base 128", **_BERT, steps=5),
 )
 
 WORKLOADS = (
@@ -333,36 +280,25 @@ def _batches(workload: Workload, recipe: Recipe) -> np.ndarray:
 
 def _write_plan(workload: Workload, model: Onnxpp, recipe: Recipe, folder: Path) -> None:
     """Plan data parallel over the ranks and approve it: the benchmark runs what a user runs."""
-    from ..exec.data import data_sha256
     from ..hwprofiles import load_cluster
     from ..models.cost import ObservationDatabase
-    from ..models.onnxpp import annotate, save_onnxpp
-    from ..models.onnxpp.hints import with_hints
-    from ..models.plan import HashedFile, Plan, Strategy, file_sha256, write_approval, write_plan
-    from ..sim import build, simulate
+    from ..models.plan import Strategy
+    from ..sim import simulate
     from .hinting import hint_lowerings
+    from .trial_plans import write_trial_plan
 
     cores = f"x{workload.cores}" if workload.cores > 1 else ""
     cluster = load_cluster(f"generic-x86:1x{workload.ranks}{cores}")
     strategy = Strategy.of(batch=workload.batch, data=workload.ranks)
-    cut, _ = build(model.graph, cluster, strategy, optimizer=workload.optimizer)
-    placed = annotate(
-        model, configuration=CONFIGURATION, stages=cut.stages, segments=cut.segments, n_devices=strategy.ranks
-    )
     hinted = hint_lowerings(model.graph, cluster, strategy, ObservationDatabase())
-    save_onnxpp(with_hints(placed, CONFIGURATION, hinted.hints), folder / "model.onnx")
     prediction = simulate(model.graph, cluster, strategy, optimizer=workload.optimizer)
-    plan = Plan(
-        configuration=CONFIGURATION,
-        model=HashedFile(path="model.onnx", sha256=file_sha256(folder / "model.onnx")),
-        data_sha256=data_sha256("data.npz", base_folder=folder),
-        cluster=cluster.name,
-        cluster_sha256=cluster.sha256,
-        cluster_toml=cluster.to_toml(),
-        strategy=strategy,
-        recipe=recipe,
-        placement=tuple(range(strategy.ranks)),
+    write_trial_plan(
+        model,
+        cluster,
+        strategy,
+        recipe,
+        folder,
+        trial=CONFIGURATION,
+        hints=hinted.hints,
         prediction=prediction.to_dict(),
     )
-    write_plan(plan, folder / "plan.json")
-    write_approval(folder / "plan.json", approved_by="benchmark_executor", data_sha256=plan.data_sha256)

@@ -20,11 +20,11 @@ import numpy as np
 from ..errors import HpdlfError
 from ..hwprofiles import Cluster
 from ..models.cost import CostModel, Observation
-from ..models.onnxpp import Onnxpp, annotate, import_model, save_onnxpp
-from ..models.plan import HashedFile, Plan, Recipe, Strategy, file_sha256, write_approval, write_plan
-from ..sim import build
+from ..models.onnxpp import Onnxpp, import_model
+from ..models.plan import Recipe, Strategy
 from .recorded import Recorded, read_run
 from .refine import observe
+from .trial_plans import write_trial_plan
 
 __all__ = ["REHEARSALS", "REHEARSAL_S", "Rehearsal", "rehearse", "train_briefly"]
 
@@ -125,8 +125,6 @@ def _write_plan(
     optimizer: str,
     cost_model: CostModel | None,
 ) -> None:
-    from ..exec.data import data_sha256
-
     place.mkdir(parents=True, exist_ok=True)
     graph = model.graph
     draw = np.random.default_rng(0)
@@ -145,21 +143,4 @@ def _write_plan(
             "evaluation": {"metric": "none"},
         }
     )
-    cut, _ = build(graph, cluster, strategy, model=cost_model, optimizer=optimizer)
-    placed = annotate(model, configuration="brief", stages=cut.stages, segments=cut.segments, n_devices=strategy.ranks)
-    save_onnxpp(placed, place / "model.onnx")
-    plan = Plan(
-        configuration="brief",
-        model=HashedFile(path="model.onnx", sha256=file_sha256(place / "model.onnx")),
-        data_sha256=data_sha256("data.npz", base_folder=place),
-        cluster=cluster.name,
-        cluster_sha256=cluster.sha256,
-        cluster_toml=cluster.to_toml(),
-        strategy=strategy,
-        recipe=recipe,
-        placement=tuple(range(strategy.ranks)),
-        max_restarts=0,
-        prediction={},
-    )
-    write_plan(plan, place / "plan.json")
-    write_approval(place / "plan.json", approved_by="rehearsal", data_sha256=plan.data_sha256)
+    write_trial_plan(model, cluster, strategy, recipe, place, trial="rehearsal", cost_model=cost_model, max_restarts=0)
