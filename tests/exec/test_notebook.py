@@ -71,7 +71,7 @@ def test_steps_are_those_of_gradient_descent(net: CompiledModel) -> None:
 
 @pytest.mark.mpi
 @pytest.mark.skipif(not LAUNCHES, reason="no mpiexec here")
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_losses_are_those_of_a_plan(planner: Any, tmp_path: Path, microbatches: int) -> None:
     """The same recipe and the same samples give the curve of `hpdlf train`, dropout included."""
     model = with_dropout()

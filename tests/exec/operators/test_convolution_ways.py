@@ -1,9 +1,9 @@
 """Every way to compute a convolution and its gradients gives what XLA's own convolution gives."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,23 +53,32 @@ def shape(
     )
 
 
-def operands(conv: Convolution, direction: Direction, dtype: Any = np.float64) -> tuple[jax.Array, jax.Array]:
+def operands(conv: Convolution, direction: Direction, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(0)
     x = draw.standard_normal((conv.samples, conv.channels, *conv.size))
     w = draw.standard_normal((conv.filters, conv.channels // conv.groups, *conv.kernel))
     gradient = draw.standard_normal((conv.samples, conv.filters, *conv.output))
     a, b = {"forward": (x, w), "input": (gradient, w), "weight": (x, gradient)}[direction]
-    return jnp.asarray(a.astype(dtype)), jnp.asarray(b.astype(dtype))
+    return a.astype(dtype), b.astype(dtype)
+
+
+def results(
+    conv: Convolution, wanted: Mapping[Direction, Sequence[str]], dtype: Any = np.float64
+) -> dict[Direction, dict[str, jax.Array]]:
+    """What the ways of each direction give, all of them compiled together."""
+
+    def everything(given: dict[Direction, tuple[jax.Array, jax.Array]]) -> dict[Direction, dict[str, jax.Array]]:
+        return {d: {way: computed(way, d, conv)(*given[d]) for way in names} for d, names in wanted.items()}
+
+    return jax.jit(everything)({d: operands(conv, d, dtype) for d in wanted})
 
 
 def check(conv: Convolution) -> set[str]:
     """The ways that were compared with XLA's."""
     found = set()
-    for direction in DIRECTIONS:
-        given = operands(conv, direction)
-        wanted = np.asarray(computed("xla", direction, conv)(*given))
-        for way in ways(conv, direction)[1:]:
-            got = np.asarray(computed(way, direction, conv)(*given))
+    for direction, by_way in results(conv, {d: ways(conv, d) for d in DIRECTIONS}).items():
+        wanted = by_way.pop("xla")
+        for way, got in by_way.items():
             assert got.shape == wanted.shape, (conv.key, direction, way)
             np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10, err_msg=f"{conv.key}: {direction} by {way}")
             found.add(way)
@@ -130,23 +139,24 @@ def test_groups_are_convolutions_of_their_own(direction: Direction) -> None:
     a, b = operands(conv, direction)
     single = shape((2, 3, 1), (6, 7), (3, 3), strides=(2, 1), pads=((1, 0), (1, 1)))
     kernel_axis = 1 if direction == "weight" else 0
+    alone = jax.jit(computed("im2col", direction, single))
     parts = [
-        computed("im2col", direction, single)(*pair)
-        for pair in zip(jnp.split(a, 2, axis=1), jnp.split(b, 2, axis=kernel_axis), strict=True)
+        np.asarray(alone(*pair)) for pair in zip(np.split(a, 2, axis=1), np.split(b, 2, axis=kernel_axis), strict=True)
     ]
-    whole = jnp.concatenate(parts, axis=0 if direction == "weight" else 1)
-    np.testing.assert_allclose(computed("xla", direction, conv)(a, b), whole, rtol=1e-10, atol=1e-10)
+    whole = np.concatenate(parts, axis=0 if direction == "weight" else 1)
+    np.testing.assert_allclose(jax.jit(computed("xla", direction, conv))(a, b), whole, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("way", ["winograd2", "winograd4"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_winograd_rounds_little_in_float32(direction: Direction, way: str) -> None:
+def test_winograd_rounds_little_in_float32() -> None:
     conv = shape((32, 16, 1), (14, 15), (3, 3), pads=((1, 1),) * 2)
-    exact = np.asarray(computed("xla", direction, conv)(*operands(conv, direction)))
-    found = computed(way, direction, conv)(*operands(conv, direction, np.float32))
-    assert found.dtype == np.float32
-    assert np.abs(found - exact).max() < 2e-4 * np.abs(exact).max()
+    exact = results(conv, dict.fromkeys(DIRECTIONS, ("xla",)))
+    found = results(conv, dict.fromkeys(DIRECTIONS, ("winograd2", "winograd4")), np.float32)
+    for direction, by_way in found.items():
+        wanted = exact[direction]["xla"]
+        for way, got in by_way.items():
+            assert got.dtype == np.float32
+            assert np.abs(got - wanted).max() < 2e-4 * np.abs(wanted).max(), (direction, way)
 
 
 @pytest.mark.usefixtures("x64")
@@ -157,11 +167,11 @@ def test_winograd_adds_the_weights_gradient_up_in_chunks(
 ) -> None:
     conv = shape((3, 5, 1), (8, 9), (3, 3), pads=((1, 0), (1, 1)), samples=6)
     given = operands(conv, "weight")
-    wanted = computed("xla", "weight", conv)(*given)
+    wanted = jax.jit(computed("xla", "weight", conv))(*given)
     monkeypatch.setattr(convolution_winograd, "CHUNK_BYTES", limit)
     chunks = convolution_winograd._chunks(conv, tile)
     assert chunks == 6 if limit == 1 else 1 < chunks < 6
-    found = computed(f"winograd{tile}", "weight", conv)(*given)
+    found = jax.jit(computed(f"winograd{tile}", "weight", conv))(*given)
     np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
 
 

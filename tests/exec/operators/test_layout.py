@@ -60,13 +60,13 @@ def chain(given: dict[str, jax.Array], *, one_by_one: bool = False) -> jax.Array
 
 @pytest.mark.usefixtures("x64")
 def test_a_chain_computes_what_its_operators_compute_one_by_one() -> None:
-    given = values()
-    np.testing.assert_allclose(chain(given), chain(given, one_by_one=True), rtol=1e-12)
+    def total(given: dict[str, jax.Array], one_by_one: bool) -> tuple[jax.Array, jax.Array]:
+        y = chain(given, one_by_one=one_by_one)
+        return jnp.sin(y).sum(), y
 
-    def total(given: dict[str, jax.Array], one_by_one: bool) -> jax.Array:
-        return jnp.sin(chain(given, one_by_one=one_by_one)).sum()
-
-    found, wanted = (jax.grad(total)(given, one_by_one) for one_by_one in (False, True))
+    run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
+    ((_, y), found), ((_, each), wanted) = (run(values(), one_by_one) for one_by_one in (False, True))
+    np.testing.assert_allclose(y, each, rtol=1e-12)
     for name in ("x", "w", "w2", "scale", "shift", "by_channel"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
@@ -79,10 +79,16 @@ def test_pictures_are_transposed_where_the_chain_begins_and_ends_and_nowhere_els
 
 
 def test_operators_that_know_no_layout_get_onnx_order() -> None:
-    known: dict[str, Any] = {**values(), "axes": np.array([2])}
     steps = (CHAIN[0], node("ReduceSum", ("c", "axes"), ("y",)), node("Transpose", ("c",), ("t",), perm=(0, 2, 3, 1)))
-    context = step_context(seed=0, step=0, samples=np.arange(SHAPE[0]))
-    interpret([(operator, lowering(operator, 20)) for operator in steps], known, context, {})
+
+    @jax.jit
+    def run(given: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        known: dict[str, Any] = {**given, "axes": np.array([2])}
+        context = step_context(seed=0, step=0, samples=np.arange(SHAPE[0]))
+        interpret([(operator, lowering(operator, 20)) for operator in steps], known, context, {})
+        return {name: known[name] for name in ("c", "y", "t")}
+
+    known = run(values())
     assert known["c"].shape == (2, 4, 8, 10)
     np.testing.assert_allclose(known["y"], known["c"].sum(2, keepdims=True), rtol=1e-6)
     np.testing.assert_array_equal(known["t"], np.moveaxis(known["c"], 1, -1))
@@ -129,9 +135,8 @@ def test_convolutions_in_16_bits_add_up_inside_products() -> None:
     draw = np.random.default_rng(0)
     x, w = (jnp.asarray(draw.standard_normal(s), jnp.float16) for s in ((1, 64, 16, 16), (64, 64, 3, 3)))
     context = step_context(seed=0, step=0, samples=np.arange(1))
-    function = lowering(operator, 20)
-    (half,) = function(operator, x, w, context=context)
-    (single,) = function(operator, x.astype(jnp.float32), w.astype(jnp.float32), context=context)
+    run = jax.jit(lambda x, w: lowering(operator, 20)(operator, x, w, context=context)[0])
+    half, single = run(x, w), run(x.astype(jnp.float32), w.astype(jnp.float32))
     np.testing.assert_allclose(half, single, rtol=2e-3, atol=5e-2)
 
 
