@@ -120,11 +120,11 @@ def expected_way(conv: Convolution, direction: Direction, *, kind: str = "cpu", 
     if "shifted" in able:
         return "shifted"
     points, window = prod(conv.output), prod(conv.kernel)
+    if "im2col" in able and window * conv.channels <= 64 and direction != "input":
+        return "im2col" if direction == "forward" else "xla"
     if "winograd4" in able and points >= 49:
         return "winograd2" if points < 784 else "winograd4"
-    if "im2col" in able:
-        few_channels = window * conv.channels <= 64 and direction != "input"
-        strided = max(conv.strides) > 1 and window <= 9 and (direction != "weight" or points <= 196)
-        if points <= 49 or few_channels or strided:
-            return "im2col"
+    strided = max(conv.strides) > 1 and window <= 9 and (direction != "weight" or points <= 196)
+    if "im2col" in able and (points <= 49 or strided):
+        return "im2col"
     return "xla"
