@@ -50,6 +50,8 @@ def by_hand(x: np.ndarray, labels: np.ndarray, *, steps: int, rate: float) -> li
     """Losses of the perceptron under plain gradient descent, written out."""
     weights = {t.name: jnp.asarray(onnx.numpy_helper.to_array(t)) for t in perceptron().graph.initializer}
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(w: dict[str, jax.Array]) -> jax.Array:
         hidden = jnp.maximum(x @ w["dense1.weight"].T + w["dense1.bias"], 0)
         scores = hidden @ w["dense2.weight"].T + w["dense2.bias"]
@@ -57,7 +59,7 @@ def by_hand(x: np.ndarray, labels: np.ndarray, *, steps: int, rate: float) -> li
 
     found = []
     for _ in range(steps):
-        value, gradient = jax.value_and_grad(loss)(weights)
+        value, gradient = loss(weights)
         weights = {name: weights[name] - rate * gradient[name] for name in weights}
         found.append(float(value))
     return found

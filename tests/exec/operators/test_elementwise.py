@@ -73,19 +73,26 @@ OPERATORS = (
 def test_every_type_that_the_newest_version_allows(op_type: str) -> None:
     schema = onnx.defs.get_schema(op_type)
     allowed = {t.type_param_str: t.allowed_type_strs for t in schema.type_constraints}
-    for text in allowed[schema.inputs[0].type_str]:
-        dtype = numpy_type(text)
-        x = np.array([[1, 0, 2], [3, 1, 1]]).astype(dtype)
-        inputs = [x] * max(len(schema.inputs), 1)
-        names = [f"x{i}" for i in range(len(inputs))]
-        (y,) = Backend.run_node(helper.make_node(op_type, names, ["y"]), inputs)
-        kind = schema.outputs[0].type_str
-        wanted = (
-            dtype
-            if kind == schema.inputs[0].type_str
-            else numpy_type(kind if kind[:6] == "tensor" else allowed[kind][0])
-        )
-        assert (y.dtype, y.shape) == (wanted, x.shape), text
+    source, kind = schema.inputs[0].type_str, schema.outputs[0].type_str
+    dtypes = [numpy_type(text) for text in allowed[source]]
+    x = np.array([[1, 0, 2], [3, 1, 1]])
+    given = {f"x{i}": x.astype(dtype) for i, dtype in enumerate(dtypes)}
+    nodes = [helper.make_node(op_type, [name] * len(schema.inputs), [name.replace("x", "y")]) for name in given]
+    wanted = (
+        dtypes if kind == source else [numpy_type(kind if kind[:6] == "tensor" else allowed[kind][0])] * len(dtypes)
+    )
+    graph = helper.make_graph(
+        nodes,
+        "types",
+        [value(name, array.dtype) for name, array in given.items()],
+        [value(node.output[0], dtype) for node, dtype in zip(nodes, wanted, strict=True)],
+    )
+    found = Backend.run_model(helper.make_model(graph), given)
+    assert [(y.dtype, y.shape) for y in found] == [(dtype, x.shape) for dtype in wanted]
+
+
+def value(name: str, dtype: np.dtype[Any]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), (2, 3))
 
 
 def numpy_type(text: str) -> np.dtype[Any]:

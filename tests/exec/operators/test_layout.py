@@ -96,12 +96,17 @@ def test_operators_that_know_no_layout_get_onnx_order() -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (1, 5, 4), (17, 3, 4), (32, 2, 2, 4)])
 def test_channel_sums_are_sums_over_all_but_channels(shape: tuple[int, ...]) -> None:
-    x = jnp.asarray(np.random.default_rng(0).random((*shape[:-1], 4)) if len(shape) > 1 else np.ones((6, 4)))
-    np.testing.assert_allclose(channel_sums(x), x.reshape(-1, 4).sum(0), rtol=1e-6)
-    np.testing.assert_allclose(
-        jax.grad(lambda x: (channel_sums(x) * jnp.arange(4)).sum())(x)[0], np.arange(4) + 0 * x[0]
-    )
-    np.testing.assert_allclose(jax.grad(lambda b: plus_channels(x, b).sum())(jnp.zeros(4)), np.full(4, x.size / 4))
+    x = np.random.default_rng(0).random((*shape[:-1], 4)) if len(shape) > 1 else np.ones((6, 4))
+
+    @jax.jit
+    def run(x: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+        into_x = jax.grad(lambda x: (channel_sums(x) * jnp.arange(4)).sum())(x)
+        return channel_sums(x), into_x, jax.grad(lambda b: plus_channels(x, b).sum())(b)
+
+    sums, into_x, into_b = run(x, np.zeros(4))
+    np.testing.assert_allclose(sums, x.reshape(-1, 4).sum(0), rtol=1e-6)
+    np.testing.assert_allclose(into_x, np.broadcast_to(np.arange(4), x.shape))
+    np.testing.assert_allclose(into_b, np.full(4, x.size / 4))
 
 
 def test_sums_in_16_bits_are_added_up_in_32() -> None:

@@ -219,7 +219,7 @@ def test_svm_regression(kernel: str, extra: dict[str, Any], like_onnxruntime: Co
 
 
 @pytest.mark.parametrize("kernel", ["LINEAR", "RBF"])
-@pytest.mark.parametrize("classes", [2, 3, 4])
+@pytest.mark.parametrize("classes", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("chances", [False, True])
 def test_svm_classifiers(kernel: str, classes: int, chances: bool, like_onnxruntime: Compare) -> None:
     counts = [3, 2, 4, 2][:classes]

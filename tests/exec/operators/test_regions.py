@@ -44,7 +44,7 @@ def test_no_region_at_all() -> None:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("mode", "ratio"), [("avg", 0), ("avg", 2), ("max", 0), ("max", 2)])
-def test_gradients_of_roi_align(mode: str, ratio: int, check_gradients: Callable[..., None]) -> None:
+def test_gradients_of_roi_align(mode: str, ratio: int, check_gradients: Callable[..., Any]) -> None:
     given = regions(1)
     node = Operator(
         name="n", op_type="RoiAlign", family="pooling", inputs=("x", "r", "b"), outputs=("y",),
@@ -67,7 +67,7 @@ def test_max_roi_pool(scale: float, like_onnxruntime: Callable[..., Any]) -> Non
 
 
 @pytest.mark.usefixtures("x64")
-def test_gradients_of_max_roi_pool(check_gradients: Callable[..., None]) -> None:
+def test_gradients_of_max_roi_pool(check_gradients: Callable[..., Any]) -> None:
     given = regions(3)
     rois = np.concatenate([given["b"][:, None], given["r"]], axis=1)
     node = Operator(

@@ -1,5 +1,6 @@
 """BatchNormalization and Dropout in every operator set's form: what trains, what evaluates, and what a cut may not change."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -139,13 +140,14 @@ def test_dropout_by_a_mode_and_a_ratio_that_arrive_as_data() -> None:
 @given(st.sampled_from([1, 6]), st.permutations(range(6)), st.integers(0, 5), st.sampled_from([1, 3]))
 def test_a_sample_loses_the_same_elements_wherever_it_is(cut: int, order: list[int], step: int, rows: int) -> None:
     """Whatever the microbatch is, and in which order; a sample may have several rows."""
-    on, ratio = np.asarray(True), np.float32(0.5)
-
-    def masks(samples: list[int]) -> np.ndarray:
-        x = jnp.ones((len(samples) * rows, 40))
-        return np.asarray(compute("Dropout", 13, x, ratio, on, context=context(np.asarray(samples), step=step))[0])
-
-    together = masks(list(range(6))).reshape(6, rows, 40)
+    together = masks(np.arange(6), step, rows)
     for part in (order[:cut], order[cut:]):
         if part:
-            np.testing.assert_array_equal(masks(part).reshape(len(part), rows, 40), together[part])
+            np.testing.assert_array_equal(masks(np.asarray(part), step, rows), together[np.asarray(part)])
+
+
+@partial(jax.jit, static_argnames="rows")
+def masks(samples: jax.Array, step: int, rows: int) -> jax.Array:
+    """What is kept of `rows` rows of each sample, [samples, rows, 40]."""
+    x, on, ratio = jnp.ones((len(samples) * rows, 40)), np.asarray(True), np.float32(0.5)
+    return compute("Dropout", 13, x, ratio, on, context=context(samples, step=step))[0].reshape(-1, rows, 40)
