@@ -73,8 +73,9 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "Sqrt": jnp.sqrt,
     "Tan": jnp.tan,
     "Tanh": jnp.tanh,
-    "HardSwish": lambda x: x * jnp.clip(x / 6 + 0.5, 0, 1),
-    "Mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+    # Checkpointed: the gradient computes again what lies between, which costs less than to keep it.
+    "HardSwish": jax.checkpoint(lambda x: x * jnp.clip(x / 6 + 0.5, 0, 1)),
+    "Mish": jax.checkpoint(lambda x: x * jnp.tanh(jax.nn.softplus(x))),
     "Identity": lambda x: x,
 }
 
@@ -232,13 +233,15 @@ def _expm1_of_negative(x: Array) -> Array:
 @lowers("Gelu", since=20, layout="follows")
 def gelu(node: Operator, x: Array) -> Array:
     """x times the normal distribution function of x, or its tanh approximation."""
-    return jax.nn.gelu(x, approximate=text(node, "approximate", "none") == "tanh")
+    approximate = text(node, "approximate", "none") == "tanh"
+    return jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=approximate))(x)
 
 
 @lowers("Swish", since=24, layout="follows")
 def swish(node: Operator, x: Array) -> Array:
     """x sigmoid(alpha x)."""
-    return x * jax.nn.sigmoid(node.attributes.get("alpha", 1.0) * x)
+    alpha = node.attributes.get("alpha", 1.0)
+    return jax.checkpoint(lambda x: x * jax.nn.sigmoid(alpha * x))(x)
 
 
 @lowers("Clip", layout="follows")
