@@ -52,8 +52,10 @@ Terms = dict[str, float]
 
 
 def lowering_of(operation: Operation) -> str:
-    """How the executor computes a convolution on a processor (see ``exec/operators/convolution.py``, which a test holds
-    this against), finer where gradients have ways of their own.
+    """The kind of loop that a convolution is, as the micro-benchmarks that the thetas were fitted on computed it.
+
+    The executor has faster ways since (:mod:`.lowerings`: Winograd's tiles, products of strided windows). A machine that
+    measures itself (``hpdlf profile measure``) has them in :mod:`.local_times`; the shipped thetas predict too long for them.
     """
     n, c, _, r, s, p, q, _, groups = operation.dims
     if operation.op == "convtranspose":
