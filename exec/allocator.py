@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import os
 import platform
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -58,8 +59,9 @@ def _told() -> bool:
 def _grow(malloc: ctypes._NamedFuncPointer, free: ctypes._NamedFuncPointer, madvise: ctypes._NamedFuncPointer) -> None:
     """Half of the machine's memory for the heap. It is a range of addresses, pages come when they are written; not where the
     administrator has the kernel count addresses as memory."""
-    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
-        return
+    with suppress(OSError):
+        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+            return
     size = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 2
     while size >= PAD_BYTES and not (start := malloc(size)):
         size //= 2  # under a limit of the address space
