@@ -233,8 +233,11 @@ def _expm1_of_negative(x: Array) -> Array:
 @lowers("Gelu", since=20, layout="follows")
 def gelu(node: Operator, x: Array) -> Array:
     """x times the normal distribution function of x, or its tanh approximation."""
-    approximate = text(node, "approximate", "none") == "tanh"
-    return jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=approximate))(x)
+    if text(node, "approximate", "none") == "tanh":
+        return jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=True))(x)
+    # JAX's own goes by erfc, which takes more than twice as long on a processor.
+    half, root = jnp.asarray(0.5, x.dtype), jnp.asarray(np.sqrt(0.5), x.dtype)
+    return jax.checkpoint(lambda x: half * x * (1 + lax.erf(x * root)))(x)
 
 
 @lowers("Swish", since=24, layout="follows")
