@@ -14,7 +14,7 @@ from hpdlf.exec.operators.linear import WIDE, linear, over_rows
 SHAPES = [(3, 5), (5, 3), (4, 4), (WIDE, WIDE + 1), (WIDE + 1, WIDE)]
 
 
-@pytest.mark.parametrize("wide, result", SHAPES)
+@pytest.mark.parametrize(("wide", "result"), SHAPES)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_gradient_is_that_of_a_product(wide: int, result: int, transposed: bool) -> None:
     draw = np.random.default_rng(0).standard_normal
