@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 import typer
 
 from ..errors import HpdlfError, ModelError
+from ..models.cost.lowerings import DIRECTIONS
 from ..models.onnxpp import Graph, Onnxpp, import_model, load_values, work
 from ..models.onnxpp.graph import Operator
 
@@ -77,7 +79,7 @@ def _gradients(operator: Operator, graph: Graph) -> int:
 
 
 def xla_flops(model: Onnxpp, *, batch: int, training: bool) -> float:
-    """What XLA counts of the graph as we lower it, before its optimisations."""
+    """What XLA counts of the graph as we lower it, convolutions in its own way, before its optimisations."""
     import jax
 
     from ..exec.operators import step_context
@@ -105,7 +107,10 @@ def xla_flops(model: Onnxpp, *, batch: int, training: bool) -> float:
 def _segment(model: Onnxpp, *, training: bool) -> Segment:
     from ..exec.segments import build_segment
 
-    graph = model.graph
+    # Convolutions in XLA's own way: others multiply less (Winograd's tiles) or on padding too (copied windows).
+    own = dict.fromkeys(DIRECTIONS, "xla")
+    operators = tuple(replace(o, lowering=own) if o.family == "conv" else o for o in model.graph.operators)
+    graph = replace(model.graph, operators=operators)
     constants = {}
     for name in graph.constants:
         try:
