@@ -108,7 +108,7 @@ def _segment(model: Onnxpp, *, training: bool) -> Segment:
     from ..exec.segments import build_segment
 
     # Convolutions in XLA's own way: others multiply less (Winograd's tiles) or on padding too (copied windows).
-    own = dict.fromkeys(DIRECTIONS, "xla")
+    own: dict[str, str] = dict.fromkeys(DIRECTIONS, "xla")
     operators = tuple(replace(o, lowering=own) if o.family == "conv" else o for o in model.graph.operators)
     graph = replace(model.graph, operators=operators)
     constants = {}
