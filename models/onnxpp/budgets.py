@@ -126,7 +126,8 @@ def _stored_problem(tensor: TensorProto, count: int) -> str | None:
     else:
         have, unit = len(getattr(tensor, usual)), "values"
         bits = PACKED_BITS.get(dtype_name(tensor.data_type), 8)
-        # Types of less than a byte are packed into bytes, and each byte stands in a number of its own.
+        # Types of less than a byte are packed into bytes, and each byte stands in a number of its own; those of 6 bits are not packed.
+        bits = bits if 8 % bits == 0 else 8
         need = count * 2 if tensor.data_type in COMPLEX else (count * bits + 7) // 8
     if have != need:
         return f"shape {_shown(list(tensor.dims))} needs {need} {unit}, the file has {have}"

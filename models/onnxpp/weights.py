@@ -34,7 +34,7 @@ TRAINED = "hpdlf.trained"
 MAX_RANK = 64
 # A sparse tensor of a few bytes may be an exabyte once it is written out.
 MAX_DENSE_BYTES = 2**28
-PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "float6_e2m3fn": 6, "float6_e3m2fn": 6, "int2": 2, "uint2": 2}
 
 
 @cache
