@@ -157,8 +157,10 @@ class _Analysis:
                 continue
             kind = PassKind(name, self._waits(position, within, of_step.get(position, {})))
             of_pass.append(kinds.setdefault(kind, len(kinds)))
-            repeats = position not in of_step and name not in self.by_hand
-            if repeats and not any(w.passes_back for needed in kind.waits for w in needed):
+            # A wait for another pass that was known here may be none in another microbatch, so what counts is what was asked.
+            mine = self.positions[self.schedule[position].microbatch]
+            elsewhere = any(mine[p.position] != position for places in within.values() for p in places)
+            if position not in of_step and name not in self.by_hand and not elsewhere:
                 plain[key] = of_pass[-1]
         return Waits(kinds=tuple(kinds), of_pass=tuple(of_pass))
 

@@ -129,6 +129,24 @@ def roles(draw: st.DrawFn) -> Role:
     )
 
 
+def test_microbatches_out_of_order_each_wait_for_their_own() -> None:
+    # b is of the microbatch; pass y of 0 finds what it waits for done already, that of 2 does not.
+    def instruction(id: str, stream: str) -> Instruction:
+        return Instruction(id=id, kind=Kind.COMPUTE, stream=stream, phase=Phase.FORWARD, frees=("b",))
+
+    role = Role(
+        name="role",
+        coordinates={},
+        buffers=(Buffer(name="b", content=Content.WORKSPACE, scope=Scope.MICROBATCH, nbytes=1),),
+        instructions=(instruction("i", "A"), instruction("j", "B")),
+        passes={"x": ("i",), "y": ("j",)},
+        schedule=tuple(Pass(name, m) for name, m in (("x", 0), ("x", 1), ("x", 2), ("y", 1), ("y", 0), ("y", 2))),
+    )
+    assert by_passes(role) == by_tasks(role)
+    found = waits(role)
+    assert [found.kinds[k].waits for k in found.of_pass[3:]] == [((Wait("i", 2),),), ((),), ((Wait("i", 3),),)]
+
+
 @settings(max_examples=200, deadline=None)
 @given(role=roles())
 def test_passes_wait_for_what_their_tasks_depend_on(role: Role) -> None:
