@@ -59,7 +59,7 @@ class Job:
 class Measured:
     """What one run of one side showed.
 
-    window_s     seconds of every window of steps after those in which code is compiled (:func:`windows`)
+    window_s     seconds of every window of steps that counts (:func:`windows`)
     losses       of every step; none where nothing is trained
     peak_bytes   resident memory of the largest rank's process, from its start to its end
     """
@@ -75,21 +75,23 @@ def read_measured(folder: Path, name: str, ranks: int) -> Measured:
     ends_s = np.max([p["ends_s"] for p in parts], axis=0)
     losses = np.mean([p["losses"] for p in parts], axis=0)
     return Measured(
-        window_s=windows(ends_s, Job.read(folder).window_steps),
+        window_s=windows(ends_s),
         losses=tuple(losses.tolist()),
         peak_bytes=max(p["peak_bytes"] for p in parts),
     )
 
 
-def windows(ends_s: Sequence[float], steps: int) -> tuple[float, ...]:
-    """The seconds of each window of so many `steps`, from the times at which they end.
+def windows(ends_s: Sequence[float]) -> tuple[float, ...]:
+    """The seconds of each window of steps in the second half of a run, from the times at which all windows end.
 
-    The first two steps do not count: code is compiled in them, in the second too where a loss is known before its step has ended.
+    The first half does not count: code is compiled in it, and memory is slow at first. A virtual machine that gave its memory back
+    to its host gets it again page by page, and the host then looks for some seconds where it should lie: until that ends, steps
+    of the same program were seen to take half as long again.
 
-    >>> windows([9.0, 10.0, 11.5], 2), windows([9.0, 11.0, 12.0, 13.5], 1)
-    ((1.0, 1.5), (1.0, 1.5))
+    >>> windows([9.0, 11.0, 12.0, 13.5])
+    (1.0, 1.5)
     """
-    return tuple(np.diff(ends_s).tolist()[1 if steps < 2 else 0 :])
+    return tuple(np.diff(ends_s).tolist()[(len(ends_s) - 1) // 2 :])
 
 
 def peak_bytes() -> int:

@@ -140,7 +140,7 @@ def _run_ours(workload: Workload, folder: Path, repeat: int) -> Measured:
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     ends_s = [s["time_s"] for s in steps[workload.window_steps - 1 :: workload.window_steps]]
     return Measured(
-        window_s=windows(ends_s, workload.window_steps),
+        window_s=windows(ends_s),
         losses=tuple(s["loss"] for s in steps),
         peak_bytes=max(run.about["peak_bytes"].values()),
     )

@@ -113,23 +113,23 @@ _BY_HAND = (
 )
 
 _ONE_PROCESS = (
-    _eager(name="mlp 3x2048", **_MLP, steps=36, window_steps=4, least=1.5, aim=2.0),
-    _eager(name="gpt 4x512", network="gpt_blocks", loss="mse", batch=8, steps=6, least=1.1, aim=1.3),
+    _eager(name="mlp 3x2048", **_MLP, steps=200, window_steps=10, least=1.5, aim=2.0),
+    _eager(name="gpt 4x512", network="gpt_blocks", loss="mse", batch=8, steps=20, least=1.1, aim=1.3),
     _picture(
         name="resnet18 64",
         network="resnet",
         hyper={"depth": 18, "image": 64},
         batch=16,
-        steps=40,
-        window_steps=5,
+        steps=200,
+        window_steps=10,
         least=1.0,
         aim=1.3,
     ),
-    _picture(name="resnet18 224", network="resnet", hyper={"depth": 18}, batch=16, steps=7),
-    _picture(name="resnet50 224", network="resnet", hyper={"depth": 50}, batch=8, steps=5),
-    _picture(name="mobilenet_v3 224", network="mobilenet_v3", batch=16, steps=7),
-    _picture(name="unet 128", network="unet", batch=4, steps=7),
-    _eager(name="bert_base 128", **_BERT, steps=5),
+    _picture(name="resnet18 224", network="resnet", hyper={"depth": 18}, batch=16, steps=24),
+    _picture(name="resnet50 224", network="resnet", hyper={"depth": 50}, batch=8, steps=16),
+    _picture(name="mobilenet_v3 224", network="mobilenet_v3", batch=16, steps=48),
+    _picture(name="unet 128", network="unet", batch=4, steps=48),
+    _eager(name="bert_base 128", **_BERT, steps=10),
 )
 
 WORKLOADS = (
@@ -140,7 +140,7 @@ WORKLOADS = (
         for w in _ONE_PROCESS
     ),
     *(
-        replace(w, kind="inference", baselines=("onnxruntime",), steps=12, window_steps=2, least=0.6, aim=1.0)
+        replace(w, kind="inference", baselines=("onnxruntime",), steps=48, window_steps=4, least=0.6, aim=1.0)
         for w in _ONE_PROCESS
         if w.name in ("resnet50 224", "bert_base 128")
     ),
