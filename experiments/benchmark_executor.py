@@ -3,7 +3,8 @@
 ``python -m hpdlf.experiments.benchmark_executor [--json]`` runs all sides in one go, in turns, on the same cores: an approved plan
 through :func:`hpdlf.exec.train`, and the baselines of :mod:`.benchmark_baselines` through the same launcher (same cores, same
 environment), on the same data in the same order from the same weights. A figure is the median over windows of steps in all
-repeats; both sides must arrive at the same losses, else there is no figure. Inference is ``hpdlf.compile`` beside onnxruntime.
+repeats; both sides must arrive at the same losses, else there is no figure. Inference is ``hpdlf.compile`` beside onnxruntime and
+PyTorch.
 
 Convolutions are computed as `hpdlf tune` has measured, where it has; ``--tune`` measures first what is open.
 """

@@ -1,6 +1,7 @@
-"""One side of the benchmark's inference: predictions from an ONNX file, by hpdlf or by onnxruntime, each as its users call it.
+"""One side of the benchmark's inference: predictions by hpdlf and by onnxruntime from an ONNX file, and by PyTorch from a module
+with the same weights, each as its users call it.
 
-``python -m hpdlf.experiments.benchmark_inference ours|onnxruntime FOLDER`` predicts batch after batch of what lies in FOLDER (see
+``python -m hpdlf.experiments.benchmark_inference ours|onnxruntime|eager FOLDER`` predicts batch after batch of what lies in FOLDER (see
 :class:`.benchmark_baselines.Job`) and writes the seconds at the end of every window, its peak memory, and what it predicted for
 the first batch.
 """
@@ -18,24 +19,25 @@ from .benchmark_baselines import Job, Recording
 
 __all__ = ["difference", "main"]
 
+NETWORK = "network.onnx"
 Predict = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
-def _ours(path: Path, job: Job) -> Predict:
+def _ours(folder: Path, job: Job) -> Predict:
     from ..exec.affinity import bind_rank
 
     bind_rank()
     from ..exec.notebook import compile_model
 
-    return compile_model(path).predict
+    return compile_model(folder / NETWORK).predict
 
 
-def _onnxruntime(path: Path, job: Job) -> Predict:
+def _onnxruntime(folder: Path, job: Job) -> Predict:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(folder / NETWORK, options, providers=["CPUExecutionProvider"])
     first = session.get_outputs()[0].name
 
     def predict(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -43,6 +45,15 @@ def _onnxruntime(path: Path, job: Job) -> Predict:
         return np.asarray(found)
 
     return predict
+
+
+def _eager(folder: Path, job: Job) -> Predict:
+    from .benchmark_torch import predictor
+
+    return predictor(job, np.load(folder / "weights.npz"))
+
+
+SIDES: Mapping[str, Callable[[Path, Job], Predict]] = {"ours": _ours, "onnxruntime": _onnxruntime, "eager": _eager}
 
 
 def difference(folder: Path, one: str, other: str) -> float:
@@ -54,12 +65,12 @@ def difference(folder: Path, one: str, other: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be one side."""
     parser = argparse.ArgumentParser(prog="python -m hpdlf.experiments.benchmark_inference", description=__doc__)
-    parser.add_argument("side", choices=("ours", "onnxruntime"))
+    parser.add_argument("side", choices=tuple(SIDES))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
     job = Job.read(folder)
-    predict = {"ours": _ours, "onnxruntime": _onnxruntime}[options.side](folder / "network.onnx", job)
+    predict = SIDES[options.side](folder, job)
     data = np.load(folder / "data.npz")
     held = {name: data[name] for name in job.inputs}
     recording = Recording(job.window_steps)

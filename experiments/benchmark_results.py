@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import RunError
 from .benchmark_baselines import Measured
-from .benchmark_workloads import BASELINES, Workload
+from .benchmark_workloads import BASELINES, SECOND, Workload
 
 WIDTH = 140
 """Of the table where nobody says how wide a line is: in a file or a pipe."""
@@ -144,7 +144,7 @@ def compare(
         baseline_peak_bytes=theirs_bytes,
         memory_ratio=ours_bytes / theirs_bytes,
     )
-    promised = baseline != "compile"
+    promised = baseline != SECOND[workload.kind]
     detail = Detail(
         workload=workload.name,
         ranks=workload.ranks,

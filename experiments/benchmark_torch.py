@@ -1,8 +1,8 @@
-"""The training loops of the PyTorch baselines: eager, compiled, and DistributedDataParallel over gloo.
+"""The PyTorch baselines: training eager, compiled, and DistributedDataParallel over gloo; and predictions.
 
 As a careful user writes them on a CPU: pictures and their weights with channels last, gradients freed between steps, the
 optimiser's fused kernel, buckets that are views of the gradients, and no buffers sent round, as nothing reads running statistics
-while training.
+while training. Predictions are made in inference mode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .benchmark_baselines import Job, Recording
 from .benchmark_torch_pictures import PICTURES
 from .benchmark_torch_sequences import SEQUENCES
 
-__all__ = ["NETWORKS", "load", "network", "train"]
+__all__ = ["NETWORKS", "load", "network", "predictor", "train"]
 
 NETWORKS: Mapping[str, Callable[..., Any]] = {**PICTURES, **SEQUENCES}
 
@@ -84,6 +84,29 @@ def train(folder: Path, mode: str) -> None:
     recording.write(folder, mode, rank)
     if mode == "ddp":
         distributed.destroy_process_group()
+
+
+def predictor(job: Job, weights: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
+    """The network of `job` as a function of its inputs by name, giving its first output; pictures (N, C, H, W) become
+    channels last on their way.
+    """
+    import torch
+
+    torch.set_num_threads(job.threads)
+    module = network(job, weights).eval()
+    pictures = job.network in PICTURES
+    if pictures:
+        module = module.to(memory_format=torch.channels_last)
+
+    def predict(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            given = [torch.from_numpy(arrays[name]) for name in job.inputs]
+            if pictures:
+                given = [tensor.contiguous(memory_format=torch.channels_last) for tensor in given]
+            found: np.ndarray = module(*given).numpy()
+            return found
+
+    return predict
 
 
 def _data_parallel(module: Any) -> Any:

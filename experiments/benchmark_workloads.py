@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..models.onnxpp import Graph, Onnxpp
     from ..models.plan import Recipe
 
-__all__ = ["BASELINES", "WORKLOADS", "Workload", "prepare"]
+__all__ = ["BASELINES", "SECOND", "WORKLOADS", "Workload", "prepare"]
 
 CONFIGURATION = "benchmark"
 DAMPED = 0.2
@@ -39,6 +39,9 @@ BASELINES: Mapping[str, str] = {
     "onnxruntime": "onnxruntime",
 }
 """What is compared with, by the name in :class:`Workload`."""
+
+SECOND: Mapping[str, str] = {"training": "compile", "inference": "eager"}
+"""By kind of workload, what it is compared with beside what `least` and `aim` speak of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,7 @@ WORKLOADS = (
         for w in _ONE_PROCESS
     ),
     *(
-        replace(w, kind="inference", baselines=("onnxruntime",), steps=48, window_steps=4, least=0.6, aim=1.0)
+        replace(w, kind="inference", baselines=("onnxruntime", "eager"), steps=48, window_steps=4, least=0.6, aim=1.0)
         for w in _ONE_PROCESS
         if w.name in ("resnet50 224", "bert_base 128")
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hpdlf.errors import RunError
@@ -41,6 +43,10 @@ def test_figures_are_medians() -> None:
 def test_nothing_is_promised_beside_the_second_baseline() -> None:
     _, detail = compare(WORKLOAD, "compile", [measured(1.0)], [measured(1.0)])
     assert (detail.least, detail.aim, detail.baseline) == (None, None, "torch.compile")
+    predicting = replace(WORKLOAD, kind="inference", baselines=("onnxruntime", "eager"))
+    ours, theirs = [measured(1.0, losses=())], [measured(1.0, losses=())]
+    wanted = {b: compare(predicting, b, ours, theirs)[1].least for b in predicting.baselines}
+    assert wanted == {"onnxruntime": 1.5, "eager": None}
 
 
 @pytest.mark.parametrize("loss", [1.0 + 2 * TOLERANCE, float("nan"), float("inf")])

@@ -15,7 +15,7 @@ from hpdlf.models import zoo
 torch = pytest.importorskip("torch", reason="PyTorch is the baseline and no part of the tests' installation")
 ort = pytest.importorskip("onnxruntime")
 
-from hpdlf.experiments.benchmark_torch import NETWORKS, network  # noqa: E402
+from hpdlf.experiments.benchmark_torch import NETWORKS, network, predictor  # noqa: E402
 
 SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"widths": (8, 16, 4)},
@@ -70,6 +70,30 @@ def test_a_module_is_the_network(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         found = module(*(torch.from_numpy(a) for a in feeds.values())).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["resnet", "bert"])
+def test_predictions_are_the_network(name: str) -> None:
+    """Normalisations use their statistics, pictures are handed over as they lie in the file; no gradient is kept."""
+    model = _model(name)
+    feeds = _feeds(model)
+    (expected, *_) = ort.InferenceSession(model.SerializeToString()).run(None, feeds)
+    turned = tuple(n.input[1] for n in model.graph.node if n.op_type == "MatMul")
+    inputs = tuple(feeds)
+    job = Job(
+        network=name,
+        hyper=SMALL[name],
+        optimizer="sgd",
+        learning_rate=0.1,
+        window_steps=1,
+        turned=turned,
+        inputs=inputs,
+        threads=torch.get_num_threads(),
+    )
+    predict = predictor(job, {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer})
+    backwards = dict(reversed(feeds.items()))
+    for _ in range(2):
+        np.testing.assert_allclose(predict(backwards), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_another_network_is_refused() -> None:
