@@ -73,19 +73,39 @@ def _maximum_backward(window: Window, residual: tuple[Array, Array], gradient: A
     spatial = like.shape[1:]
     if window.is_tiling:
         return (_untiled(tap, gradient, window, spatial),)
-    total = None
+    return (_by_phases(tap, gradient, window, spatial),)
+
+
+def _by_phases(tap: Array, gradient: Array, window: Window, spatial: tuple[int, ...]) -> Array:
+    """The gradient of (N, *spatial, C), phase by phase of the strides: the elements at one place between two windows get
+    theirs from the same taps, so each phase is a sum of few shifted gradients without gaps, and phases are interleaved at
+    the end. Up to three times as fast as all taps added up with gaps (3 x 3 by strides of 2)."""
+    rank = len(spatial)
+    # Element i lies at i + pad = stride * step + phase.
+    steps = [-(-(n + before) // s) for n, s, (before, _) in zip(spatial, window.strides, window.pads, strict=True)]
+    sums: dict[tuple[int, ...], Array] = {}
     for number, position in enumerate(product(*map(range, window.kernel))):
+        at = [k * d for k, d in zip(position, window.dilations, strict=True)]
+        phase = tuple(a % s for a, s in zip(at, window.strides, strict=True))
         share = jnp.where(tap == number, gradient, 0)
         config = [(0, 0, 0)]
-        for i, k in enumerate(position):
-            begin = k * window.dilations[i] - window.pads[i][0]
-            end = begin + (window.output[i] - 1) * window.strides[i] + 1
-            config.append((begin, spatial[i] - end, window.strides[i] - 1))
-        # Negative pads cut off what fell into the window's padding.
+        for a, s, n, o in zip(at, window.strides, steps, window.output, strict=True):
+            config.append((a // s, n - a // s - o, 0))  # beyond the last element there is padding alone: cut off
         placed = lax.pad(share, jnp.zeros((), share.dtype), [*config, (0, 0, 0)])
-        total = placed if total is None else total + placed
-    assert total is not None
-    return (total,)
+        sums[phase] = placed if phase not in sums else sums[phase] + placed
+    nothing = jnp.zeros((gradient.shape[0], *steps, gradient.shape[-1]), gradient.dtype)  # strides that skip elements
+
+    def interleaved(phase: tuple[int, ...]) -> Array:
+        """All phases that begin like this: the dims of strides from its length on stand behind their steps."""
+        axis = len(phase)
+        if axis == rank:
+            return sums.get(phase, nothing)
+        return jnp.stack([interleaved((*phase, i)) for i in range(window.strides[axis])], axis=axis + 2)
+
+    whole = interleaved(())
+    whole = whole.reshape(len(gradient), *(n * s for n, s in zip(steps, window.strides, strict=True)), -1)
+    inside = [slice(before, before + n) for n, (before, _) in zip(spatial, window.pads, strict=True)]
+    return whole[(slice(None), *inside)]
 
 
 def _untiled(tap: Array, gradient: Array, window: Window, spatial: tuple[int, ...]) -> Array:

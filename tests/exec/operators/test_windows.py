@@ -94,6 +94,35 @@ def test_norm_over_an_image(p: int, like_onnxruntime: Callable[..., Any]) -> Non
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"kernel_shape": (3, 3), "strides": (2, 2), "pads": [1, 1, 1, 1]},
+        {"kernel_shape": (3, 2), "strides": (1, 3), "pads": [2, 0, 0, 1]},
+        {"kernel_shape": (2, 3), "strides": (3, 2), "dilations": (2, 3)},
+        {"kernel_shape": (3, 3), "strides": (2, 2), "ceil_mode": 1},
+        {"kernel_shape": (2, 2), "strides": (2, 2)},
+        {"kernel_shape": (4,), "strides": (3,), "pads": [3, 2]},
+        {"kernel_shape": (2, 3, 2), "strides": (2, 1, 1), "pads": [0, 1, 1, 1, 0, 0]},
+    ],
+    ids=lambda a: "x".join(map(str, a["kernel_shape"])) + "/" + "x".join(map(str, a["strides"])),
+)
+def test_the_gradient_of_a_maximum_goes_to_where_it_was(attributes: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, *(9, 10, 7)[: len(attributes["kernel_shape"])]))
+    fields: dict[str, Any] = {"op_type": "MaxPool", "family": "pool", "inputs": ("x",), "attributes": attributes}
+    pool = Operator(name="p", outputs=("y",), **fields)
+    found = Operator(name="p", outputs=("y", "i"), **fields)
+    context = step_context(seed=0, step=0, samples=np.arange(2))
+    y, index = lowering(found, 22)(found, x, context=context)
+    arrived = rng.standard_normal(y.shape)
+    wanted = np.zeros(x.size)
+    np.add.at(wanted, np.asarray(index).ravel(), arrived.ravel())
+    _, backward = jax.vjp(lambda x: lowering(pool, 22)(pool, x, context=context)[0], x)
+    np.testing.assert_allclose(jax.jit(backward)(arrived)[0].ravel(), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("op_type", ["LpPool", "GlobalLpPool", "LpNormalization", "MeanVarianceNormalization"])
 def test_a_norm_of_zero_has_a_gradient(op_type: str) -> None:
     node = Operator(
