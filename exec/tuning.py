@@ -1,11 +1,10 @@
-"""Timing the ways to compute convolutions on this machine: what `hpdlf tune` runs, in a process of its own.
+"""Timing the ways to compute what has several on this machine: what `hpdlf tune` runs, in a process of its own.
 
 ``python -m hpdlf.exec.tuning QUESTIONS`` has the environment that ranks get (the allocator decides, see
 :func:`.environment.rank_environment`) and the cores that the threads are for. It reads questions, a shape and a direction each,
 and prints an answer to each as a JSON line: the times of all ways, as :func:`.microbenchmarks_compute.summarise` gives them.
 
-Every way is compiled alone. Pictures come and go with channels last, as between two layers of a network, so that copies which
-only a change of layout costs do not count; weights lie as parameters do. A way whose first calls take over twice the best is
+Every way is compiled alone; :mod:`.tuning_cases` has what is computed. A way whose first calls take over twice the best is
 timed no further. Those that are close to the best are timed again in turns, since other work on the machine seldom disturbs all
 alike.
 """
@@ -25,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from ..errors import RunError
-from ..models.cost.lowerings import Convolution, Direction, ways
+from ..models.cost.lowerings import Direction, Shape, family_of, shape_from, ways
 from .environment import rank_environment
 from .microbenchmarks_compute import sample, summarise
 from .microbenchmarks_processes import json_lines, usable_cores
@@ -41,26 +40,22 @@ STARTING_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Which way computes a direction of a convolution fastest? `first` is timed first, and should be a good one."""
+    """Which way computes a direction of a shape fastest? `first` is timed first, and should be a good one."""
 
-    conv: Convolution
+    shape: Shape
     direction: Direction
     first: str
     dtype: str = "float32"
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return asdict(self)
+        return {**asdict(self), "family": family_of(self.shape).name}
 
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> Question:
         """From such values, as JSON gives them."""
-        conv = {name: _tuples(value) for name, value in said["conv"].items()}
-        return cls(**{**said, "conv": Convolution(**conv)})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        fields = {name: value for name, value in said.items() if name != "family"}
+        return cls(**{**fields, "shape": shape_from(said["family"], said["shape"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,40 +119,20 @@ def call_of(question: Question, way: str) -> Callable[[], Any]:
     """A call of no arguments that computes the direction in `way`, compiled, and waits for the result."""
     import jax
     import jax.numpy as jnp
-
-    from .operators.convolution import computed
-
-    conv, direction = question.conv, question.direction
-    function = computed(way, direction, conv)
-
-    def apply(a: Any, b: Any) -> Any:
-        a = jnp.moveaxis(a, -1, 1)
-        if direction == "weight":
-            return function(a, jnp.moveaxis(b, -1, 1))
-        return jnp.moveaxis(function(a, b), 1, -1)
-
-    a, b = _operands(question)
-    compiled = jax.jit(apply).lower(a, b).compile()
-    return lambda: jax.block_until_ready(compiled(a, b))
-
-
-def _operands(question: Question) -> tuple[Any, Any]:
-    """What the direction reads: pictures with channels last, weights as ONNX has them (M, C/groups, *kernel)."""
-    import jax.numpy as jnp
     import numpy as np
 
-    conv, draw = question.conv, np.random.default_rng(0)
-    x = (conv.samples, *conv.size, conv.channels)
-    w = (conv.filters, conv.channels // conv.groups, *conv.kernel)
-    y = (conv.samples, *conv.output, conv.filters)
-    dims = {"forward": (x, w), "input": (y, w), "weight": (x, y)}[question.direction]
+    from .tuning_cases import case
+
+    function, *dims = case(question.shape, question.direction, way)
+    draw = np.random.default_rng(0)
     a, b = (jnp.asarray(draw.standard_normal(d, dtype=np.float32), question.dtype) for d in dims)
-    return a, b
+    compiled = jax.jit(function).lower(a, b).compile()
+    return lambda: jax.block_until_ready(compiled(a, b))
 
 
 def answer(question: Question) -> Answer:
     """Time every way, the best ones at length."""
-    able = ways(question.conv, question.direction)
+    able = ways(question.shape, question.direction)
     bursts: dict[str, list[list[float]]] = {}
     racing: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
@@ -205,7 +180,7 @@ def _settled(bursts: list[list[float]]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the questions of a file, as long as there is time to begin with one."""
     start = time.perf_counter()
-    parser = argparse.ArgumentParser(description="time ways to compute convolutions")
+    parser = argparse.ArgumentParser(description="time ways to compute what has several")
     parser.add_argument("questions", type=Path)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--cores", type=int, nargs="+", required=True)

@@ -1,4 +1,6 @@
-"""How each convolution of a planned model is to be computed: as measured on the machine that the plan is for, else as expected."""
+"""How what has several ways in a planned model is to be computed: as measured on the machine that the plan is for, else as
+expected.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,8 @@ from pathlib import Path
 
 from ..hwprofiles import Cluster
 from ..models.cost import ObservationDatabase
-from ..models.cost.convolutions import convolutions
 from ..models.cost.lowering_choice import MeasuredWays, choose_all, measured_ways
-from ..models.cost.lowerings import ways
+from ..models.cost.lowerings_graph import computations
 from ..models.cost.roofline import storage
 from ..models.onnxpp import Graph
 from ..models.onnxpp.hints import Hints
@@ -30,8 +31,8 @@ LOSS = "softmax_xent"
 class Hinted:
     """Hints for a model under a plan.
 
-    measured         distinct directions of convolutions whose way was measured for this batch, on these threads
-    unmeasured       the others for which there are several ways: which is fastest is estimated
+    measured         distinct shapes and directions whose way was measured for this batch, on these threads
+    unmeasured       the others: which way is fastest is estimated
     batch, threads   that a rank computes at once, and with
     """
 
@@ -59,13 +60,13 @@ class Hinted:
         words += ["--database", database] if database else []
         verb, them = ("is", "it") if self.unmeasured == 1 else ("are", "them")
         return (
-            f"Of {self.measured + self.unmeasured} choices how to compute convolutions {self.unmeasured} {verb} estimated, not "
+            f"Of {self.measured + self.unmeasured} choices how to compute operators {self.unmeasured} {verb} estimated, not "
             f"measured. To measure {them}, run `{shlex.join(map(str, words))}` where this will be trained, and plan again."
         )
 
 
 def hint_lowerings(graph: Graph, on: Cluster, strategy: Strategy, timed: ObservationDatabase | None) -> Hinted:
-    """How a device of `on` is to compute each convolution of `graph`.
+    """How a device of `on` is to compute each operator of `graph` that can be computed in several ways.
 
     timed   holds what was measured: on the machine that the device of this profile was measured on (:meth:`machines`), which is
             this one where nobody measured it. None: nothing was
@@ -87,12 +88,9 @@ def hint_lowerings(graph: Graph, on: Cluster, strategy: Strategy, timed: Observa
     hints = choose_all(
         graph, samples=samples, measured=measured, kind=on.device.kind, dtype=storage(strategy.precision)
     )
-    shapes = convolutions(graph, samples=samples)
+    shapes = computations(graph, samples=samples)
     sources = {
-        (shapes[name], direction): hint.source
-        for name, told in hints.items()
-        for direction, hint in told.items()
-        if len(ways(shapes[name], direction)) > 1
+        (shapes[name], direction): hint.source for name, told in hints.items() for direction, hint in told.items()
     }
     counts = Counter(sources.values())
     return Hinted(

@@ -1,4 +1,4 @@
-"""The verb `tune`: measure which way computes each convolution of a model fastest on this machine, and keep it in the database.
+"""The verb `tune`: measure which way computes each operator of a model fastest on this machine, and keep it in the database.
 
 What a plan of the same machine, batch and threads says of lowering is measured from then on. Nothing is measured twice:
 what the database holds is left out.
@@ -17,10 +17,11 @@ from ..errors import PlanError
 from ..exec.environment import Machine, examine_machine
 from ..exec.tuning import Answer, Question, cores_for, time_ways
 from ..models.cost import ObservationDatabase
-from ..models.cost.convolutions import convolutions, directions
 from ..models.cost.lowering_choice import MeasuredWays, choose, is_measured, measured_ways, observed
-from ..models.cost.lowerings import Convolution, Direction, expected_way
+from ..models.cost.lowerings import Direction, Shape, expected_way, family_of, ways
+from ..models.cost.lowerings_graph import computations, directions
 from ..models.onnxpp import Graph, Onnxpp
+from ..models.onnxpp.graph import item_bytes
 from ..models.onnxpp.hints import Hint
 from .hinting import EXECUTED, LOSS
 
@@ -29,18 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "Tuning", "tune"]
 
-# Of what others promise: a product is rarely beaten where it is all there is to do. A guess; the order depends on it alone.
-GAIN_OF_PRODUCTS = 0.2
-
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A direction of a convolution, which the network has `count` times: the way that is taken, and the expected one.
+    """A direction of a shape, which the network has `count` times: the way that is taken, and the expected one.
 
     Times are of one call; `expected_s` is None where the expected way was not measured.
     """
 
-    conv: Convolution
+    shape: Shape
     direction: Direction
     count: int
     hint: Hint
@@ -57,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What is known of a network's convolutions now.
+    """What is known of a network's choices now.
 
     rows       one for each distinct shape and direction, what takes most of a step first
     measured   shapes and directions that were measured this time; `known` those that the database held; `open` those left
@@ -81,7 +79,7 @@ class Tuning:
 
     @property
     def chosen_s(self) -> float:
-        """What the measured convolutions of a step take as chosen."""
+        """What the measured operators of a step take as chosen."""
         return sum(r.count * r.hint.seconds for r in self.rows if r.hint.seconds is not None and r.gain_s is not None)
 
     @property
@@ -93,7 +91,7 @@ class Tuning:
         """One dict a row, plain values."""
         return [
             {
-                "shape": row.conv.key,
+                "shape": row.shape.key,
                 "direction": row.direction,
                 "count": row.count,
                 "way": row.hint.way,
@@ -115,17 +113,16 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """A direction of a convolution, and how often the network has it."""
+    """A direction of a shape that has several ways, and how often the network has it."""
 
-    conv: Convolution
+    shape: Shape
     direction: Direction
     count: int = field(compare=False)
 
     @property
     def promise(self) -> float:
         """How much a measurement may gain, on no scale in particular."""
-        share = GAIN_OF_PRODUCTS if expected_way(self.conv, self.direction) == "matmul" else 1.0
-        return share * self.count * self.conv.flops
+        return self.count * family_of(self.shape).promise(self.shape, self.direction)
 
 
 def tune(
@@ -174,13 +171,9 @@ def tune(
         return measured_ways(store, machine=machine.fingerprint, threads=used, dtype=dtype)
 
     before = known_ways()
-    choices = [w for w in everything if not is_measured(w.conv, w.direction, {})]  # there are several ways
-    asked = [w for w in choices if again or not is_measured(w.conv, w.direction, before)]
+    asked = [w for w in everything if again or not is_measured(w.shape, w.direction, before)]
     asked.sort(key=lambda w: -w.promise)
-    questions = [
-        Question(conv=w.conv, direction=w.direction, first=expected_way(w.conv, w.direction), dtype=dtype)
-        for w in asked
-    ]
+    questions = [Question(shape=w.shape, direction=w.direction, first=_expected(w, dtype), dtype=dtype) for w in asked]
     answers: list[Answer] = []
     stopped = False
     try:
@@ -189,9 +182,8 @@ def tune(
             if isinstance(said, Answer):
                 answers.append(said)
             if progress:
-                progress(
-                    said.question.conv.key if isinstance(said, Answer) else said.conv.key, len(answers), len(asked)
-                )
+                question = said.question if isinstance(said, Answer) else said
+                progress(question.shape.key, len(answers), len(asked))
     except KeyboardInterrupt:
         stopped = True
     finally:
@@ -203,11 +195,11 @@ def tune(
         threads=used,
         rows=_rows(everything, measured, dtype),
         measured=len(answers),
-        known=len(choices) - len(asked),
+        known=len(everything) - len(asked),
         open=len(asked) - len(answers),
         has_loss=graph.loss is not None,
         failed=tuple(
-            f"{a.question.conv.key}, {a.question.direction} by {way}: {why}"
+            f"{a.question.shape.key}, {a.question.direction} by {way}: {why}"
             for a in answers
             for way, why in a.failed.items()
         ),
@@ -218,13 +210,18 @@ def tune(
 
 
 def _work(graph: Graph, batch: int) -> list[_Work]:
-    """Every distinct direction of the graph's convolutions."""
-    wanted = directions(graph)
-    counts: dict[tuple[Convolution, Direction], int] = {}
-    for name, conv in convolutions(graph, samples=batch).items():
-        for direction in wanted[name]:
-            counts[conv, direction] = counts.get((conv, direction), 0) + 1
-    return [_Work(conv=conv, direction=direction, count=count) for (conv, direction), count in counts.items()]
+    """Every distinct direction of the graph's operators that has several ways."""
+    shapes = computations(graph, samples=batch)
+    counts: dict[tuple[Shape, Direction], int] = {}
+    for name, wanted in directions(graph, shapes).items():
+        for direction in wanted:
+            if len(ways(shapes[name], direction)) > 1:
+                counts[shapes[name], direction] = counts.get((shapes[name], direction), 0) + 1
+    return [_Work(shape=shape, direction=direction, count=count) for (shape, direction), count in counts.items()]
+
+
+def _expected(work: _Work, dtype: str) -> str:
+    return expected_way(work.shape, work.direction, item_bytes=item_bytes(dtype))
 
 
 def _keep(
@@ -233,7 +230,7 @@ def _keep(
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     store.add(
         observed(
-            a.question.conv,
+            a.question.shape,
             a.question.direction,
             way,
             seconds=found["seconds"],
@@ -256,14 +253,14 @@ def _keep(
 def _rows(everything: list[_Work], measured: MeasuredWays, dtype: str) -> tuple[Row, ...]:
     rows = []
     for work in everything:
-        usual = expected_way(work.conv, work.direction)
-        timed = measured.get((work.conv.key, work.direction), {})
+        usual = _expected(work, dtype)
+        timed = measured.get((work.shape.key, work.direction), {})
         rows.append(
             Row(
-                conv=work.conv,
+                shape=work.shape,
                 direction=work.direction,
                 count=work.count,
-                hint=choose(work.conv, work.direction, measured, dtype=dtype),
+                hint=choose(work.shape, work.direction, measured, dtype=dtype),
                 expected=usual,
                 expected_s=timed[usual].seconds if usual in timed else None,
             )

@@ -1,4 +1,4 @@
-"""``hpdlf tune``: measure which way computes each convolution fastest on this machine."""
+"""``hpdlf tune``: measure which way computes each operator fastest on this machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from .console import print_json, show
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..models.cost.lowerings import Convolution
     from .tuning import Row, Tuning
 
-__all__ = ["brief", "tune", "tuning_table"]
+__all__ = ["tune", "tuning_table"]
 
 Samples = Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Samples that a rank computes at once.")]
 Threads = Annotated[
@@ -45,7 +44,7 @@ def tune(
     database: o.Database = None,
     as_json: o.Json = False,
 ) -> None:
-    """Measure the fastest way to compute each convolution here."""
+    """Measure the fastest way to compute each operator here."""
     from .tuning import tune as run
 
     with _bar() as progress:
@@ -84,27 +83,6 @@ def _bar() -> Iterator[Callable[[str, int, int], None] | None]:
         yield lambda text, done, total: bar.update(task, completed=done, total=total, description=text[:60])
 
 
-def brief(conv: Convolution) -> str:
-    """A shape for people, without what is usual.
-
-    >>> from ..models.cost.lowerings import Convolution
-    >>> brief(Convolution(samples=8, channels=3, filters=64, groups=1, size=(224, 224), kernel=(7, 7), strides=(2, 2),
-    ...     dilations=(1, 1), pads=((3, 3), (3, 3)), output=(112, 112)))
-    '3x224x224 to 64, 7x7/2'
-    """
-
-    def times(values: tuple[int, ...]) -> str:
-        return "x".join(map(str, values))
-
-    depthwise = conv.groups == conv.channels == conv.filters > 1
-    text = f"{times((conv.channels, *conv.size))}" + (", depthwise " if depthwise else f" to {conv.filters}, ")
-    text += times(conv.kernel)
-    for mark, values in (("/", conv.strides), (" dilated ", conv.dilations)):
-        if set(values) != {1}:
-            text += f"{mark}{values[0] if len(set(values)) == 1 else times(values)}"
-    return text + (f", {conv.groups} groups" if conv.groups > 1 and not depthwise else "")
-
-
 def tuning_table(found: Tuning, *, rows: int) -> Table:
     """The measured choices that take most of a step, the largest last, where people look first."""
     from rich.text import Text
@@ -112,16 +90,16 @@ def tuning_table(found: Tuning, *, rows: int) -> Table:
     from .tables import plain_table
 
     title = f"{found.name}: {_counted(found.batch, 'sample')} on {_counted(found.threads, 'thread')}"
-    columns = ("convolution", "layers", "direction", "way", "ms", "expected", "ms", "gain, ms")
+    columns = ("shape", "layers", "direction", "way", "ms", "expected", "ms", "gain, ms")
     table = plain_table(title, *columns, right=("layers", "ms", "gain, ms"))
     table.caption_justify = "left"
     table.caption = Text(
-        "layers: how many are alike; direction: forward, or the gradient of the input or the weight; ms: of one layer; "
+        "layers: how many are alike; direction: forward, or the gradient of that operand; ms: of one layer; "
         "expected: the way that is taken where nothing is measured; gain: of all layers, in every step"
     )
     timed = [row for row in found.rows if row.hint.seconds is not None]
     for row in reversed(timed[:rows]):
-        table.add_row(brief(row.conv), str(row.count), row.direction, row.hint.way, *_figures(row))
+        table.add_row(row.shape.brief, str(row.count), row.direction, row.hint.way, *_figures(row))
     return table
 
 
@@ -143,12 +121,12 @@ def _counted(count: int, noun: str) -> str:
 def sentences(found: Tuning) -> list[str]:
     """What it comes to."""
     if not found.rows:
-        return [f"{found.name} has no convolutions, so there is nothing to choose."]
+        return [f"{found.name} has nothing that can be computed in several ways, so there is nothing to choose."]
     told = []
     if found.chosen_s:
         less = 1 - found.chosen_s / found.expected_s
         told.append(
-            f"The measured convolutions of a step take {_ms(found.chosen_s)} ms; by the ways that are expected to be fastest it "
+            f"The measured operators of a step take {_ms(found.chosen_s)} ms; by the ways that are expected to be fastest it "
             f"would be {_ms(found.expected_s)} ms ({less:.0%} less)."
         )
     if not found.has_loss:

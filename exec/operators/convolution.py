@@ -12,20 +12,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from ...errors import ModelError
-from ...models.cost.convolutions import convolution_of
-from ...models.cost.lowerings import DIRECTIONS, Convolution, Direction, expected_way, ways
+from ...models.cost.lowerings import Convolution, Direction, convolution_of, ways
 from ...models.onnxpp.graph import Operator
 from . import convolution_products as products
+from .chosen import ways_of
 from .convolution_depthwise import shifted_forward, shifted_input, shifted_weight
 from .convolution_winograd import winograd_forward, winograd_input, winograd_weight
 from .layout import ChannelsLast, channels_first, channels_last, plus_channels
 from .registry import lowers, text
 
-__all__ = ["computed", "conv", "conv_transpose", "convolved_exactly", "way_of"]
+__all__ = ["computed", "conv", "conv_transpose", "convolved_exactly"]
 
 Way = Callable[[Array, Array, Convolution], Array]
 
@@ -83,29 +81,6 @@ _WAYS: dict[Direction, dict[str, Way]] = {
 }
 
 
-def way_of(node: Operator, conv: Convolution, direction: Direction, dtype: Any = np.float32) -> str:
-    """What the node's hint says, else what is expected to be fastest for elements of type `dtype`.
-
-    Raises ModelError where the hint is none of the ways to compute this shape.
-    """
-    hint = node.lowering.get(direction)
-    if hint is not None:
-        if hint not in ways(conv, direction):
-            raise ModelError(
-                f"Conv node {node.name!r}: its {direction} lowering {hint!r} cannot compute {conv.key}; there are "
-                f"{', '.join(ways(conv, direction))}. Plan the model again with `hpdlf plan`."
-            )
-        return hint
-    kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    return expected_way(conv, direction, kind=kind, item_bytes=jnp.dtype(dtype).itemsize)
-
-
-def _ways_of(node: Operator, conv: Convolution, dtype: Any) -> tuple[str, str, str]:
-    """Of the forward pass, the input's gradient and the weight's."""
-    forward, into_x, into_w = (way_of(node, conv, direction, dtype) for direction in DIRECTIONS)
-    return forward, into_x, into_w
-
-
 def computed(way: str, direction: Direction, conv: Convolution) -> Callable[[Array, Array], Array]:
     """A direction of a convolution, computed in a way: forward (x, w), input (gradient, w), weight (x, gradient), all as
     ONNX has them: x and gradient (N, channels, *spatial), w (M, C/groups, *kernel)."""
@@ -133,7 +108,7 @@ def conv(node: Operator, x: Any, w: Array, b: Array | None = None) -> Array | Ch
     """x (N, C, *spatial), w (M, C/groups, *kernel), b (M,) -> (N, M, *output)."""
     w = jnp.asarray(channels_first(w))
     shape = convolution_of(node, x.shape, w.shape)
-    y = _convolved(channels_last(x), w, shape, _ways_of(node, shape, w.dtype))
+    y = _convolved(channels_last(x), w, shape, ways_of(node, shape, w.dtype))
     return _as_made(y if b is None else plus_channels(y, b))
 
 
@@ -200,7 +175,7 @@ def conv_transpose(node: Operator, x: Any, w: Array, b: Array | None = None) -> 
             pads=tuple(pads),
             output=tuple(x.shape[2:]),
         )
-        y = _transposed(channels_last(x), w, shape, _ways_of(node, shape, w.dtype))
+        y = _transposed(channels_last(x), w, shape, ways_of(node, shape, w.dtype))
         return _as_made(y if b is None else plus_channels(y, b))
     x = channels_first(x)
     # Gradient of a convolution: dilate the input by the stride and convolve with the flipped kernel.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from ...models.cost.lowerings_product import batch_of, linear_shape
 from ...models.onnxpp.graph import Operator
+from .chosen import ways_of
 from .layout import plus_channels
 from .linear import linear
+from .product_batch import products
 from .registry import lowers, text
 
 __all__ = ["einsum", "gemm", "matmul"]
@@ -16,7 +19,7 @@ __all__ = ["einsum", "gemm", "matmul"]
 @lowers("MatMul")
 def matmul(node: Operator, a: Array, b: Array) -> Array:
     """(..., M, K) by (..., K, N), broadcast as NumPy does."""
-    return _product(jnp.asarray(a), jnp.asarray(b))
+    return _product(node, jnp.asarray(a), jnp.asarray(b))
 
 
 @lowers("Gemm")
@@ -25,7 +28,7 @@ def gemm(node: Operator, a: Array, b: Array, c: Array | None = None) -> Array:
     get = node.attributes.get
     a, b = jnp.asarray(a), jnp.asarray(b)
     # XLA's product contracts the right axes; it computes no transposition.
-    y = _product(a.T if get("transA", 0) else a, b, transposed=bool(get("transB", 0)))
+    y = _product(node, a.T if get("transA", 0) else a, b, transposed=bool(get("transB", 0)))
     y = _scaled(y, get("alpha", 1.0))
     if c is None:
         return y
@@ -33,9 +36,14 @@ def gemm(node: Operator, a: Array, b: Array, c: Array | None = None) -> Array:
     return plus_channels(y, summand) if summand.shape == y.shape[1:] else y + summand
 
 
-def _product(a: Array, b: Array, *, transposed: bool = False) -> Array:
-    if a.ndim >= 2 and b.ndim == 2 and a.dtype == b.dtype and jnp.issubdtype(a.dtype, jnp.floating):
-        return linear(a, b, transposed)
+def _product(node: Operator, a: Array, b: Array, *, transposed: bool = False) -> Array:
+    if a.dtype == b.dtype and jnp.issubdtype(a.dtype, jnp.floating):
+        shape = linear_shape(a.shape, b.shape, transposed=transposed)
+        if shape is not None:
+            return linear(a, b, transposed, ways_of(node, shape, a.dtype))
+        batch = batch_of(node, (a.shape, b.shape))
+        if batch is not None:
+            return products(a, b, ways_of(node, batch, a.dtype))
     return jnp.matmul(a, b.T if transposed else b)
 
 

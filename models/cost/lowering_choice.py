@@ -1,5 +1,5 @@
-"""Which way each direction of a convolution is computed: the fastest that was measured on this machine, else the one that is
-expected to be.
+"""Which way each direction of what has several is computed: the fastest that was measured on this machine, else the one that
+is expected to be.
 
 Measurements are observations of the kind "lowering" in the user's database, one for each shape, direction and way. They
 count where machine, threads, element type, and versions of what compiles and computes are the same. No other part of the
@@ -17,9 +17,9 @@ from ...errors import ModelError
 from ..onnxpp.graph import Graph, item_bytes
 from ..onnxpp.hints import Direction, Hint
 from ..onnxpp.problems import did_you_mean
-from .convolutions import convolutions, directions
 from .database import ObservationDatabase
-from .lowerings import Convolution, expected_way, ways
+from .lowerings import Shape, expected_way, family_of, ways
+from .lowerings_graph import computations, directions
 from .observations import Observation, lowering_key, lowering_of
 
 __all__ = [
@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 MeasuredWays = Mapping[tuple[str, str], Mapping[str, Observation]]
-"""By (key of the convolution, direction), then by way."""
+"""By (key of the shape, direction), then by way."""
 
 # What the time of a way depends on besides the machine: ways are ours, and XLA compiles them.
 DECIDE = ("hpdlf", "jaxlib")
 # Less is noise: the expected way stays unless another takes at most this share of its time.
 WORTH = 0.97
-# Of the samples that a shape was measured with: beyond, the same way need not be the best.
+# Of the samples (or rows, or products) that a shape was measured with: beyond, the same way need not be the best.
 FAR = 4.0
 
 
@@ -57,7 +57,7 @@ def installed() -> Mapping[str, str]:
 
 
 def observed(
-    conv: Convolution,
+    shape: Shape,
     direction: Direction,
     way: str,
     *,
@@ -80,7 +80,7 @@ def observed(
         subject=cpu or machine,
         subject_kind="cpu",
         kind="lowering",
-        key=lowering_key(conv.key, direction, way),
+        key=lowering_key(shape.key, direction, way),
         components={},
         seconds=seconds,
         low_s=low_s,
@@ -123,63 +123,64 @@ def measured_ways(
     return found
 
 
-def is_measured(conv: Convolution, direction: Direction, measured: MeasuredWays) -> bool:
+def is_measured(shape: Shape, direction: Direction, measured: MeasuredWays) -> bool:
     """Whether there is nothing left to measure: every way was timed, or there is but one."""
-    able = ways(conv, direction)
-    return len(able) < 2 or set(able) <= set(measured.get((conv.key, direction), {}))
+    able = ways(shape, direction)
+    return len(able) < 2 or set(able) <= set(measured.get((shape.key, direction), {}))
 
 
 def choose(
-    conv: Convolution,
+    shape: Shape,
     direction: Direction,
     measured: MeasuredWays,
     *,
     kind: str = "cpu",
     dtype: str = "float32",
 ) -> Hint:
-    """The way to compute a direction of `conv` on a "cpu" or "gpu", and where the choice comes from.
+    """The way to compute a direction of `shape` on a "cpu" or "gpu", and where the choice comes from.
 
     `dtype` is that of its elements, and of those that were `measured`.
 
     The expected way stays unless another was measured to be faster by more than noise. Where the shape was measured with
-    another number of samples alone, at most :data:`FAR` times as many or few, the way is the one that is best there, and
-    modelled.
+    another number of samples (or rows, or products) alone, at most :data:`FAR` times as many or few, the way is the one that
+    is best there, and modelled.
     """
-    usual = expected_way(conv, direction, kind=kind, item_bytes=item_bytes(dtype))
-    best = _best(conv, direction, measured.get((conv.key, direction), {}), usual)
+    usual = expected_way(shape, direction, kind=kind, item_bytes=item_bytes(dtype))
+    best = _best(shape, direction, measured.get((shape.key, direction), {}), usual)
     if best is None:
-        near = _nearest(conv, direction, measured)
-        best = _best(conv, direction, measured[near, direction], usual) if near else None
+        near = _nearest(shape, direction, measured)
+        best = _best(shape, direction, measured[near, direction], usual) if near else None
         if best is None:
-            return Hint(way=usual, detail={"shape": conv.key})
-        return Hint(way=best, detail={"shape": conv.key, "as": near})
-    o = measured[conv.key, direction][best]
+            return Hint(way=usual, detail={"shape": shape.key})
+        return Hint(way=best, detail={"shape": shape.key, "as": near})
+    o = measured[shape.key, direction][best]
     threads = o.conditions["threads"]
     return Hint(
         way=best,
         seconds=o.seconds,
         source="measured",
-        detail={"shape": conv.key, "machine": o.machine, "threads": threads, "time": o.time, **o.versions},
+        detail={"shape": shape.key, "machine": o.machine, "threads": threads, "time": o.time, **o.versions},
     )
 
 
-def _best(conv: Convolution, direction: Direction, timed: Mapping[str, Observation], usual: str) -> str | None:
+def _best(shape: Shape, direction: Direction, timed: Mapping[str, Observation], usual: str) -> str | None:
     """The way to take by these times; None where they do not tell."""
-    seconds = {way: timed[way].seconds for way in ways(conv, direction) if way in timed}
+    seconds = {way: timed[way].seconds for way in ways(shape, direction) if way in timed}
     if usual not in seconds or len(seconds) < 2:
         return None
     best = min(seconds, key=lambda way: seconds[way])
     return best if seconds[best] <= WORTH * seconds[usual] else usual
 
 
-def _nearest(conv: Convolution, direction: Direction, measured: MeasuredWays) -> str:
-    """The key under which the same shape was measured with the nearest number of samples; "" where it was with none near."""
-    rest = conv.key.removeprefix(f"conv {conv.samples}x")
+def _nearest(shape: Shape, direction: Direction, measured: MeasuredWays) -> str:
+    """The key under which the same shape was measured with the nearest count; "" where it was with none near."""
+    name = f"{family_of(shape).name} "
+    rest = shape.key.removeprefix(f"{name}{shape.count}x")
     near = []
     for key, side in measured:
-        samples, _, other = key.removeprefix("conv ").partition("x")
-        if side == direction and other == rest and samples.isdecimal() and int(samples):
-            near.append((abs(math.log(int(samples) / conv.samples)), key))
+        count, _, other = key.removeprefix(name).partition("x")
+        if side == direction and other == rest and count.isdecimal() and int(count):
+            near.append((abs(math.log(int(count) / shape.count)), key))
     distance, key = min(near, default=(math.inf, ""))
     return key if distance <= math.log(FAR) else ""
 
@@ -187,15 +188,20 @@ def _nearest(conv: Convolution, direction: Direction, measured: MeasuredWays) ->
 def choose_all(
     graph: Graph, *, samples: int, measured: MeasuredWays, kind: str = "cpu", dtype: str = "float32"
 ) -> Mapping[str, Mapping[Direction, Hint]]:
-    """The choice for every direction that a step of `samples` samples computes, by the operator's name."""
-    wanted = directions(graph)
-    chosen: dict[tuple[Convolution, Direction], Hint] = {}
+    """The choice for every direction that a step of `samples` samples computes and that has several ways, by the operator's
+    name.
+    """
+    shapes = computations(graph, samples=samples)
+    chosen: dict[tuple[Shape, Direction], Hint] = {}
     found: dict[str, Mapping[Direction, Hint]] = {}
-    for name, conv in convolutions(graph, samples=samples).items():
-        for direction in wanted[name]:
-            if (conv, direction) not in chosen:
-                chosen[conv, direction] = choose(conv, direction, measured, kind=kind, dtype=dtype)
-        found[name] = {direction: chosen[conv, direction] for direction in wanted[name]}
+    for name, wanted in directions(graph, shapes).items():
+        shape = shapes[name]
+        several = [direction for direction in wanted if len(ways(shape, direction)) > 1]
+        for direction in several:
+            if (shape, direction) not in chosen:
+                chosen[shape, direction] = choose(shape, direction, measured, kind=kind, dtype=dtype)
+        if several:
+            found[name] = {direction: chosen[shape, direction] for direction in several}
     return found
 
 
@@ -205,13 +211,13 @@ def check_lowering(graph: Graph, *, samples: int) -> None:
     Raises:
         ModelError: one cannot: another version wrote the file, or somebody changed it.
     """
-    shapes = convolutions(graph, samples=samples)
+    shapes = computations(graph, samples=samples)
     for operator in graph.operators:
         for direction, way in operator.lowering.items():
-            conv = shapes.get(operator.name)
-            able = ways(conv, direction) if conv is not None else ()  # type: ignore[arg-type]
+            shape = shapes.get(operator.name)
+            able = ways(shape, direction) if shape is not None else ()  # type: ignore[arg-type]
             if way not in able:
-                what = f"cannot compute {conv.key}" if conv is not None else f"is none of a {operator.op_type}"
+                what = f"cannot compute {shape.key}" if shape is not None else f"is none of a {operator.op_type}"
                 listed = did_you_mean(way, able) or (f"; there are {', '.join(able)}" if able else "")
                 raise ModelError(
                     f"operator {operator.name!r} of {graph.name!r}: its {direction} lowering {way!r} {what}{listed}. "

@@ -1,130 +1,79 @@
-"""The ways to compute a convolution and its two gradients: which there are for a shape, and which is expected to be fastest.
-
-All ways of a direction mean the same and differ by rounding alone; ``exec/operators`` has a function for each. What is
-known of their speed before anything is measured stands here, since the cost model has to time what the executor runs.
-
-============ ============================================================================ =========================
-way          what is done                                                                 for
-============ ============================================================================ =========================
-xla          XLA's own convolution, channels last                                         everything
-matmul       a product over channels                                                      windows of one, no pads
-im2col       every window copied into a row (or, for the input's gradient, every row      one group
-             added back to its window), one product
-taps         one product for each place in the window, added up                           weights, one group
-winograd2    tiles of 2 x 2 outputs by 16 products instead of 36 (Lavin, Gray 2016)       3 x 3, strides 1, one group
-winograd4    tiles of 4 x 4 outputs by 36 products instead of 144; rounds ten times       3 x 3, strides 1, one group
-             coarser than the others (1e-5 of the largest result in float32)
-shifted      a sum of shifted inputs, each times its weight                               one input channel a group
-============ ============================================================================ =========================
-"""
+"""The ways to compute what has several: of every family, which there are for a shape, and which is expected to be fastest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from math import prod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ..onnxpp.graph import Operator
 from ..onnxpp.hints import DIRECTIONS, WAYS, Direction
+from .lowerings_convolution import CONVOLUTIONS, Convolution, convolution_of
+from .lowerings_family import Family, Shape
+from .lowerings_product import BATCHES, LINEARS, Linear, ProductBatch
 
-__all__ = ["DIRECTIONS", "WAYS", "Convolution", "Direction", "expected_way", "ways"]
+__all__ = [
+    "DIRECTIONS",
+    "FAMILIES",
+    "WAYS",
+    "Convolution",
+    "Direction",
+    "Family",
+    "Linear",
+    "ProductBatch",
+    "Shape",
+    "convolution_of",
+    "expected_way",
+    "families_of",
+    "family_of",
+    "shape_from",
+    "shape_of",
+    "ways",
+]
 
-# One operation for each place in a window: with more of them compiling takes longer than anything they save.
-MOST_TAPS = 64
+FAMILIES: tuple[Family, ...] = (CONVOLUTIONS, LINEARS, BATCHES)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Convolution:
-    """The shape of a convolution; what is spatial has one entry per spatial dim.
+def family_of(shape: Shape) -> Family:
+    """Whose shape this is."""
+    return next(family for family in FAMILIES if isinstance(shape, family.shape))
 
-    size, output   spatial dims of what goes in and of what comes out
-    pads           (before, after); a window may also end before the last element
+
+def families_of(node: Operator) -> tuple[Family, ...]:
+    """Those that a node may be of, judging by its operator."""
+    return () if node.domain else tuple(family for family in FAMILIES if node.op_type in family.op_types)
+
+
+def shape_of(node: Operator, operands: Sequence[Sequence[int]]) -> Shape | None:
+    """The shape of a node's work by the shapes of its operands; None where it is of no family.
+
+    Raises:
+        ModelError: the operands do not fit the node.
     """
-
-    samples: int
-    channels: int
-    filters: int
-    groups: int
-    size: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[tuple[int, int], ...]
-    output: tuple[int, ...]
-
-    @cached_property
-    def key(self) -> str:
-        """Names this shape and no other.
-
-        >>> Convolution(samples=8, channels=3, filters=64, groups=1, size=(224, 224), kernel=(7, 7), strides=(2, 2),
-        ...     dilations=(1, 1), pads=((3, 3), (3, 3)), output=(112, 112)).key
-        'conv 8x3x224x224 to 64x112x112 by 7x7/2x2 pad 3+3,3+3'
-        """
-
-        def times(values: tuple[int, ...]) -> str:
-            return "x".join(map(str, values))
-
-        text = f"conv {times((self.samples, self.channels, *self.size))} to {times((self.filters, *self.output))}"
-        text += f" by {times(self.kernel)}/{times(self.strides)}"
-        text += f" pad {','.join(f'{a}+{z}' for a, z in self.pads)}" if any(map(any, self.pads)) else ""
-        text += f" dilated {times(self.dilations)}" if set(self.dilations) != {1} else ""
-        return text + (f" in {self.groups} groups" if self.groups > 1 else "")
-
-    @property
-    def flops(self) -> float:
-        """Of each direction, a product and a sum being two."""
-        return 2.0 * self.samples * prod(self.output) * self.filters * self.channels // self.groups * prod(self.kernel)
+    return next((s for f in families_of(node) if (s := f.read(node, operands)) is not None), None)
 
 
-def ways(conv: Convolution, direction: Direction) -> tuple[str, ...]:
-    """Every way to compute this direction of `conv`, XLA's own first."""
-    window, few = prod(conv.kernel), prod(conv.kernel) <= MOST_TAPS
-    found = ["xla"]
-    if conv.groups == 1:
-        if window == 1 and not any(map(sum, conv.pads)):
-            return ("xla", "matmul")
-        if few:
-            found += ["im2col", "taps"] if direction == "weight" else ["im2col"]
-        if conv.kernel == (3, 3) and {*conv.strides, *conv.dilations} == {1}:
-            found += ["winograd2", "winograd4"]
-    elif conv.groups == conv.channels and few:
-        found.append("shifted")
-    return tuple(found)
+def shape_from(family: str, numbers: Mapping[str, Any]) -> Shape:
+    """A shape of the family of that name, from its fields as JSON gives them."""
+    (kind,) = (f.shape for f in FAMILIES if f.name == family)
+    shape: Shape = kind(**{name: _tuples(value) for name, value in numbers.items()})
+    return shape
 
 
-def expected_way(conv: Convolution, direction: Direction, *, kind: str = "cpu", item_bytes: int = 4) -> str:
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def ways(shape: Shape, direction: Direction) -> tuple[str, ...]:
+    """Every way to compute this direction of `shape`, XLA's own first; none where its family has no such direction."""
+    family = family_of(shape)
+    return family.ways(shape, direction) if direction in family.directions else ()
+
+
+def expected_way(shape: Shape, direction: Direction, *, kind: str = "cpu", item_bytes: int = 4) -> str:
     """The way that is expected to be the fastest where nothing was measured, on a "cpu" or a "gpu".
 
-    On a GPU XLA calls the vendor's library, which chooses by itself. In types of fewer than 4 bytes sums outside of
-    products would round in that type, so there are none. The thresholds for processors were measured on two cores of
-    an AMD EPYC (Zen 4) with jaxlib 0.10.2 in float32, 16 samples of 3 x 3, milliseconds forward / weight's gradient (the
-    input's is like the forward pass):
-
-    ============================ ========== ========= ========= =========
-    channels, picture                   xla    im2col winograd2 winograd4
-    ============================ ========== ========= ========= =========
-    64, 56 x 56                     37 / 40   36 / 50   19 / 30   17 / 19
-    128, 28 x 28                    19 / 21   26 / 32   13 / 16   10 / 12
-    256, 14 x 14                    20 / 22   26 / 28   14 / 19   13 / 27
-    512, 7 x 7                      22 / 21   20 / 22   15 / 19   15 / 32
-    256, 4 x 4                    1.7 / 3.5 1.8 / 2.1 2.0 / 2.4 3.8 / 7.7
-    512, 2 x 2                    130 / 2.6 3.2 / 6.1 4.7 / 9.3   10 / 30
-    64, 56 x 56, strides 2          21 / 19   16 / 24
-    256, 14 x 14, strides 2         12 / 12   10 / 11
-    ============================ ========== ========= ========= =========
+    On a GPU XLA calls the vendor's library, which chooses by itself; only what is a product in any case is told as one.
     """
-    able = ways(conv, direction)
-    if "matmul" in able:
-        return "matmul"
-    if kind != "cpu" or item_bytes < 4:
-        return "xla"
-    if "shifted" in able:
-        return "shifted"
-    points, window = prod(conv.output), prod(conv.kernel)
-    if "im2col" in able and window * conv.channels <= 64 and direction != "input":
-        return "im2col" if direction == "forward" else "xla"
-    if "winograd4" in able and points >= 49:
-        return "winograd2" if points < 784 else "winograd4"
-    strided = max(conv.strides) > 1 and window <= 9 and (direction != "weight" or points <= 196)
-    if "im2col" in able and (points <= 49 or strided):
-        return "im2col"
-    return "xla"
+    if kind != "cpu":
+        return "matmul" if "matmul" in ways(shape, direction) else "xla"
+    return family_of(shape).expected(shape, direction, item_bytes)

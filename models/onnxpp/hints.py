@@ -1,8 +1,8 @@
 """Hardware-specific hints: how each direction of an operator is computed, in a configuration of an ONNX++ file.
 
-They stand on the node, as ``hpdlf.lowering.ID``, where ID is the configuration's: a JSON object of directions ("forward",
-"input" and "weight", which are the gradients of these), each with the way, the seconds that it took where it was measured,
-and where the choice comes from::
+They stand on the node, as ``hpdlf.lowering.ID``, where ID is the configuration's: a JSON object of directions ("forward", the
+rest being gradients: "input" and "weight" of what has a weight, "left" and "right" of the operands of a product), each with the
+way, the seconds that it took where it was measured, and where the choice comes from::
 
     {"forward": {"way": "winograd4", "seconds": 0.0041, "source": "measured",
                  "detail": {"shape": "conv 8x64x56x56 ...", "machine": "5be1c06b61a3", "threads": 2, "time": "2026-11-26", ...}},
@@ -40,10 +40,13 @@ __all__ = [
     "with_lowering",
 ]
 
-Direction = Literal["forward", "input", "weight"]
+Direction = Literal["forward", "input", "weight", "left", "right"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 # Every way of any operator; which of them compute a shape is known where shapes are (models/cost/lowerings.py).
-WAYS = ("xla", "matmul", "im2col", "taps", "winograd2", "winograd4", "shifted")
+WAYS = (
+    *("xla", "matmul", "im2col", "taps", "winograd2", "winograd4", "shifted"),
+    *("turned", "swapped", "swapturned"),
+)
 Source = Literal["measured", "modelled"]
 LOWERING = "lowering."
 FIELDS = ("way", "seconds", "source", "detail")

@@ -10,9 +10,9 @@ import pytest
 from hpdlf.exec.environment import examine_machine
 from hpdlf.exec.tuned import as_tuned
 from hpdlf.models.cost import ObservationDatabase
-from hpdlf.models.cost.convolutions import convolutions
 from hpdlf.models.cost.lowering_choice import observed
 from hpdlf.models.cost.lowerings import ways
+from hpdlf.models.cost.lowerings_graph import computations
 from hpdlf.models.onnxpp import Graph, import_model
 from hpdlf.models.zoo import conv_bn_net
 
@@ -25,7 +25,7 @@ def graph() -> Graph:
 def test_measured_ways_are_taken_for_that_batch_alone(graph: Graph, tmp_path: Path) -> None:
     store = ObservationDatabase(tmp_path / "o.duckdb")
     assert as_tuned(graph, samples=4, dtype="float32", database=store) is graph
-    name, conv = next(iter(convolutions(graph, samples=4).items()))
+    name, conv = next(iter(computations(graph, samples=4).items()))
     able = ways(conv, "weight")
     store.add(
         observed(

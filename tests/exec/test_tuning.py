@@ -14,7 +14,16 @@ import pytest
 from hpdlf.errors import RunError
 from hpdlf.exec import tuning
 from hpdlf.exec.tuning import Answer, Question, answer, call_of, cores_for, time_ways
-from hpdlf.models.cost.lowerings import DIRECTIONS, Convolution, Direction, expected_way, ways
+from hpdlf.models.cost.lowerings import (
+    Convolution,
+    Direction,
+    Linear,
+    ProductBatch,
+    Shape,
+    expected_way,
+    family_of,
+    ways,
+)
 
 CONV = Convolution(
     samples=2,
@@ -30,16 +39,42 @@ CONV = Convolution(
 )
 
 
-def question(direction: Direction) -> Question:
-    return Question(conv=CONV, direction=direction, first=expected_way(CONV, direction))
+# Numbers that differ, so that operands which are mistaken for one another do not fit.
+LINEAR = Linear(rows=6, wide=5, result=4)
+SHAPES = [CONV, LINEAR, replace(LINEAR, transposed=True), ProductBatch(batch=2, rows=3, inner=4, columns=5)]
 
 
-def test_a_question_survives_json() -> None:
-    asked = question("weight")
-    assert Question.read(json.loads(json.dumps(asked.as_dict()))) == asked
+def question(direction: Direction, shape: Shape = CONV) -> Question:
+    return Question(shape=shape, direction=direction, first=expected_way(shape, direction))
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.key)
+def test_a_question_survives_json(shape: Shape) -> None:
+    for direction in family_of(shape).directions:
+        asked = question(direction, shape)
+        assert Question.read(json.loads(json.dumps(asked.as_dict()))) == asked
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.key)
+def test_every_way_gives_what_the_direction_means(shape: Shape) -> None:
+    wanted = {
+        "conv": {"forward": (2, 9, 9, 6), "input": (2, 9, 9, 4), "weight": (6, 4, 3, 3)},
+        "linear": {
+            "forward": (6, 4),
+            "input": (6, 5),
+            "weight": (4, 5) if shape.key.endswith("transposed") else (5, 4),
+        },
+        "products": {"forward": (2, 3, 5), "left": (2, 3, 4), "right": (2, 4, 5)},
+    }[family_of(shape).name]
+    for direction in family_of(shape).directions:
+        several = ("xla",) if shape == CONV else ways(shape, direction)
+        results = {way: np.asarray(call_of(question(direction, shape), way)()) for way in several}
+        for way, result in results.items():
+            assert result.shape == wanted[direction], (direction, way)
+            np.testing.assert_allclose(result, results["xla"], rtol=1e-4, atol=1e-5, err_msg=way)
+
+
+@pytest.mark.parametrize("direction", family_of(CONV).directions)
 def test_pictures_come_and_go_with_channels_last(direction: Direction) -> None:
     """That every way computes the same is tested beside the ways."""
     results = {way: np.asarray(call_of(question(direction), way)()) for way in ("xla", "im2col")}
@@ -69,7 +104,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> dic
 
 def test_slow_ways_are_timed_for_a_short_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = pretended(monkeypatch, {"xla": 0.012, "taps": 0.2, "im2col": 0.004, "matmul": 0.004})
-    found = answer(Question(conv=CONV, direction="forward", first="im2col"))
+    found = answer(Question(shape=CONV, direction="forward", first="im2col"))
     assert set(found.ways) == set(calls)
     assert calls["taps"] == 1  # hopeless
     assert calls["xla"] == 2  # slow
@@ -80,7 +115,7 @@ def test_slow_ways_are_timed_for_a_short_time_only(monkeypatch: pytest.MonkeyPat
 
 def test_a_way_that_cannot_be_run_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     pretended(monkeypatch, {"xla": 0.001, "im2col": -1.0})
-    found = answer(Question(conv=CONV, direction="forward", first="im2col"))
+    found = answer(Question(shape=CONV, direction="forward", first="im2col"))
     assert set(found.ways) == {"xla"}
     assert found.failed == {"im2col": "MemoryError: too large"}
 
@@ -94,7 +129,7 @@ def test_threads_that_are_not_there_are_refused() -> None:
 
 def test_questions_are_answered_in_a_process_of_their_own() -> None:
     conv = replace(CONV, strides=(2, 2), output=(5, 5))  # few ways, which compile quickly
-    asked = [Question(conv=conv, direction=d, first="xla") for d in ("forward", "weight")]  # type: ignore[arg-type]
+    asked = [Question(shape=conv, direction=d, first="xla") for d in ("forward", "weight")]  # type: ignore[arg-type]
     said = list(time_ways(asked, seconds=60.0, threads=1))
     assert [type(s) for s in said] == [Question, Answer, Question, Answer]
     for found, question in zip(said[1::2], asked, strict=True):

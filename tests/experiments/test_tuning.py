@@ -45,7 +45,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, stop_after: int | None = None) -
                 raise KeyboardInterrupt
             asked.append(question)
             yield question
-            able = ways(question.conv, question.direction)
+            able = ways(question.shape, question.direction)
             times = {way: 0.5 if way == "xla" else 1.0 for way in able}
             told = {w: {"seconds": s, "low_s": s, "high_s": s, "repeats": 3} for w, s in times.items()}
             yield Answer(question=question, ways=told, failed={})
@@ -60,10 +60,10 @@ def test_nothing_is_measured_twice(net: Path, tmp_path: Path, monkeypatch: pytes
     seen: list[tuple[str, int, int]] = []
     first = tune(net, **options, progress=lambda *told: seen.append(told))
     assert (first.measured, first.known, first.open) == (len(asked), 0, 0)
-    assert len(asked) == len({(q.conv, q.direction) for q in asked}) > 3
+    assert len(asked) == len({(q.shape, q.direction) for q in asked}) > 3
     assert seen[-1][1:] == (len(asked), len(asked))
     assert all(row.hint.way == "xla" and row.hint.source == "measured" for row in first.rows)
-    assert sum(row.count for row in first.rows if row.direction == "forward") == 3
+    assert sum(row.count for row in first.rows if row.direction == "forward") == 4  # three convolutions, a linear layer
     assert first.expected_s - first.chosen_s == pytest.approx(sum(row.gain_s or 0.0 for row in first.rows))
     again = tune(net, **options)
     assert (again.measured, again.known) == (0, len(asked))
@@ -76,7 +76,7 @@ def test_nothing_is_measured_twice(net: Path, tmp_path: Path, monkeypatch: pytes
 def test_the_largest_come_first(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = pretend(monkeypatch)
     tune(net, batch=4, threads=1, database=tmp_path / "o.duckdb")
-    work = [q.conv.flops for q in asked]
+    work = [q.shape.flops for q in asked]
     assert work == sorted(work, reverse=True)
 
 
@@ -108,7 +108,8 @@ def test_the_command_shows_the_choices_in_a_hundred_columns(
     assert main(words) == 0
     out = capfd.readouterr().out
     assert "3x8x8 to 8, 3x3" in out
-    table = out[: out.index("The measured convolutions")].splitlines()
+    assert "to 10, transposed" in out
+    table = out[: out.index("The measured operators")].splitlines()
     assert len(table) > 9
     assert all(len(line.rstrip()) <= 100 for line in table)
     assert "0 had been measured before" in out
@@ -134,7 +135,7 @@ def test_the_widest_row_keeps_to_a_hundred_columns() -> None:
         output=(56, 56),
     )
     hint = Hint(way="winograd4", seconds=1.2345, source="measured")
-    row = Row(conv=conv, direction="forward", count=16, hint=hint, expected="winograd2", expected_s=2.3456)
+    row = Row(shape=conv, direction="forward", count=16, hint=hint, expected="winograd2", expected_s=2.3456)
     found = Tuning(
         name="net[0]",
         batch=1,
@@ -160,10 +161,21 @@ def test_the_widest_row_keeps_to_a_hundred_columns() -> None:
         assert part in told
 
 
-def test_a_network_without_convolutions_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_network_without_choices_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 4]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "relu.onnx")
+    words = ["tune", str(tmp_path / "relu.onnx"), "--loss", "none", "--database", str(tmp_path / "o.duckdb")]
+    assert main(words) == 0
+    assert "has nothing that can be computed in several ways" in capfd.readouterr().out
+
+
+def test_a_perceptron_is_measured(tmp_path: Path) -> None:
     onnx.save(mlp((4, 8, 3)), tmp_path / "mlp.onnx")
-    assert main(["tune", str(tmp_path / "mlp.onnx"), "--database", str(tmp_path / "o.duckdb")]) == 0
-    assert "has no convolutions" in capfd.readouterr().out
+    found = tune(tmp_path / "mlp.onnx", batch=2, threads=1, seconds=10, database=tmp_path / "o.duckdb")
+    assert (found.open, found.failed) == (0, ())
+    assert {row.direction for row in found.rows} >= {"weight"}
+    assert all(row.shape.key.startswith("linear 2x") and row.hint.source == "measured" for row in found.rows)
 
 
 def planned(net: Path, database: Path, batch: int = 8) -> Any:

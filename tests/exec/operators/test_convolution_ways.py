@@ -9,10 +9,13 @@ import pytest
 
 from hpdlf.errors import ModelError
 from hpdlf.exec.operators import convolution_winograd
-from hpdlf.exec.operators.convolution import computed, way_of
-from hpdlf.models.cost.lowerings import DIRECTIONS, Convolution, Direction, ways
+from hpdlf.exec.operators.chosen import way_of
+from hpdlf.exec.operators.convolution import computed
+from hpdlf.models.cost.lowerings import Convolution, Direction, ways
+from hpdlf.models.cost.lowerings_convolution import CONVOLUTIONS
 from hpdlf.models.onnxpp.graph import Operator
 
+DIRECTIONS = tuple(CONVOLUTIONS.directions)
 # channels, filters, groups
 CHANNELS = {"one group": (3, 5, 1), "depthwise": (4, 4, 4), "depthwise twice": (3, 6, 3), "grouped": (4, 6, 2)}
 PADS = {

@@ -18,8 +18,10 @@ from hpdlf.models.cost.lowering_choice import (
     measured_ways,
     observed,
 )
-from hpdlf.models.cost.lowerings import DIRECTIONS, Convolution, expected_way, ways
+from hpdlf.models.cost.lowerings import Convolution, Linear, ProductBatch, Shape, expected_way, ways
+from hpdlf.models.cost.lowerings_convolution import CONVOLUTIONS
 
+DIRECTIONS = tuple(CONVOLUTIONS.directions)
 CONV = Convolution(
     samples=8,
     channels=64,
@@ -49,10 +51,8 @@ def timed(way: str, seconds: float, **more: object) -> Observation:
         "run": f"tune {way}",
         "time": "2026-11-26T05:00:00+00:00",
     }
-    conv = more.pop("conv", CONV)
-    direction = more.pop("direction", "forward")
-    assert isinstance(conv, Convolution)
-    return observed(conv, direction, way, **(said | more))  # type: ignore[arg-type]
+    shape, direction = more.pop("shape", CONV), more.pop("direction", "forward")
+    return observed(shape, direction, way, **(said | more))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -103,6 +103,30 @@ def test_another_number_of_samples_is_told_by_its_neighbour(
     assert hint.detail == {"shape": conv.key} | ({"as": CONV.key} if way == OTHER else {})
     assert choose(conv, "weight", measured).way == expected_way(conv, "weight")
     assert choose(replace(conv, size=(29, 28)), "forward", measured).detail.get("as") is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "direction", "near", "other"),
+    [
+        (Linear(rows=1024, wide=768, result=768), "weight", {"rows": 512}, {"wide": 769}),
+        (ProductBatch(batch=96, rows=128, inner=64, columns=128), "right", {"batch": 24}, {"columns": 127}),
+    ],
+    ids=["linear", "products"],
+)
+def test_every_family_tells_its_neighbours(
+    shape: Shape, direction: str, near: dict[str, int], other: dict[str, int], database: ObservationDatabase
+) -> None:
+    usual = expected_way(shape, direction)  # type: ignore[arg-type]
+    best = next(w for w in ways(shape, direction) if w != usual)  # type: ignore[arg-type]
+    more = {"shape": shape, "direction": direction}
+    database.add([timed(usual, 2.0, **more), timed(best, 1.0, **more)])
+    measured = measured_ways(database, machine="abc", threads=2)
+    assert choose(shape, direction, measured).source == "measured"  # type: ignore[arg-type]
+    hint = choose(replace(shape, **near), direction, measured)  # type: ignore[type-var, arg-type]
+    assert (hint.way, hint.source, hint.detail["as"]) == (best, "modelled", shape.key)
+    assert choose(replace(shape, **other), direction, measured).detail.get("as") is None  # type: ignore[type-var, arg-type]
+    # A convolution's numbers are nobody's neighbours, and the other way round.
+    assert choose(CONV, "weight", measured).detail.get("as") is None
 
 
 def test_noise_does_not_change_the_way(database: ObservationDatabase) -> None:
@@ -182,11 +206,14 @@ def test_only_a_lowering_may_have_no_components(make_observation: Callable[..., 
     assert make_observation(kind="lowering", key="conv | forward | xla", components={}).components == {}
 
 
-def test_every_convolution_of_a_network_gets_a_hint_for_what_training_computes(small_network) -> None:  # type: ignore[no-untyped-def]
+def test_everything_with_several_ways_gets_a_hint_for_what_training_computes(small_network) -> None:  # type: ignore[no-untyped-def]
     graph = small_network
     found = choose_all(graph, samples=4, measured={})
     convolutions = [o.name for o in graph.operators if o.op_type == "Conv"]
-    assert list(found) == convolutions
+    assert [name for name in found if graph.operator[name].op_type == "Conv"] == convolutions
     assert set(found[convolutions[0]]) == {"forward", "weight"}
     assert all(set(found[name]) == set(DIRECTIONS) for name in convolutions[1:])
-    assert all(str(h.detail["shape"]).startswith("conv 4x") for hints in found.values() for h in hints.values())
+    assert all(str(found[n][d].detail["shape"]).startswith("conv 4x") for n in convolutions for d in found[n])
+    (layer,) = (o.name for o in graph.operators if o.op_type in ("Gemm", "MatMul"))
+    assert set(found[layer]) == {"forward", "weight"}  # of the input's gradient there is XLA's own way alone
+    assert all(str(hint.detail["shape"]).startswith("linear 4x") for hint in found[layer].values())

@@ -131,7 +131,15 @@ def test_hints_without_a_place_are_refused(small: Onnxpp, tmp_path: Path) -> Non
         assert part in str(caught.value)
 
 
-def test_the_names_are_those_that_the_ways_have() -> None:
+def test_the_names_are_those_that_the_families_have() -> None:
     from hpdlf.models.cost import lowerings
 
-    assert (lowerings.DIRECTIONS, lowerings.WAYS) == (DIRECTIONS, WAYS)
+    named = {direction for family in lowerings.FAMILIES for direction in family.directions}
+    assert named == set(DIRECTIONS) == set(lowerings.DIRECTIONS)
+    assert lowerings.WAYS == WAYS
+
+
+def test_hints_of_products_come_back(small: Onnxpp, tmp_path: Path) -> None:
+    told = {"conv1": {"left": Hint(way="turned"), "right": Hint(way="swapturned")}}
+    save_onnxpp(with_hints(placed_in(small, "p"), "p", told), tmp_path / "pp.onnx")  # type: ignore[arg-type]
+    assert hints_of(load_onnxpp(tmp_path / "pp.onnx"), "p") == told
