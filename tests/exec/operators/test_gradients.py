@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from hpdlf.exec.operators import convolution, lowering, step_context
+from hpdlf.exec.operators.chosen import way_of
 from hpdlf.exec.operators.layout import channels_first
 from hpdlf.exec.operators.window import window_of
+from hpdlf.models.cost.lowerings import convolution_of
 from hpdlf.models.onnxpp import Operator
 
 Check = Callable[..., None]
@@ -91,7 +93,7 @@ def test_ways_are_those_meant_above() -> None:
     for case, (direction, how) in wanted.items():
         x, w, attributes = CONVOLUTIONS[case]
         operator = node("Conv", **attributes)
-        assert convolution.way_of(operator, convolution.convolution_of(operator, x, w), direction) == how, case
+        assert way_of(operator, convolution_of(operator, x, w), direction) == how, case
 
 
 def test_convolution_transpose(check: Check) -> None:

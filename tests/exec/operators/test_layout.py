@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpdlf.exec.operators import lowering, step_context
-from hpdlf.exec.operators.convolution import way_of
+from hpdlf.exec.operators.chosen import way_of
 from hpdlf.exec.operators.interpret import interpret
 from hpdlf.exec.operators.layout import ChannelsLast, channel_sums, channels_first, equal_parts, plus_channels
 from hpdlf.models.cost.lowerings import Convolution, expected_way
