@@ -25,6 +25,7 @@ from jax import Array
 from ..errors import ModelError
 from ..models.onnxpp.graph import Graph, Operator
 from .operators import Context, Lowering, lowering
+from .operators.attention_chains import joined
 from .operators.interpret import BAKED_BYTES, in_precision, interpret
 
 __all__ = ["BAKED_BYTES", "Arrays", "Residual", "Segment", "build_segment"]
@@ -211,7 +212,7 @@ def build_segment(
     new_state = {s: graph.state[s] for s in graph.state if graph.state[s] in made}
     floats = tuple(n for n in inputs if _is_float(graph, n) and n not in graph.inputs and n not in graph.targets)
     plan = _Plan(
-        steps=tuple(steps),
+        steps=tuple(joined(steps, {*outputs, *new_state.values()}, static)),
         baked=baked,
         outputs=tuple(outputs),
         new_state=tuple(new_state.items()),
