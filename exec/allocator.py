@@ -1,10 +1,16 @@
-"""Memory that stays with the process: what the launcher says to ranks by environment variables, said to a running process.
+"""Memory that stays with the process, and what the compiler leaves of it, which does not.
+
+*Kept* is what steps use. The launcher says so to ranks by environment variables, :func:`keep_memory` to a running process.
 
 glibc gives a freed block of more than 128 KiB to 32 MiB (the threshold moves) back to the kernel at once. Results and workspaces
 of a training step are larger, so every step would fault in fresh pages, zeroed by the kernel: of a ResNet-50 (224 x 224, batch 8)
 229,000 a step, a fifth of its time. So freed memory is kept, and the heap is grown once, of huge pages where the kernel has them
 (512 times fewer faults, and far fewer misses when addresses are looked up). The environment variables of
 :func:`hpdlf.exec.environment.rank_environment` are read when a process starts; this says the same later.
+
+*Given back* is what lies free after a program was compiled (:func:`give_back_after_compiling`). XLA and LLVM take some hundred MB
+and free them in pieces, between which what is still used lies: the workspace of a step finds no room there, so both would be
+resident together.
 """
 
 from __future__ import annotations
@@ -17,12 +23,16 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-__all__ = ["keep_memory"]
+__all__ = ["give_back", "give_back_after_compiling", "keep_memory"]
 
 # <malloc.h>; -1 becomes the largest size there is.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
 MOST = -1
 PAD_BYTES = 64 * 2**20
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""JAX's own name for the event that a program has been compiled, or was found in the cache of compiled ones."""
+LONG_S = 0.1
 
 
 def keep_memory() -> bool:
@@ -31,9 +41,37 @@ def keep_memory() -> bool:
     Blocks come from the heap, which is not cut back, instead of fresh mappings, and the heap may use huge pages. One arena, since
     others hold no large blocks. The process keeps its peak of memory until it ends; calling twice changes nothing.
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    return _told()
+    return _is_glibc() and _told()
+
+
+def give_back_after_compiling() -> None:
+    """From now on give memory that lies free back to the kernel whenever JAX has compiled a program of some size."""
+    if _is_glibc():
+        _listen()
+
+
+def give_back() -> None:
+    """Give what lies free back to the kernel, wherever it lies; nothing with another C library."""
+    if _is_glibc():
+        trim = ctypes.CDLL(None).malloc_trim
+        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+        trim(0)
+
+
+@cache
+def _listen() -> None:
+    import jax
+
+    jax.monitoring.register_event_duration_secs_listener(_compiled)
+
+
+def _compiled(event: str, seconds: float, **_: object) -> None:
+    if event == COMPILED and seconds >= LONG_S:
+        give_back()
+
+
+def _is_glibc() -> bool:
+    return platform.system() == "Linux" and platform.libc_ver()[0] == "glibc"
 
 
 @cache

@@ -5,17 +5,19 @@ Made by :func:`hpdlf.exec.notebook.compile_model`, which says how it fits to the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import optax
 
 from ..errors import DataError, ModelError, PlanError
-from ..models.onnxpp import Onnxpp, export_trained, load_values
+from ..models.onnxpp import Onnxpp, export_trained, load_values, released
 from ..models.onnxpp.problems import did_you_mean
 from ..models.plan import Recipe, Strategy
 from ..models.program import Instruction, Program, Task
@@ -33,11 +35,17 @@ from .tuned import as_tuned
 
 __all__ = ["CompiledModel"]
 
+Arrays = TypeVar("Arrays")
+
+PART_BYTES = 2**24
+LONG_S, PAUSE_S = 5e-3, 2e-4
+
 
 class CompiledModel:
     """A model in this process. Made by :func:`compile_model`.
 
-    model    the imported model; `model.graph` has its tensors and operators
+    model    the imported model; `model.graph` has its tensors and operators. The weights are held here alone: read
+             :attr:`parameters` and :attr:`state`
     recipe   how it is trained
     steps    made so far
     """
@@ -58,9 +66,8 @@ class CompiledModel:
                 self._optimizer = _optimizer(recipe)
                 self._begin(self._program(batch or microbatches))
             else:
-                values = load_values(model, (*model.graph.parameters, *model.graph.state))
-                held = {name: jax.numpy.array(_in_precision(v, recipe.precision)) for name, v in values.items()}
-                self._values["params", None, None] = held
+                self._values["params", None, None] = _on_device(model, recipe.precision)
+        self.model = released(model, (*model.graph.parameters, *model.graph.state))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -96,7 +103,7 @@ class CompiledModel:
             interpreter = self._trainer(batch)
             self._data = [put(part) for part in parts(graph.tensors, arrays, batch, self.microbatches)]
             # While a step computes the next is prepared, but not begun: each has a workspace of its own.
-            jax.block_until_ready(self._loss)
+            _settle(self._loss)
             self._stale.update(self._predictions)  # before, since a step that fails may have given their arrays up
             try:
                 interpreter.serve(self.steps)
@@ -166,7 +173,7 @@ class CompiledModel:
         with self._precise(), in_a_sentence(graph.name):
             prediction = self._prediction("predictions", graph.outputs)
             arrays, batch = self._fed(named(inputs, graph.inputs, "inputs"))
-            found = {name: np.asarray(array) for name, array in prediction(arrays, batch).items()}
+            found = {name: np.asarray(array) for name, array in _settle(prediction(arrays, batch)).items()}
         return found[graph.outputs[0]] if len(graph.outputs) == 1 else found
 
     def evaluate(self, inputs: Any, targets: Any, *, metric: str = "accuracy", batch: int | None = None) -> float:
@@ -206,7 +213,7 @@ class CompiledModel:
             for start in range(0, total, size):
                 last = min(start + size, total)
                 part = rows(graph.tensors, arrays, total, start, last)
-                found = prediction(part, last - start)
+                found = _settle(prediction(part, last - start))
                 if metric == "loss":
                     parts.append(np.array([float(found[graph.loss or ""].reshape(())), 1.0]) * (last - start))
                 else:
@@ -226,7 +233,6 @@ class CompiledModel:
                 precision=self.recipe.precision,
                 seed=self.recipe.seed,
                 outputs=tuple(outputs),
-                fixed=not self.trains,
             )
         elif what in self._stale:
             self._predictions[what].bind(self._held())
@@ -331,6 +337,19 @@ class CompiledModel:
             yield
 
 
+def _settle(results: Arrays) -> Arrays:
+    """`results` when they are there, and what computed them has ended.
+
+    XLA says that results are there before its thread frees the workspace. Where the one that waits takes over that thread's core, the
+    next call begins before, and gets a second workspace: once in ten calls on two cores, hundreds of MB. So the core is left to it.
+    """
+    began = time.perf_counter()
+    jax.block_until_ready(results)
+    if time.perf_counter() - began > LONG_S:
+        time.sleep(PAUSE_S)
+    return results
+
+
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """The recipe's, where its schedule does not hang on the size of data that nobody knows here."""
     schedule = recipe.schedule
@@ -339,6 +358,29 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     if schedule.every_epochs is not None:
         raise PlanError("Epochs are not known here: write `every_steps` instead of `every_epochs` in the schedule.")
     return make_optimizer(recipe, total_steps=recipe.steps or 1, steps_per_epoch=1)
+
+
+def _on_device(model: Onnxpp, precision: str) -> dict[str, jax.Array]:
+    """Parameters and state by name; read a few at a time, so that not all of them lie twice in memory."""
+    graph = model.graph
+    held: dict[str, jax.Array] = {}
+    for names in _few((*graph.parameters, *graph.state), lambda name: 4 * prod(graph.tensors[name].dims(1))):
+        found = load_values(model, names)
+        held |= {name: jax.numpy.asarray(_in_precision(found[name], precision)) for name in names}
+        jax.block_until_ready(held)
+    return held
+
+
+def _few(names: Iterable[str], size: Callable[[str], int]) -> Iterator[list[str]]:
+    """The names in turn, as many at a time as come to PART_BYTES by `size`."""
+    part: list[str] = []
+    for name in names:
+        part.append(name)
+        if sum(map(size, part)) >= PART_BYTES:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 def _in_precision(array: np.ndarray, precision: str) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..errors import ModelError, PlanError
 from ..models.onnxpp import Onnxpp, import_model
 from ..models.plan import Recipe
 from ..models.plan.recipe import OptimizerChoice, recipe_of
-from .allocator import keep_memory
+from .allocator import give_back, give_back_after_compiling, keep_memory
 from .compiled import CompiledModel
 
 __all__ = ["CompiledModel", "compile_model"]
@@ -75,6 +75,7 @@ def compile_model(
         seed=seed,
     )
     keep_memory()
+    give_back_after_compiling()
     allowed = tuple(allow_external)
     if isinstance(model, ModelProto):
         model = import_model("model.onnx", content=model.SerializeToString(), loss=loss, allow_external=allowed)
@@ -86,7 +87,10 @@ def compile_model(
             )
     else:
         model = import_model(model, loss=loss, allow_external=allowed)
-    return CompiledModel(model, chosen, batch=batch, microbatches=microbatches)
+    net = CompiledModel(model, chosen, batch=batch, microbatches=microbatches)
+    del model  # its weights have been copied
+    give_back()
+    return net
 
 
 def _recipe(recipe: Recipe | None, *, optimizer: Any, learning_rate: float | None, **fields: Any) -> Recipe:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import jax
@@ -21,17 +22,16 @@ from .tuned import as_tuned
 
 __all__ = ["Prediction", "whole"]
 
-MOST_COMPILED_BYTES = 2**30
-"""Weights beyond stay arguments: a compiled module of XLA is a protobuf, which has less than 2 GiB."""
-
 
 class Prediction:
     """A graph's `outputs` (default: its own) as it evaluates: dropout is off, normalisations use their statistics.
 
     constants   values of the graph's constants
     held        the model's parameters and running statistics, by name; :meth:`bind` replaces them
-    fixed       nobody will: weights of convolutions are compiled in, which saves turning them into another layout in every
-                call. Matrix products read theirs as they are
+
+    Weights are arguments of what is compiled. As constants in it they would lie several times in memory while XLA compiles, and be
+    copied for every number of samples (ResNet-50: 1.1 GB more). What a call would do to them again and again is done
+    when they are bound.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Prediction:
         precision: str,
         seed: int,
         outputs: Sequence[str] | None = None,
-        fixed: bool = False,
     ) -> None:
         self.inference = inference(graph, outputs)
         self.graph, self.precision, self.seed = self.inference.graph, precision, seed
-        self._constants, self._fixed = constants, fixed
+        self._constants = constants
+        self._turned = frozenset(_windows(self.graph))
         self._interpreters: dict[int, Interpreter] = {}
         self._data: dict[str, Any] = {}
         self._found: dict[str, jax.Array] = {}
@@ -57,7 +57,12 @@ class Prediction:
         """Predict with these values from now on. What depends on them alone is computed now, once."""
         known = {**self._constants, **held}
         values = self.inference.values(known)
-        self._parameters = {n: v if isinstance(v, jax.Array) else jax.numpy.array(v) for n, v in values.items()}
+        self._parameters: dict[str, jax.Array] = {}
+        for name in list(values):  # one after the other: a value that was made here is not kept beside its copy
+            value = values.pop(name)
+            if name in self._turned:
+                value = np.ascontiguousarray(np.moveaxis(np.asarray(value), 1, -1))
+            self._parameters[name] = value if isinstance(value, jax.Array) else jax.numpy.asarray(value)
         for interpreter in self._interpreters.values():
             self._fill(interpreter)
 
@@ -86,11 +91,7 @@ class Prediction:
             training=False,
             waits=False,
         )
-        if self._fixed:
-            turned = {n for o in self.graph.operators if o.op_type in ("Conv", "ConvTranspose") for n in o.inputs[1:]}
-            weights = {name: array for name, array in self._parameters.items() if name in turned}
-            if sum(array.nbytes for array in weights.values()) <= MOST_COMPILED_BYTES:
-                computing.segments = {name: segment.bound(weights) for name, segment in computing.segments.items()}
+        computing.segments = {name: s.with_channels_last(self._turned) for name, s in computing.segments.items()}
         actions = {
             **computing.actions(),
             "load": lambda instruction, task, step, values: {"data": self._data},
@@ -110,6 +111,20 @@ class Prediction:
     def _keep(self, instruction: Instruction, task: Task, step: int, values: Values) -> Values:
         self._found = values["predictions"]
         return {"score": None}
+
+
+def _windows(graph: Graph) -> Iterator[str]:
+    """The parameters that convolutions alone read, as their weights, and that lie otherwise with channels last."""
+    kinds = ("Conv", "ConvTranspose")
+    weights = {o.inputs[1] for o in graph.operators if o.op_type in kinds and not o.domain}
+    others = {
+        n for o in graph.operators for i, n in enumerate(o.inputs) if i != 1 or o.op_type not in kinds or o.domain
+    }
+    for name in graph.parameters:
+        if name in weights and name not in others and name not in graph.outputs:
+            _, channels, *window = graph.tensors[name].dims(1)
+            if channels > 1 and prod(window) > 1:
+                yield name
 
 
 def whole(graph: Graph) -> Partition:

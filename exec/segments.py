@@ -11,7 +11,7 @@ what is new costs memory. Whoever keeps a residual must therefore not write into
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from ..models.onnxpp.graph import Graph, Operator
 from .operators import Context, Lowering, lowering
 from .operators.attention_chains import joined
 from .operators.interpret import BAKED_BYTES, in_precision, interpret
+from .operators.layout import ChannelsLast
 
 __all__ = ["BAKED_BYTES", "Arrays", "Residual", "Segment", "build_segment"]
 
@@ -96,20 +97,17 @@ class Segment:
         computed, new_state = self._compiled["forward"](self.constants, *given, context)
         return self._with_relayed(computed, inputs), new_state
 
-    def bound(self, parameters: Arrays) -> Segment:
-        """This segment for inference with some `parameters` that never change: they become part of the compiled code, so that
-        XLA computes what depends on them alone (another layout of a weight, say) while it compiles, and not in every call.
-
-        Only :meth:`forward` is bound, and does not ask for these parameters any more.
+    def with_channels_last(self, turned: Collection[str]) -> Segment:
+        """This segment for inference, :meth:`forward` being given the parameters `turned` as convolutions read them, (M, *kernel, C)
+        for (M, C, *kernel). Who turns them once saves turning them in every call.
         """
-        bound = {n: parameters[n] for n in self.parameters if n in parameters}
 
-        def forward(constants: Arrays, others: Arrays, state: Arrays, given: Arrays, context: Context) -> Any:
-            outputs, new_state = self._pure(constants, {**others, **bound}, state, given, context)
+        def forward(constants: Arrays, parameters: Arrays, state: Arrays, given: Arrays, context: Context) -> Any:
+            known = {n: ChannelsLast(v) if n in turned else v for n, v in parameters.items()}
+            outputs, new_state = self._pure(constants, known, state, given, context)
             return {n: v for n, v in outputs.items() if n not in self.inputs}, new_state
 
-        others = tuple(n for n in self.parameters if n not in bound)
-        return replace(self, parameters=others, _compiled={**self._compiled, "forward": jax.jit(forward)})
+        return replace(self, _compiled={**self._compiled, "forward": jax.jit(forward)})
 
     def forward_residual(
         self, parameters: Arrays, state: Arrays, inputs: Arrays, context: Context

@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,8 +23,10 @@ import numpy as np
 import optax
 
 from ..errors import HpdlfError
+from ..models.onnxpp import released
 from ..models.program import Program, Role
 from .affinity import bind_rank
+from .allocator import give_back, give_back_after_compiling
 from .assignment import Assignment, TrainingData
 from .checkpoint import Checkpoint
 from .communication import CommunicationActions, communicators
@@ -110,6 +113,7 @@ class Worker:
         )
         for buffer, content in contents.items():
             self.interpreter.put(buffer, content)
+        self.task = replace(self.task, model=released(model, values))  # the buffers hold them now
 
     def _training_actions(
         self,
@@ -303,9 +307,11 @@ def work(folder: RunFolder, *, resume: bool) -> None:
     # Constants that no backward pass wants are donated all the same; JAX's remark about it is not for users.
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
     bind_rank()
+    give_back_after_compiling()
     context = detect_mpi_context()
     with RankStatus(folder.path, context.rank if context else 0) as status:
         worker = Worker(folder, resume=resume, status=status)
+        give_back()  # what reading the model has left
         worker.run()
         if worker.transport:
             worker.transport.barrier()

@@ -8,7 +8,7 @@ from .graph import Dim, Graph, Operator, Tensor
 from .importing import import_model
 from .loss import LOSSES
 from .onnxpp import FORMAT, Onnxpp, is_onnxpp, load_onnxpp, save_onnxpp
-from .values import load_values
+from .values import load_values, released
 
 __all__ = [
     "FAMILIES",
@@ -32,6 +32,7 @@ __all__ = [
     "is_onnxpp",
     "load_onnxpp",
     "load_values",
+    "released",
     "save_onnxpp",
     "strategies",
     "work",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from ...errors import ModelError
 from .external import tensor_values
+from .kept import copy_without
 from .onnxpp import Onnxpp
 from .parameters import constant_tensors
 from .problems import did_you_mean
 from .shapes import evaluate_nodes
+from .weights import is_external, is_heavy
 
-__all__ = ["load_values"]
+__all__ = ["load_values", "released"]
 
 
 def load_values(model: Onnxpp, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -45,6 +48,30 @@ def load_values(model: Onnxpp, names: Iterable[str]) -> dict[str, np.ndarray]:
     }
     result.update(zip(computed, evaluate_nodes(needed, feeds, computed, model.proto), strict=True))
     return {name: result[name] for name in names}
+
+
+def released(model: Onnxpp, names: Iterable[str]) -> Onnxpp:
+    """`model` without the numbers of the weights `names`, which somebody else holds: no memory for a second copy.
+
+    Whoever asks it for these numbers gets a ModelError. The model that was given stays as it is, for whoever has it.
+    """
+    gone = set(names)
+    # A part of a message is not given back before the whole is, so what stays is copied.
+    proto = copy_without(model.proto, ("graph",))
+    proto.graph.CopyFrom(copy_without(model.proto.graph, ("initializer",)))
+    for tensor in model.proto.graph.initializer:
+        if tensor.name in gone and is_heavy(tensor) and not is_external(tensor):
+            # In no file: reading it is refused.
+            proto.graph.initializer.add(
+                name=tensor.name,
+                data_type=tensor.data_type,
+                dims=tensor.dims,
+                data_location=TensorProto.EXTERNAL,
+                metadata_props=tensor.metadata_props,
+            )
+        else:
+            proto.graph.initializer.append(tensor)
+    return replace(model, proto=proto)
 
 
 def _cone(nodes: list[NodeProto], wanted: set[str]) -> tuple[list[NodeProto], set[str]]:

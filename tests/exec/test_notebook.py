@@ -18,7 +18,7 @@ from hpdlf.exec.mpi import find_mpiexec
 from hpdlf.exec.notebook import CompiledModel
 from hpdlf.exec.sampling import Sampler
 from hpdlf.exec.train import train
-from hpdlf.models.onnxpp import import_model
+from hpdlf.models.onnxpp import import_model, load_values, save_onnxpp
 from hpdlf.models.plan import Recipe, Strategy
 from hpdlf.models.zoo import digits_cnn, small
 
@@ -163,6 +163,22 @@ def test_predictions_are_those_of_the_saved_file(net: CompiledModel, tmp_path: P
     np.testing.assert_allclose(hpdlf.compile(saved).predict([x]), expected, rtol=1e-6, atol=1e-6)
     net.step(x, labels)
     assert not np.allclose(net.predict(x), expected)
+
+
+@pytest.mark.parametrize("loss", [None, "softmax_xent"])
+def test_weights_are_held_once(loss: str | None, tmp_path: Path) -> None:
+    """By the compiled model and not by its file, too; nobody takes what is gone for weights."""
+    proto = small.mlp((64, 128, CLASSES))
+    net = hpdlf.compile(proto, loss=loss)
+    expected = onnx.numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == "dense1.weight"))
+    assert net.model.proto.ByteSize() < expected.nbytes
+    with pytest.raises(ModelError, match=r"dense1\.weight"):
+        load_values(net.model, ["dense1.weight"])
+    save_onnxpp(net.model, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=r"dense1\.weight"):
+        import_model(tmp_path / "model.onnx")
+    saved = import_model(net.save(tmp_path / "saved.onnx"))
+    np.testing.assert_array_equal(load_values(saved, ["dense1.weight"])["dense1.weight"], expected)
 
 
 def test_running_statistics_are_kept_and_used(tmp_path: Path) -> None:
