@@ -18,7 +18,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -193,9 +193,11 @@ def _in_parts(chain: Chain, values: Mapping[str, Any], context: Context) -> Arra
     if not fits:
         return _computed(chain, values, context)
     nbytes = math.prod(scores) * q.dtype.itemsize
-    rows = _blocks(chain.seen, scores)
+    rows, shares = _blocks(chain.seen, scores), list(_shares(scores[0], nbytes))
+    if len(rows) * len(shares) > 1:  # ways were chosen for the whole products, which no part is
+        chain = replace(chain, steps=tuple((replace(node, lowering={}), function) for node, function in chain.steps))
     parts = []
-    for samples in _shares(scores[0], nbytes):
+    for samples in shares:
         blocks = []
         for queries, keys in rows:
             cut = {

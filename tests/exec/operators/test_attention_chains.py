@@ -210,3 +210,29 @@ def test_others_keep_their_places() -> None:
     after = Operator(name="after", op_type="Relu", family="elementwise", inputs=(OUTPUT,), outputs=("z",))
     steps = [(before, lowering(before, 21)), *Case().steps(), (after, lowering(after, 21))]
     assert [node.name for node, _ in joined(steps, {"z"}, {})] == ["before", "make y", "after"]
+
+
+@pytest.mark.parametrize(("part_bytes", "followed"), [(1, False), (1 << 30, True)])
+def test_ways_that_were_chosen_for_whole_products_are_not_those_of_parts(
+    part_bytes: int, followed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from hpdlf.exec.operators import matmul
+
+    monkeypatch.setattr(attention_chains, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(attention_chains, "_threads", lambda: 1)
+    told = {"forward": "turned", "left": "turned", "right": "swapped"}
+    case, seen = CASES["bare"], []
+    plain, choose = case.steps(), matmul.ways_of
+
+    def ways_of(node: Operator, shape: Any, dtype: Any) -> tuple[str, str, str]:
+        seen.append(choose(node, shape, dtype))
+        return seen[-1]
+
+    monkeypatch.setattr(matmul, "ways_of", ways_of)
+    steps = [(replace(n, lowering=told) if n.op_type == "MatMul" else n, f) for n, f in plain]
+    found = case.results(joined(steps, (), {}))
+    assert (set(seen) == {tuple(told.values())}) == followed
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(case.results(plain)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
