@@ -143,12 +143,18 @@ def _largest_first(sums: Mapping[_Key, float]) -> list[tuple[_Key, float]]:
 
 
 def _operator(path: str, longest: Sequence[str], op_types: Mapping[str, str]) -> tuple[str, str, str]:
-    """(operator, its type, direction) of a path of names; '' thrice where it names none."""
-    before, mark, rest = path.partition(MARK)
-    if not mark:
+    """(operator, its type, direction) of a path of names, the innermost that is known; '' thrice where it names none.
+
+    >>> _operator("jit(f)/transpose(jvp(onnx:out))/onnx:soft/exp", ("soft", "out"), {"soft": "Softmax", "out": "MatMul"})
+    ('soft', 'Softmax', 'backward')
+    """
+    if MARK not in path:
         return ("update", "optimizer", "") if "jit(update)" in path else ("", "", "")
-    name = next((n for n in longest if rest.startswith(n)), "")
-    return (name, op_types[name], "backward" if "transpose(" in before else "forward") if name else ("", "", "")
+    before, *parts = path.split(MARK)
+    direction = "backward" if "transpose(" in before else "forward"
+    names = (next((n for n in longest if part.startswith(n)), "") for part in reversed(parts))
+    name = next((n for n in names if n), "")
+    return (name, op_types[name], direction) if name else ("", "", "")
 
 
 # --- in a process of its own --------------------------------------------------------------------------------------------------
