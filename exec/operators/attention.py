@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -12,6 +11,7 @@ from ...models.onnxpp.graph import Operator
 from .casting import element_type_of
 from .interpret import outer_values, run_body
 from .registry import Context, Value, lowers
+from .soft_maximum import row_maximum, soft_maximum
 
 __all__ = ["attention", "flex_attention", "rotary_embedding"]
 
@@ -35,7 +35,7 @@ def flex_attention(node: Operator, q: Array, k: Array, v: Array, *captured: Arra
     scores = scores.reshape(samples, heads, rows, k.shape[2])
     if get("score_mod") is not None:
         (scores,) = run_body(node.attributes["score_mod"], (scores,), outer, context)
-    probabilities = jax.nn.softmax(scores, axis=-1)
+    probabilities = soft_maximum(scores, -1)
     if get("prob_mod") is not None:
         (probabilities,) = run_body(node.attributes["prob_mod"], (probabilities,), outer, context)
     weights = probabilities.reshape(samples, groups, heads // groups, rows, k.shape[2]).astype(v.dtype)
@@ -134,7 +134,7 @@ def _extended(mask: Array, missing: int, value: Any) -> Array:
 
 def _shares(scores: Array) -> Array:
     """softmax over the last axis; zeros where all scores are minus infinity, without a NaN in the gradient."""
-    most = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
+    most = lax.stop_gradient(row_maximum(scores, -1))
     powers = jnp.exp(scores - jnp.where(jnp.isfinite(most), most, 0))
     total = jnp.sum(powers, axis=-1, keepdims=True)
     return powers / jnp.where(total == 0, 1, total)

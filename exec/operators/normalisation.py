@@ -13,6 +13,7 @@ from jax import Array, lax
 from ...models.onnxpp.graph import Operator
 from .layout import ChannelsLast, channel_sums, channels_first, channels_last, plus_channels
 from .registry import Context, Value, lowers
+from .soft_maximum import log_soft_maximum, soft_maximum
 
 __all__ = ["batch_normalization", "layer_normalization", "log_softmax", "softmax"]
 
@@ -240,40 +241,6 @@ def _root(square: Array) -> Array:
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
-def _below_maximum(x: Array, axis: int) -> Array:
-    """x minus its maximum, never above 0.
-
-    XLA may compute x once for the maximum and once for the difference, and round differently: with scores of 1e10 the
-    difference is then as much as 1000 and its exponential infinite.
-    """
-    difference = x - jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf)
-    return jnp.where(difference > 0, 0, difference)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _softmax(x: Array, axis: int = -1) -> Array:
-    powers = jnp.exp(_below_maximum(x, axis))
-    return powers / jnp.sum(powers, axis=axis, keepdims=True)
-
-
-@_softmax.defjvp
-def _softmax_jvp(axis: int, values: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y, change = _softmax(*values, axis), tangents[0]
-    return y, y * (change - jnp.sum(y * change, axis=axis, keepdims=True))
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _log_softmax(x: Array, axis: int = -1) -> Array:
-    below = _below_maximum(x, axis)
-    return below - jnp.log(jnp.sum(jnp.exp(below), axis=axis, keepdims=True))
-
-
-@_log_softmax.defjvp
-def _log_softmax_jvp(axis: int, values: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y, change = _log_softmax(*values, axis), tangents[0]
-    return y, change - jnp.sum(jnp.exp(y) * change, axis=axis, keepdims=True)
-
-
 def _hardmax(x: Array, axis: int = -1) -> Array:
     return jax.nn.one_hot(jnp.argmax(x, axis=axis), x.shape[axis], axis=axis, dtype=x.dtype)
 
@@ -288,13 +255,13 @@ def _flattened(function: Any, node: Operator, x: Array) -> Array:
 @lowers("Softmax", since=13)
 def softmax(node: Operator, x: Array) -> Array:
     """exp(x) over its sum along `axis`."""
-    return _softmax(jnp.asarray(x), int(node.attributes.get("axis", -1)))
+    return soft_maximum(jnp.asarray(x), int(node.attributes.get("axis", -1)))
 
 
 @lowers("LogSoftmax", since=13)
 def log_softmax(node: Operator, x: Array) -> Array:
     """The logarithm of Softmax."""
-    return _log_softmax(jnp.asarray(x), int(node.attributes.get("axis", -1)))
+    return log_soft_maximum(jnp.asarray(x), int(node.attributes.get("axis", -1)))
 
 
 @lowers("Hardmax", since=13)
@@ -306,13 +273,13 @@ def hardmax(node: Operator, x: Array) -> Array:
 @lowers("Softmax")
 def softmax_flattening(node: Operator, x: Value) -> Array:
     """Softmax before opset 13."""
-    return _flattened(_softmax, node, jnp.asarray(x))
+    return _flattened(soft_maximum, node, jnp.asarray(x))
 
 
 @lowers("LogSoftmax")
 def log_softmax_flattening(node: Operator, x: Value) -> Array:
     """LogSoftmax before opset 13."""
-    return _flattened(_log_softmax, node, jnp.asarray(x))
+    return _flattened(log_soft_maximum, node, jnp.asarray(x))
 
 
 @lowers("Hardmax")
