@@ -32,7 +32,7 @@ PAD_BYTES = 64 * 2**20
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """JAX's own name for the event that a program has been compiled, or was found in the cache of compiled ones."""
-LONG_S = 0.1
+LONG_S = 0.02
 
 
 def keep_memory() -> bool:
@@ -65,8 +65,8 @@ def _listen() -> None:
     jax.monitoring.register_event_duration_secs_listener(_compiled)
 
 
-def _compiled(event: str, seconds: float, **_: object) -> None:
-    if event == COMPILED and seconds >= LONG_S:
+def _compiled(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == COMPILED and duration_secs >= LONG_S:
         give_back()
 
 

@@ -19,6 +19,7 @@ import optax
 from ..models.onnxpp.graph import Graph
 from ..models.program import Instruction, Part, Phase, Program, Role, Task
 from ..models.program import Segment as ProgramSegment
+from .compiling import compiled
 from .interpreter import Action, Values
 from .operators import Context, step_context
 from .segments import Segment, build_segment
@@ -106,13 +107,16 @@ class ComputeActions:
             return {b: local[b] for b in kept if b in local}
 
         updated = [b for b in instruction.writes if b in instruction.reads]
-        compiled = jax.jit(lambda given, renewed, context: run({**given, **renewed}, context), donate_argnums=1)
+        operators = [o for s in steps if s.segment for o in self.segments[s.segment.name].operators]
+        together = compiled(
+            lambda given, renewed, context: run({**given, **renewed}, context), operators, donate_argnums=1
+        )
 
         def action(instruction: Instruction, task: Task, step: int, values: Values) -> Values:
             context = self._context(step, task.microbatch)
             if whole:  # no residual leaves it, so XLA may see it all
                 renewed = {b: values.pop(b) for b in updated}
-                written: Values = compiled(values, renewed, context)
+                written: Values = together(values, renewed, context)
             else:
                 written = run(values, context)
             return jax.block_until_ready(written) if self.waits else written

@@ -24,6 +24,7 @@ from jax import Array
 
 from ..errors import ModelError
 from ..models.onnxpp.graph import Graph, Operator
+from .compiling import compiled
 from .operators import Context, Lowering, lowering
 from .operators.attention_chains import joined
 from .operators.interpret import BAKED_BYTES, in_precision, interpret
@@ -107,7 +108,7 @@ class Segment:
             outputs, new_state = self._pure(constants, known, state, given, context)
             return {n: v for n, v in outputs.items() if n not in self.inputs}, new_state
 
-        return replace(self, _compiled={**self._compiled, "forward": jax.jit(forward)})
+        return replace(self, _compiled={**self._compiled, "forward": compiled(forward, self.operators)})
 
     def forward_residual(
         self, parameters: Arrays, state: Arrays, inputs: Arrays, context: Context
@@ -327,13 +328,14 @@ def _compiled(
         shapes = tuple((n, outputs[n].shape, outputs[n].dtype) for n in seeds)
         return own(outputs), new_state, *pulled(pullback, shapes, cotangents, accumulated)
 
+    operators = [operator for operator, _ in plan.steps]
     return {
-        "forward": jax.jit(forward),
-        "forward_residual": jax.jit(forward_residual),
-        "backward": jax.jit(backward),
-        "backward_accumulating": jax.jit(backward, donate_argnums=2),
-        "forward_backward": jax.jit(forward_backward),
-        "forward_backward_accumulating": jax.jit(forward_backward, donate_argnums=6),
+        "forward": compiled(forward, operators),
+        "forward_residual": compiled(forward_residual, operators),
+        "backward": compiled(backward, operators),
+        "backward_accumulating": compiled(backward, operators, donate_argnums=2),
+        "forward_backward": compiled(forward_backward, operators),
+        "forward_backward_accumulating": compiled(forward_backward, operators, donate_argnums=6),
     }
 
 
