@@ -39,7 +39,7 @@ def keep_memory() -> bool:
     """Tell glibc to keep freed memory from now on; whether it could be told (False: another C library, nothing changed).
 
     Blocks come from the heap, which is not cut back, instead of fresh mappings, and the heap may use huge pages. One arena, since
-    others hold no large blocks. The process keeps its peak of memory until it ends; calling twice changes nothing.
+    others hold no large blocks. What is freed stays until :func:`give_back`; calling twice changes nothing.
     """
     return _is_glibc() and _told()
 

@@ -14,6 +14,7 @@ from onnx import helper
 
 import hpdlf
 from hpdlf.errors import DataError, HpdlfError, ModelError, PlanError
+from hpdlf.exec import compiled
 from hpdlf.exec.mpi import find_mpiexec
 from hpdlf.exec.notebook import CompiledModel
 from hpdlf.exec.sampling import Sampler
@@ -179,6 +180,19 @@ def test_weights_are_held_once(loss: str | None, tmp_path: Path) -> None:
         import_model(tmp_path / "model.onnx")
     saved = import_model(net.save(tmp_path / "saved.onnx"))
     np.testing.assert_array_equal(load_values(saved, ["dense1.weight"])["dense1.weight"], expected)
+
+
+def test_who_waited_long_leaves_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not who did not: a small prediction must not become slower."""
+    now = iter([0.0, 1.0, 5.0, 5.001])
+    slept: list[float] = []
+    monkeypatch.setattr(compiled.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(compiled.time, "sleep", slept.append)
+    results = {"y": jnp.ones(3)}
+    assert compiled._settle(results) is results
+    assert slept == [compiled.PAUSE_S]
+    compiled._settle(results)
+    assert len(slept) == 1
 
 
 def test_running_statistics_are_kept_and_used(tmp_path: Path) -> None:
