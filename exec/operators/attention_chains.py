@@ -145,7 +145,7 @@ def _seen(node: Operator, within: Collection[str], static: Mapping[str, np.ndarr
     table = shown.reshape(shown.shape[-2:])
     if not table.any(axis=1).all():
         return None
-    return tuple((table.shape[1] - np.argmax(table[:, ::-1], axis=1)).tolist())
+    return tuple((shown.shape[-1] - np.argmax(table[:, ::-1], axis=1)).tolist())
 
 
 # --- computing one -----------------------------------------------------------------------------------------------------
