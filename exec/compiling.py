@@ -10,7 +10,7 @@ what the older one makes is as fast or faster (ResNet-18 at 64 x 64: 131 ms a st
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -25,9 +25,9 @@ OLDER_GENERATOR: Mapping[str, Any] = {"xla_cpu_use_fusion_emitters": False}
 KNOWN = ("0.10.",)
 
 
-def compiler_options(operators: Iterable[Operator]) -> dict[str, Any]:
-    """What XLA is told when it compiles these operators together; nothing where it knows best."""
-    convolves = any(o.op_type in ("Conv", "ConvTranspose") for o in operators)
+def compiler_options(op_types: Collection[str]) -> dict[str, Any]:
+    """What XLA is told when it compiles operators of these types together; nothing where it knows best."""
+    convolves = "Conv" in op_types or "ConvTranspose" in op_types
     if not convolves or _cores() > 1 or jax.default_backend() != "cpu" or not version("jaxlib").startswith(KNOWN):
         return {}
     return dict(OLDER_GENERATOR)
@@ -43,7 +43,7 @@ def compiled(function: Callable[..., Any], operators: Iterable[Operator], **how:
 
     Called inside another function that is compiled, it becomes part of that, whose options count.
     """
-    options = compiler_options(operators)
+    options = compiler_options({o.op_type for o in operators})
     return _Compiled(function, options, how) if options else jax.jit(function, **how)
 
 

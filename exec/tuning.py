@@ -121,12 +121,14 @@ def call_of(question: Question, way: str) -> Callable[[], Any]:
     import jax.numpy as jnp
     import numpy as np
 
+    from .compiling import compiler_options
     from .tuning_cases import case
 
     function, *dims = case(question.shape, question.direction, way)
     draw = np.random.default_rng(0)
     a, b = (jnp.asarray(draw.standard_normal(d, dtype=np.float32), question.dtype) for d in dims)
-    compiled = jax.jit(function).lower(a, b).compile()
+    options = compiler_options(family_of(question.shape).op_types)
+    compiled = jax.jit(function).lower(a, b).compile(compiler_options=options)
     return lambda: jax.block_until_ready(compiled(a, b))
 
 
