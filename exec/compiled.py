@@ -366,9 +366,15 @@ def _on_device(model: Onnxpp, precision: str) -> dict[str, jax.Array]:
     held: dict[str, jax.Array] = {}
     for names in _few((*graph.parameters, *graph.state), lambda name: 4 * prod(graph.tensors[name].dims(1))):
         found = load_values(model, names)
-        held |= {name: jax.numpy.asarray(_in_precision(found[name], precision)) for name in names}
+        held |= {name: _held(found[name], precision) for name in names}
         jax.block_until_ready(held)
     return held
+
+
+def _held(value: np.ndarray, precision: str) -> jax.Array:
+    """JAX may take an array for its own that lies well in memory: not one that is still a part of the user's file."""
+    wanted = _in_precision(value, precision)
+    return jax.numpy.array(wanted) if wanted is value else jax.numpy.asarray(wanted)
 
 
 def _few(names: Iterable[str], size: Callable[[str], int]) -> Iterator[list[str]]:

@@ -18,7 +18,7 @@ import jax
 
 from ..models.onnxpp.graph import Operator
 
-__all__ = ["compiled", "compiler_options"]
+__all__ = ["compiled", "compiler_options", "cores"]
 
 OLDER_GENERATOR: Mapping[str, Any] = {"xla_cpu_use_fusion_emitters": False}
 # Releases whose older generator was seen to be there; XLA refuses options that it does not know.
@@ -26,15 +26,17 @@ KNOWN = ("0.10.",)
 
 
 def compiler_options(op_types: Collection[str]) -> dict[str, Any]:
-    """What XLA is told when it compiles operators of these types together; nothing where it knows best."""
+    """What XLA is told when it compiles operators of these types together; nothing where it knows best, or the user does."""
     convolves = "Conv" in op_types or "ConvTranspose" in op_types
-    if not convolves or _cores() > 1 or jax.default_backend() != "cpu" or not version("jaxlib").startswith(KNOWN):
+    if any(option in os.environ.get("XLA_FLAGS", "") for option in OLDER_GENERATOR):
+        return {}
+    if not convolves or cores() > 1 or jax.default_backend() != "cpu" or not version("jaxlib").startswith(KNOWN):
         return {}
     return dict(OLDER_GENERATOR)
 
 
-def _cores() -> int:
-    """That this process computes on."""
+def cores() -> int:
+    """That this process computes on: XLA makes a thread for each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

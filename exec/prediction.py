@@ -61,8 +61,9 @@ class Prediction:
         for name in list(values):  # one after the other: a value that was made here is not kept beside its copy
             value = values.pop(name)
             if name in self._turned:
-                value = np.ascontiguousarray(np.moveaxis(np.asarray(value), 1, -1))
-            self._parameters[name] = value if isinstance(value, jax.Array) else jax.numpy.asarray(value)
+                value = jax.numpy.asarray(np.ascontiguousarray(np.moveaxis(np.asarray(value), 1, -1)))
+            # A copy: what is not made here may be a part of the user's file.
+            self._parameters[name] = value if isinstance(value, jax.Array) else jax.numpy.array(value)
         for interpreter in self._interpreters.values():
             self._fill(interpreter)
 

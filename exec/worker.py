@@ -113,7 +113,8 @@ class Worker:
         )
         for buffer, content in contents.items():
             self.interpreter.put(buffer, content)
-        self.task = replace(self.task, model=released(model, values))  # the buffers hold them now
+        # The buffers hold what this rank needs of them.
+        self.task = replace(self.task, model=released(model, (*model.graph.parameters, *model.graph.state)))
 
     def _training_actions(
         self,

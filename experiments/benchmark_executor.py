@@ -6,7 +6,7 @@ environment), on the same data in the same order from the same weights. A figure
 repeats; both sides must arrive at the same losses, else there is no figure. Inference is ``hpdlf.compile`` beside onnxruntime and
 PyTorch.
 
-Convolutions are computed as `hpdlf tune` has measured, where it has; ``--tune`` measures first what is open.
+Operators with several ways are computed as `hpdlf tune` has measured, where it has; ``--tune`` measures first what is open.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ The chain is found among the operators of a segment, and becomes one step that c
 samples for each core at a time. XLA's product on processors shares out no batch of small products, so that 64 heads of 256 x 64 x 256
 run on one core, however many there are; products of different parts run beside each other.
 Where a constant mask hides all keys beyond some place from a block of queries, as a causal one does, the block is computed with
-the keys before that place alone: what is left away has the weight exp(-1e9), which is zero. Both orders of computing differ by
+the keys before that place alone: what is left away has the weight exp(-1e9), which is zero. That is done where nothing else can
+hide keys, since a query of which all keys are hidden shares its weight among all of them. Both orders of computing differ by
 rounding alone.
 
 Measured on two cores of an AMD EPYC (Zen 4), forward and backward, 8 samples of 8 heads, 256 queries and keys of 64 numbers,
@@ -14,9 +15,8 @@ causal: 38.6 ms whole, 32 to 35 in parts, 25 to 29 in parts of two blocks; on on
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -27,18 +27,20 @@ import numpy as np
 from jax import Array
 
 from ...models.onnxpp.graph import Operator
+from ..compiling import cores
 from .interpret import Step, interpret
 from .registry import Context, Lowering
 
 __all__ = ["Chain", "chains", "joined"]
 
-# Scores of a part at most: there are as many parts as threads, or more where they would not stay in a cache.
-PART_BYTES = 8 << 20
+# There are as many parts as cores, or more where scores of so many bytes would not stay in a cache; each is compiled by itself.
+PART_BYTES, MOST_PARTS = 8 << 20, 16
 # A block has at least so many queries, and there are at most so many: smaller products run slower than what they save.
 BLOCK_ROWS, MOST_BLOCKS = 128, 4
 # A score that is at most this has no weight beside one that is not hidden.
 HIDDEN = -1e9
-_BETWEEN = ("Mul", "Div", "Add", "Sub", "Where")
+_MASKING = ("Add", "Sub", "Where")
+_BETWEEN = ("Mul", "Div", *_MASKING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Chain:
 
     q, k, v   (..., M, D), (..., D, K) and (..., K, E), by name
     sides     what the operators between read besides, by name; they broadcast with the scores (..., M, K)
-    seen      of each query how many keys it sees, up to the last one that is not hidden; None: not known
+    seen      of each query how many of the `keys` it sees, up to the last one that is not hidden; None: not known
     """
 
     steps: tuple[Step, ...]
@@ -56,6 +58,7 @@ class Chain:
     v: str
     sides: tuple[str, ...]
     seen: tuple[int, ...] | None
+    keys: int
 
 
 def joined(steps: Sequence[Step], lasting: Collection[str], static: Mapping[str, np.ndarray]) -> list[Step]:
@@ -78,10 +81,13 @@ def chains(steps: Sequence[Step], lasting: Collection[str], static: Mapping[str,
     """The attentions among `steps`; parameters as for :func:`joined`."""
     readers = Counter(name for node, _ in steps for name in node.inputs)
     reader = {name: (node, function) for node, function in steps for name in node.inputs}
-    found = []
+    found: list[Chain] = []
+    ends: set[str] = set()
     for first in steps:
+        if first[0].op_type != "MatMul" or first[0].name in ends:  # what ends one attention begins no other
+            continue
         members, at = [first], first[0].outputs[0]
-        while first[0].op_type == "MatMul" and readers[at] == 1 and at not in lasting:
+        while readers[at] == 1 and at not in lasting:
             node, function = reader[at]
             members.append((node, function))
             if not _goes_on(node, at, members):
@@ -89,6 +95,7 @@ def chains(steps: Sequence[Step], lasting: Collection[str], static: Mapping[str,
             at = node.outputs[0]
         if _is_attention(members):
             found.append(_chain(tuple(members), static))
+            ends.add(members[-1][0].name)
     return found
 
 
@@ -99,6 +106,8 @@ def _goes_on(node: Operator, at: str, members: Sequence[Step]) -> bool:
         return False
     if node.op_type == "Softmax":
         return True
+    if node.attributes.get("broadcast"):  # early opsets align operands in another way
+        return False
     return node.op_type in _BETWEEN and not (node.op_type in ("Div", "Sub") and node.inputs[0] != at)
 
 
@@ -117,6 +126,7 @@ def _is_attention(members: Sequence[Step]) -> bool:
 def _chain(members: tuple[Step, ...], static: Mapping[str, np.ndarray]) -> Chain:
     nodes = [node for node, _ in members]
     within = {node.outputs[0] for node in nodes}
+    mask = _mask(nodes[1:-2], within, static)
     sides = dict.fromkeys(name for node in nodes[1:-2] for name in node.inputs if name not in within)
     return Chain(
         steps=members,
@@ -124,28 +134,42 @@ def _chain(members: tuple[Step, ...], static: Mapping[str, np.ndarray]) -> Chain
         k=nodes[0].inputs[1],
         v=nodes[-1].inputs[1],
         sides=tuple(sides),
-        seen=next((s for s in (_seen(node, within, static) for node in nodes[1:-2]) if s is not None), None),
+        seen=None if mask is None else tuple((mask.shape[1] - np.argmax(mask[:, ::-1], axis=1)).tolist()),
+        keys=0 if mask is None else mask.shape[1],
     )
 
 
-def _seen(node: Operator, within: Collection[str], static: Mapping[str, np.ndarray]) -> tuple[int, ...] | None:
-    """How many keys each query sees by a constant mask; None where `node` is none, or hides all keys from a query."""
-    given = [static.get(name) for name in node.inputs]
-    shown: np.ndarray | None = None
-    if node.op_type == "Add":
-        mask = given[1] if node.inputs[0] in within else given[0]
-        shown = None if mask is None else mask > HIDDEN
-    elif node.op_type == "Where" and given[0] is not None:
-        chain_if_true = node.inputs[1] in within
-        other = given[2] if chain_if_true else given[1]
-        if other is not None and other.size and float(other.max()) <= HIDDEN:
-            shown = given[0] if chain_if_true else ~given[0]
-    if shown is None or shown.ndim < 2 or math.prod(shown.shape[:-2]) != 1:
+def _mask(nodes: Sequence[Operator], within: Collection[str], static: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Which keys (columns) each query (row) sees by the one constant mask among `nodes`.
+
+    None where there is none, where it hides all keys from a query (which then shares its weight among all of them), or where
+    something else may hide keys as well, or scale what is hidden.
+    """
+    masks = [(i, _shown(node, within, static)) for i, node in enumerate(nodes) if node.op_type in _MASKING]
+    known = [(i, shown) for i, shown in masks if shown is not None]
+    hiding = [(i, shown) for i, shown in known if not shown.all()]
+    if len(known) < len(masks) or len(hiding) != 1:
+        return None
+    (at, shown), *_ = hiding
+    if shown.ndim < 2 or math.prod(shown.shape[:-2]) != 1 or any(n.op_type in ("Mul", "Div") for n in nodes[at:]):
         return None
     table = shown.reshape(shown.shape[-2:])
-    if not table.any(axis=1).all():
+    return table if table.any(axis=1).all() else None
+
+
+def _shown(node: Operator, within: Collection[str], static: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Where a constant operand hides no score; None where it is not known."""
+    outside = [name for name in node.inputs if name not in within]
+    if any(name not in static for name in outside):
         return None
-    return tuple((shown.shape[-1] - np.argmax(table[:, ::-1], axis=1)).tolist())
+    given = [static[name] for name in outside]
+    if node.op_type == "Where":
+        condition, other = given
+        hides = other.size > 0 and float(other.max()) <= HIDDEN
+        kept = condition if node.inputs[1] in within else ~condition
+        return kept if hides or np.all(kept) else None
+    (value,) = given
+    return np.asarray(value > HIDDEN if node.op_type == "Add" else value < -HIDDEN)
 
 
 # --- computing one -----------------------------------------------------------------------------------------------------
@@ -178,21 +202,20 @@ def _step(chain: Chain) -> Step:
 
 def _in_parts(chain: Chain, values: Mapping[str, Any], context: Context) -> Array:
     q, k, v = (values[name] for name in (chain.q, chain.k, chain.v))
+    if jax.default_backend() != "cpu" or not q.ndim == k.ndim == v.ndim >= 3:
+        return _computed(chain, values, context)
     scores = (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-1])
-    sides = [values[name] for name in chain.sides]
     softmax, lowering = chain.steps[-2]
     axis = softmax.attributes.get("axis", -1 if lowering.since >= 13 else 1)
     fits = (
-        jax.default_backend() == "cpu"
-        and axis in (-1, len(scores) - 1)
-        and q.ndim == k.ndim == v.ndim == len(scores) >= 3
-        and all(np.broadcast_shapes(np.shape(s), scores) == scores for s in sides)
-        and v.shape[0] == scores[0]
+        axis in (-1, len(scores) - 1)
+        and all(np.broadcast_shapes(np.shape(values[name]), scores) == scores for name in chain.sides)
+        and v.shape[0] == scores[0] > 0
     )
     if not fits:
         return _computed(chain, values, context)
     nbytes = math.prod(scores) * q.dtype.itemsize
-    rows, shares = _blocks(chain.seen, scores), list(_shares(scores[0], nbytes))
+    rows, shares = _blocks(chain.seen, chain.keys, scores), _shares(scores[0], nbytes)
     if len(rows) * len(shares) > 1:  # ways were chosen for the whole products, which no part is
         chain = replace(chain, steps=tuple((replace(node, lowering={}), function) for node, function in chain.steps))
     parts = []
@@ -217,24 +240,18 @@ def _computed(chain: Chain, values: Mapping[str, Any], context: Context) -> Arra
     return result
 
 
-def _shares(count: int, nbytes: int) -> Iterator[slice]:
-    """`count` samples, whose scores have `nbytes` together, in equal parts."""
-    wanted = min(count, max(_threads(), round(nbytes / PART_BYTES)))
-    parts = next(n for n in range(wanted, 0, -1) if count % n == 0)
-    each = count // parts
-    return (slice(i * each, (i + 1) * each) for i in range(parts))
+def _shares(count: int, nbytes: int) -> list[slice]:
+    """`count` samples, whose scores have `nbytes` together, in parts that differ by one at most."""
+    parts = min(count, max(min(cores(), MOST_PARTS), min(round(nbytes / PART_BYTES), MOST_PARTS)))
+    edges = [i * count // parts for i in range(parts + 1)]
+    return [slice(a, z) for a, z in pairwise(edges)]
 
 
-def _threads() -> int:
-    """That XLA computes with: it makes one for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _blocks(seen: tuple[int, ...] | None, scores: tuple[int, ...]) -> list[tuple[slice, slice]]:
+def _blocks(seen: tuple[int, ...] | None, width: int, scores: tuple[int, ...]) -> list[tuple[slice, slice]]:
     """Blocks of queries with the keys that they see."""
     rows, keys = scores[-2:]
     everything = [(slice(0, rows), slice(0, keys))]
-    if seen is None or len(seen) != rows or max(seen) > keys:
+    if seen is None or (len(seen), width) != (rows, keys):  # a row of a mask, or a column, counts for all
         return everything
     count = max(1, min(MOST_BLOCKS, rows // BLOCK_ROWS))
     edges = [round(i * rows / count) for i in range(count + 1)]

@@ -107,8 +107,8 @@ class Operator:
     of the graph around them is listed in `captured`, and once more at the end of `inputs`: dependencies are complete.
     `trips` is how often a Loop's or Scan's body runs at most; None where that is not known.
 
-    `lowering` says how to compute a direction ("forward", "input", "weight": gradients of these), where a plan has
-    chosen among several ways.
+    `lowering` says how to compute a direction ("forward", or the gradient of an operand, see
+    :data:`.hints.Direction`), where a plan has chosen among several ways.
     """
 
     name: str

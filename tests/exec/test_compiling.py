@@ -31,7 +31,7 @@ def function(x: jax.Array) -> jax.Array:
 
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_cores", lambda: 1)
+    monkeypatch.setattr(compiling, "cores", lambda: 1)
 
 
 @known
@@ -47,12 +47,18 @@ def test_convolutional_networks_alone_are_compiled_otherwise() -> None:
     [
         (compiling, "version", "0.11.0"),  # a release that may not know it
         (compiling.jax, "default_backend", "gpu"),
-        (compiling, "_cores", 2),
+        (compiling, "cores", 2),
     ],
 )
 @pytest.mark.usefixtures("one_core")
 def test_others_are_told_nothing(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, value: Any) -> None:
     monkeypatch.setattr(place, name, lambda *_: value)
+    assert compiler_options({"Conv"}) == {}
+
+
+@pytest.mark.usefixtures("one_core")
+def test_what_the_user_says_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
     assert compiler_options({"Conv"}) == {}
 
 

@@ -65,14 +65,14 @@ def test_a_transformer(tmp_path: Path) -> None:
     assert (plan.strategy.ranks, plan.strategy.batch) == (2, 4)
 
 
-def test_pictures_and_how_they_are_convolved(tmp_path: Path) -> None:
+def test_pictures_and_how_they_are_computed(tmp_path: Path) -> None:
     prepare(RESNET, tmp_path / "r")
     data = np.load(tmp_path / "r" / "data.npz")
     assert (data["x"].shape, data["labels"].max() < 10) == ((16, 3, 32, 32), True)
     assert np.load(tmp_path / "r" / "batches.npy").shape == (3, 4)
     model = load_onnxpp(tmp_path / "r" / "model.onnx")
-    convolutions = {o.name for o in model.graph.operators if o.op_type == "Conv"}
-    assert set(hints_of(model, "benchmark")) == convolutions
+    chosen = {o.name for o in model.graph.operators if o.op_type in ("Conv", "Gemm")}
+    assert set(hints_of(model, "benchmark")) == chosen
     plan = _approved(tmp_path / "r")
     assert "core-x2" in plan.cluster_toml
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -122,6 +122,25 @@ CASES = {
     "heads as samples": Case(q=(12, 6, 5), k=(12, 5, 8), v=(12, 8, 7)),
     "keys of all samples": Case(k=(5, 8), v=(8, 7)),
     "axis by number": Case(axis=3),
+    "a constant bias of queries": Case(
+        between=(("Add", ("a", "bias"), "c"),), constants={"bias": np.arange(6.0).reshape(1, 1, 6, 1)}
+    ),
+    "one learned query": Case(
+        between=(("Add", ("a", "bias"), "c"),), constants={"bias": np.ones((1, 1))}, q=(4, 3, 1, 5)
+    ),
+    "a column of nothing hidden": Case(
+        between=(("Where", ("mask", "a", "low"), "c"),), constants={"mask": np.ones((6, 1), bool), "low": LOWEST}
+    ),
+    "causal and padded on the left": Case(
+        between=(("Where", ("mask", "a", "low"), "b"), ("Add", ("b", "padding"), "c")),
+        constants={"mask": causal(6, 8), "low": np.array(-1e9)},
+        given={"padding": np.where(np.arange(8) < np.arange(2, 6)[:, None], -1e9, 0.0)[:, None, None]},
+    ),
+    "causal with a bias": Case(
+        between=(("Add", ("a", "bias"), "b"), ("Where", ("mask", "b", "low"), "c")),
+        constants={"mask": causal(6, 8), "low": LOWEST, "bias": np.arange(8.0)},
+    ),
+    "queries without dims before": Case(q=(5,), k=(5, 8), v=(8, 7)),
 }
 
 
@@ -162,6 +181,8 @@ def products(case: Case) -> set[tuple[int, ...]]:
 def test_hidden_keys_are_left_away() -> None:
     assert products(CASES["causal"]) == {(1, 3, 2, 4), (1, 3, 2, 6), (1, 3, 2, 8)}
     assert products(CASES["causal by numbers"]) == {(1, 3, 2, 4), (1, 3, 2, 6), (1, 3, 2, 8)}
+    assert products(CASES["causal with a bias"]) == {(1, 3, 2, 4), (1, 3, 2, 6), (1, 3, 2, 8)}
+    assert products(CASES["causal and padded on the left"]) == {(1, 3, 6, 8)}
     assert products(CASES["padded"]) == {(1, 3, 6, 8)}  # what it hides is known in the run alone
     assert products(CASES["causal, hidden a little"]) == {(1, 3, 6, 8)}
 
@@ -170,7 +191,9 @@ def test_hidden_keys_are_left_away() -> None:
     ("mask", "seen"),
     [
         (causal(3, 3), (1, 2, 3)),
-        (np.ones((3, 3), bool), (3, 3, 3)),
+        (np.ones((3, 3), bool), None),
+        (np.ones((3, 1), bool), None),
+        (np.array([[True, False, True], [True, True, False]]), (3, 2)),
         (np.array([[False] * 3, [True] * 3]), None),  # its first query would share its weight among all keys
         (causal(3, 3)[None, None], (1, 2, 3)),
         (np.stack([causal(3, 3)] * 2), None),
@@ -205,6 +228,33 @@ def test_only_attention_is_joined() -> None:
     assert len(joined([*steps, (reader, lowering(reader, 21))], {OUTPUT, "r"}, {})) == 5
 
 
+def test_what_ends_one_attention_begins_no_other() -> None:
+    first = Case().steps()
+    more = [
+        Operator(name="second", op_type="Softmax", family="softmax", inputs=(OUTPUT,), outputs=("s",)),
+        Operator(name="third", op_type="MatMul", family="matmul", inputs=("s", "w"), outputs=("z",)),
+    ]
+    steps = [*first, *((node, lowering(node, 21)) for node in more)]
+    assert [node.name for node, _ in joined(steps, {"z"}, {})] == ["make y", "second", "third"]
+
+
+def test_operands_of_early_opsets_are_not_cut() -> None:
+    steps = Case(between=(("Add", ("a", "bias"), "b"),)).steps()
+    early = replace(steps[1][0], attributes={"broadcast": 1, "axis": 1})
+    assert len(joined([steps[0], (early, lowering(early, 6)), *steps[2:]], {OUTPUT}, {})) == 4
+
+
+@pytest.mark.parametrize(("samples", "parts"), [(8, [4, 4]), (7, [3, 4]), (1, [1])])
+def test_as_many_parts_as_cores(samples: int, parts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_chains, "cores", lambda: 2)
+    monkeypatch.setattr(attention_chains, "PART_BYTES", 1 << 30)
+    assert [s.stop - s.start for s in attention_chains._shares(samples, 1000)] == parts
+
+
+def test_parts_are_not_too_many() -> None:
+    assert len(attention_chains._shares(1000, 1 << 40)) == attention_chains.MOST_PARTS
+
+
 def test_others_keep_their_places() -> None:
     before = Operator(name="before", op_type="Relu", family="elementwise", inputs=("x",), outputs=("q",))
     after = Operator(name="after", op_type="Relu", family="elementwise", inputs=(OUTPUT,), outputs=("z",))
@@ -216,12 +266,10 @@ def test_others_keep_their_places() -> None:
 def test_ways_that_were_chosen_for_whole_products_are_not_those_of_parts(
     part_bytes: int, followed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     from hpdlf.exec.operators import matmul
 
     monkeypatch.setattr(attention_chains, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(attention_chains, "_threads", lambda: 1)
+    monkeypatch.setattr(attention_chains, "cores", lambda: 1)
     told = {"forward": "turned", "left": "turned", "right": "swapped"}
     case, seen = CASES["bare"], []
     plain, choose = case.steps(), matmul.ways_of
