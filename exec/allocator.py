@@ -10,7 +10,8 @@ of a training step are larger, so every step would fault in fresh pages, zeroed 
 
 *Given back* is what lies free after a program was compiled (:func:`give_back_after_compiling`). XLA and LLVM take some hundred MB
 and free them in pieces, between which what is still used lies: the workspace of a step finds no room there, so both would be
-resident together.
+resident together. That is for predicting alone: what comes back later comes in small pages, and a training step on them takes an
+eighth longer (ResNet-18 at 64 x 64, batch 16, two cores: 144 samples/s in place of 162).
 """
 
 from __future__ import annotations

@@ -75,7 +75,6 @@ def compile_model(
         seed=seed,
     )
     keep_memory()
-    give_back_after_compiling()
     allowed = tuple(allow_external)
     if isinstance(model, ModelProto):
         model = import_model("model.onnx", content=model.SerializeToString(), loss=loss, allow_external=allowed)
@@ -90,6 +89,8 @@ def compile_model(
     net = CompiledModel(model, chosen, batch=batch, microbatches=microbatches)
     del model  # its weights have been copied
     give_back()
+    if not net.trains:
+        give_back_after_compiling()
     return net
 
 

@@ -26,7 +26,7 @@ from ..errors import HpdlfError
 from ..models.onnxpp import released
 from ..models.program import Program, Role
 from .affinity import bind_rank
-from .allocator import give_back, give_back_after_compiling
+from .allocator import give_back
 from .assignment import Assignment, TrainingData
 from .checkpoint import Checkpoint
 from .communication import CommunicationActions, communicators
@@ -308,7 +308,6 @@ def work(folder: RunFolder, *, resume: bool) -> None:
     # Constants that no backward pass wants are donated all the same; JAX's remark about it is not for users.
     warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
     bind_rank()
-    give_back_after_compiling()
     context = detect_mpi_context()
     with RankStatus(folder.path, context.rank if context else 0) as status:
         worker = Worker(folder, resume=resume, status=status)
