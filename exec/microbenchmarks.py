@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..hwprofiles import Cluster, user_folder, write_cluster
+from .affinity import usable_cores
 from .energy_meters import find_meters
 from .microbenchmarks_chains import Case
 from .microbenchmarks_processes import (
@@ -30,7 +31,6 @@ from .microbenchmarks_processes import (
     mpi_command,
     one_core_environment,
     run_together,
-    usable_cores,
 )
 from .microbenchmarks_profile import Findings, local_cluster
 

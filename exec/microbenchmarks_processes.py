@@ -18,22 +18,7 @@ from typing import IO, Any
 from ..errors import RunError
 from .environment import rank_environment
 
-__all__ = ["json_lines", "json_lines_together", "mpi_command", "one_core_environment", "run_together", "usable_cores"]
-
-SYSTEM_CPUS = Path("/sys/devices/system/cpu")
-
-
-def usable_cores(root: Path = SYSTEM_CPUS) -> list[int]:
-    """One logical CPU per physical core that this process may use."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    cores: dict[str, int] = {}
-    for cpu in allowed:
-        try:
-            siblings = (root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
-        except OSError:
-            siblings = str(cpu)
-        cores.setdefault(siblings, cpu)
-    return sorted(cores.values())
+__all__ = ["json_lines", "json_lines_together", "mpi_command", "one_core_environment", "run_together"]
 
 
 def one_core_environment() -> dict[str, str]:

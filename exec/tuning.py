@@ -25,9 +25,10 @@ from typing import Any
 
 from ..errors import RunError
 from ..models.cost.lowerings import Direction, Shape, family_of, shape_from, ways
+from .affinity import allowed_cpus, usable_cores
 from .environment import rank_environment
 from .microbenchmarks_compute import sample, summarise
-from .microbenchmarks_processes import json_lines, usable_cores
+from .microbenchmarks_processes import json_lines
 
 __all__ = ["Answer", "Question", "answer", "call_of", "cores_for", "time_ways"]
 
@@ -77,7 +78,7 @@ def cores_for(threads: int | None) -> list[int]:
     Raises:
         RunError: there are not so many.
     """
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    allowed = allowed_cpus()
     count = len(allowed) if threads is None else threads
     if not 1 <= count <= len(allowed):
         raise RunError(f"{threads} threads cannot be measured: this process may use {len(allowed)} CPUs.")
@@ -121,14 +122,12 @@ def call_of(question: Question, way: str) -> Callable[[], Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from .compiling import compiler_options
     from .tuning_cases import case
 
     function, *dims = case(question.shape, question.direction, way)
     draw = np.random.default_rng(0)
     a, b = (jnp.asarray(draw.standard_normal(d, dtype=np.float32), question.dtype) for d in dims)
-    options = compiler_options(family_of(question.shape).op_types)
-    compiled = jax.jit(function).lower(a, b).compile(compiler_options=options)
+    compiled = jax.jit(function).lower(a, b).compile()
     return lambda: jax.block_until_ready(compiled(a, b))
 
 

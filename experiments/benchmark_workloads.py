@@ -6,7 +6,6 @@ All of it is random by a fixed seed but the digits, so that both compute the sam
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..exec.affinity import allowed_cpus
 from .benchmark_baselines import Job
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class Workload:
         """Of each rank, on this machine."""
         if self.threads is not None:
             return self.threads
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, allowed // self.ranks)
+        return max(1, len(allowed_cpus()) // self.ranks)
 
     @property
     def title(self) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HpdlfError
+from ..exec.affinity import allowed_cpus
 from .published.system_cases import Case, read_cases
 from .system_scores import Row, score
 
@@ -116,9 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _cores() -> int:
-    import os
-
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(8, len(allowed_cpus()))
 
 
 def _print(rows: Iterable[dict[str, Any]]) -> None:

@@ -33,6 +33,7 @@ from . import (
     sequences,
     shape,
     signals,
+    softmax,
     updates,
     words,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "sequences",
     "shape",
     "signals",
+    "softmax",
     "static",
     "step_context",
     "updates",

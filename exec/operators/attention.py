@@ -11,7 +11,7 @@ from ...models.onnxpp.graph import Operator
 from .casting import element_type_of
 from .interpret import outer_values, run_body
 from .registry import Context, Value, lowers
-from .soft_maximum import row_maximum, soft_maximum
+from .softmax import row_maximum, softmax
 
 __all__ = ["attention", "flex_attention", "rotary_embedding"]
 
@@ -35,7 +35,7 @@ def flex_attention(node: Operator, q: Array, k: Array, v: Array, *captured: Arra
     scores = scores.reshape(samples, heads, rows, k.shape[2])
     if get("score_mod") is not None:
         (scores,) = run_body(node.attributes["score_mod"], (scores,), outer, context)
-    probabilities = soft_maximum(scores, -1)
+    probabilities = softmax(scores, -1)
     if get("prob_mod") is not None:
         (probabilities,) = run_body(node.attributes["prob_mod"], (probabilities,), outer, context)
     weights = probabilities.reshape(samples, groups, heads // groups, rows, k.shape[2]).astype(v.dtype)

@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 
 from ...models.onnxpp.graph import Operator
-from ..compiling import cores
+from ..affinity import allowed_cpus
 from .interpret import Step, interpret
 from .registry import Context, Lowering
 
@@ -242,7 +242,7 @@ def _computed(chain: Chain, values: Mapping[str, Any], context: Context) -> Arra
 
 def _shares(count: int, nbytes: int) -> list[slice]:
     """`count` samples, whose scores have `nbytes` together, in parts that differ by one at most."""
-    parts = min(count, max(min(cores(), MOST_PARTS), min(round(nbytes / PART_BYTES), MOST_PARTS)))
+    parts = min(count, max(min(len(allowed_cpus()), MOST_PARTS), min(round(nbytes / PART_BYTES), MOST_PARTS)))
     edges = [i * count // parts for i in range(parts + 1)]
     return [slice(a, z) for a, z in pairwise(edges)]
 

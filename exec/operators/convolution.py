@@ -18,7 +18,7 @@ from ...models.cost.lowerings import Convolution, Direction, convolution_of, way
 from ...models.onnxpp.graph import Operator
 from . import convolution_products as products
 from .chosen import ways_of
-from .convolution_depthwise import shifted_forward, shifted_input, shifted_weight
+from .convolution_depthwise import rows_weight, shifted_forward, shifted_input, shifted_weight
 from .convolution_winograd import winograd_forward, winograd_input, winograd_weight
 from .layout import ChannelsLast, channels_first, channels_last, plus_channels
 from .registry import lowers, text
@@ -77,6 +77,7 @@ _WAYS: dict[Direction, dict[str, Way]] = {
         "winograd2": partial(winograd_weight, tile=2),
         "winograd4": partial(winograd_weight, tile=4),
         "shifted": shifted_weight,
+        "rows": rows_weight,
     },
 }
 

@@ -18,7 +18,10 @@ from .convolution_products import positions, window_of_shape
 from .layout import channel_sums, equal_parts, folded
 from .window import padded, taps
 
-__all__ = ["shifted_forward", "shifted_input", "shifted_weight"]
+__all__ = ["rows_weight", "shifted_forward", "shifted_input", "shifted_weight"]
+
+# What of the gradient is read for all places of the window before the next part is: it and its inputs stay in the cache.
+BLOCK_BYTES = 64 << 10
 
 
 def shifted_forward(x: Array, kernel: Array, conv: Convolution) -> Array:
@@ -102,6 +105,43 @@ def shifted_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
 
     totals = lax.fori_loop(0, turns, turn, tuple(zeros for _ in positions(conv)))
     return jnp.stack([channel_sums(total) for total in totals], axis=-1).reshape(conv.filters, *conv.kernel, 1)
+
+
+def rows_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
+    """Per place of the window, what it saw times the gradient, added up along the last spatial dim at once.
+
+    A loop goes over blocks of BLOCK_BYTES within a sample, along the first spatial dim. Such a sum keeps one number for each
+    channel in registers where :func:`shifted_weight` reads and writes its totals, so it takes half the time on one core
+    (16 x 28 x 28 x 120, 5 x 5: 4.4 ms and 13.4); it gets slower the fewer channels there are, and is slow in XLA over two
+    dims at once.
+    """
+    x = padded(x, window_of_shape(conv), 0)
+    row_bytes = gradient[0, 0].size * gradient.dtype.itemsize
+    rows = next(
+        n
+        for n in range(conv.output[0], 0, -1)
+        if conv.output[0] % n == 0 and n * row_bytes <= max(BLOCK_BYTES, row_bytes)
+    )
+    blocks, block = conv.output[0] // rows, (rows, *conv.output[1:])
+    spans = [(n - 1) * stride + 1 for n, stride in zip(block, conv.strides, strict=True)]
+    wide = jnp.promote_types(gradient.dtype, jnp.float32)  # a sum of many numbers rounds too much in 16 bits
+
+    def turn(i: Array, totals: Array) -> Array:
+        sample, first = i // blocks, i % blocks * rows
+        arrived = lax.dynamic_slice_in_dim(gradient[sample], first, rows).astype(wide)
+        sums = []
+        for position in positions(conv):
+            begin = [k * dilation for k, dilation in zip(position, conv.dilations, strict=True)]
+            seen = lax.dynamic_slice_in_dim(x[sample], first * conv.strides[0] + begin[0], spans[0])
+            begin = [0, *begin[1:], 0]
+            end = [b + n for b, n in zip(begin, (*spans, conv.channels), strict=True)]
+            seen = lax.slice(seen, begin, end, (*conv.strides, 1))
+            sums.append(jnp.sum(_each_filter(seen, conv) * arrived, axis=-2))
+        return totals + jnp.stack(sums)
+
+    zeros = jnp.zeros((len(positions(conv)), *block[:-1], conv.filters), wide)
+    totals = lax.fori_loop(0, conv.samples * blocks, turn, zeros).reshape(len(zeros), -1, conv.filters)
+    return totals.sum(1).T.reshape(conv.filters, *conv.kernel, 1).astype(gradient.dtype)
 
 
 def _rows(

@@ -14,7 +14,7 @@ from jax import Array
 from ...errors import ModelError
 from ...models.onnxpp.graph import Operator
 from .registry import Value, lowers, text
-from .soft_maximum import log_soft_maximum
+from .softmax import log_softmax
 
 __all__ = ["negative_log_likelihood_loss", "softmax_cross_entropy_loss"]
 
@@ -24,7 +24,7 @@ def softmax_cross_entropy_loss(
     node: Operator, scores: Value, labels: Value, weights: Value | None = None
 ) -> tuple[Array, Array]:
     """(loss, log probabilities): scores (N, C, ...), labels (N, ...) of classes, weights (C,)."""
-    log_probabilities = log_soft_maximum(_wide(scores), 1)
+    log_probabilities = log_softmax(_wide(scores), 1)
     loss = _loss(node, log_probabilities, labels, weights)
     return loss.astype(scores.dtype), log_probabilities.astype(scores.dtype)
 

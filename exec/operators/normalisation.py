@@ -1,4 +1,4 @@
-"""Normalisations and the soft maximum."""
+"""Normalisations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from jax import Array, lax
 from ...models.onnxpp.graph import Operator
 from .layout import ChannelsLast, channel_sums, channels_first, channels_last, plus_channels
 from .registry import Context, Value, lowers
-from .soft_maximum import log_soft_maximum, soft_maximum
 
-__all__ = ["batch_normalization", "layer_normalization", "log_softmax", "softmax"]
+__all__ = ["batch_normalization", "layer_normalization"]
 
 
 @lowers("BatchNormalization", since=14, layout="any")
@@ -239,50 +238,3 @@ def _wide(x: Value) -> Array:
 def _root(square: Array) -> Array:
     """The square root, with a gradient of 0 where it is 0 (by derivation it would be infinite)."""
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
-
-
-def _hardmax(x: Array, axis: int = -1) -> Array:
-    return jax.nn.one_hot(jnp.argmax(x, axis=axis), x.shape[axis], axis=axis, dtype=x.dtype)
-
-
-def _flattened(function: Any, node: Operator, x: Array) -> Array:
-    """Before opset 13: over all axes from `axis` (default 1) on, as if they were one."""
-    axis = int(node.attributes.get("axis", 1))
-    axis = axis + x.ndim if axis < 0 else axis
-    return function(x.reshape(prod(x.shape[:axis]), prod(x.shape[axis:])), -1).reshape(x.shape)
-
-
-@lowers("Softmax", since=13)
-def softmax(node: Operator, x: Array) -> Array:
-    """exp(x) over its sum along `axis`."""
-    return soft_maximum(jnp.asarray(x), int(node.attributes.get("axis", -1)))
-
-
-@lowers("LogSoftmax", since=13)
-def log_softmax(node: Operator, x: Array) -> Array:
-    """The logarithm of Softmax."""
-    return log_soft_maximum(jnp.asarray(x), int(node.attributes.get("axis", -1)))
-
-
-@lowers("Hardmax", since=13)
-def hardmax(node: Operator, x: Array) -> Array:
-    """1 at the first maximum along `axis`, 0 elsewhere."""
-    return _hardmax(x, int(node.attributes.get("axis", -1)))
-
-
-@lowers("Softmax")
-def softmax_flattening(node: Operator, x: Value) -> Array:
-    """Softmax before opset 13."""
-    return _flattened(soft_maximum, node, jnp.asarray(x))
-
-
-@lowers("LogSoftmax")
-def log_softmax_flattening(node: Operator, x: Value) -> Array:
-    """LogSoftmax before opset 13."""
-    return _flattened(log_soft_maximum, node, jnp.asarray(x))
-
-
-@lowers("Hardmax")
-def hardmax_flattening(node: Operator, x: Value) -> Array:
-    """Hardmax before opset 13."""
-    return _flattened(_hardmax, node, jnp.asarray(x))

@@ -20,9 +20,10 @@ known = pytest.mark.skipif(
 )
 
 
-def operators(convolves: bool) -> tuple[Operator, ...]:
+def operators(convolves: bool, count: int = compiling.MANY) -> tuple[Operator, ...]:
     model = digits_cnn(channels=(2, 2), hidden=4) if convolves else small.mlp((4, 4, 4))
-    return import_model("net.onnx", content=model.SerializeToString()).graph.operators
+    few = import_model("net.onnx", content=model.SerializeToString()).graph.operators
+    return (few * count)[:count]
 
 
 def function(x: jax.Array) -> jax.Array:
@@ -31,15 +32,15 @@ def function(x: jax.Array) -> jax.Array:
 
 @pytest.fixture
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "cores", lambda: 1)
+    monkeypatch.setattr(compiling, "allowed_cpus", lambda: [0])
 
 
 @known
 @pytest.mark.usefixtures("one_core")
-def test_convolutional_networks_alone_are_compiled_otherwise() -> None:
-    assert compiler_options({"Relu", "Conv"}) == compiling.OLDER_GENERATOR
-    assert compiler_options({"ConvTranspose"}) == compiling.OLDER_GENERATOR
-    assert compiler_options({"Relu", "MatMul"}) == {}
+def test_large_convolutional_networks_alone_are_compiled_otherwise() -> None:
+    assert compiler_options(operators(True)) == compiling.OLDER_GENERATOR
+    assert compiler_options(operators(True, compiling.MANY - 1)) == {}
+    assert compiler_options(operators(False)) == {}
 
 
 @pytest.mark.parametrize(
@@ -47,19 +48,19 @@ def test_convolutional_networks_alone_are_compiled_otherwise() -> None:
     [
         (compiling, "version", "0.11.0"),  # a release that may not know it
         (compiling.jax, "default_backend", "gpu"),
-        (compiling, "cores", 2),
+        (compiling, "allowed_cpus", [0, 1]),
     ],
 )
 @pytest.mark.usefixtures("one_core")
 def test_others_are_told_nothing(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, value: Any) -> None:
     monkeypatch.setattr(place, name, lambda *_: value)
-    assert compiler_options({"Conv"}) == {}
+    assert compiler_options(operators(True)) == {}
 
 
 @pytest.mark.usefixtures("one_core")
 def test_what_the_user_says_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
-    assert compiler_options({"Conv"}) == {}
+    assert compiler_options(operators(True)) == {}
 
 
 @pytest.mark.usefixtures("one_core")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hpdlf.errors import RunError
+from hpdlf.exec.affinity import usable_cores
 from hpdlf.exec.energy_meters import find_rapl_meters
 from hpdlf.exec.microbenchmarks import measure_machine
 from hpdlf.exec.microbenchmarks_chains import BUILDERS, Case, graph_of
@@ -17,7 +18,6 @@ from hpdlf.exec.microbenchmarks_processes import (
     json_lines_together,
     one_core_environment,
     run_together,
-    usable_cores,
 )
 from hpdlf.exec.microbenchmarks_profile import Findings, local_cluster
 from hpdlf.experiments.calibration import workload_of_case

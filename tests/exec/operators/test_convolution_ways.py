@@ -112,15 +112,15 @@ def test_every_way_is_what_xla_computes(channels: str, kernel: int, stride: int,
 
 UNUSUAL = {
     "one dim": (shape((3, 5, 1), (9,), (3,), strides=(2,), pads=((1, 0),)), {"im2col", "taps"}),
-    "one dim, depthwise": (shape((4, 4, 4), (9,), (3,), dilations=(2,), pads=((1, 2),)), {"shifted"}),
+    "one dim, depthwise": (shape((4, 4, 4), (9,), (3,), dilations=(2,), pads=((1, 2),)), {"shifted", "rows"}),
     "three dims": (
         shape((2, 3, 1), (4, 5, 4), (2, 3, 2), strides=(1, 2, 1), pads=((0, 1), (1, 1), (0, 0))),
         {"im2col", "taps"},
     ),
-    "three dims, depthwise": (shape((3, 3, 3), (4, 5, 4), (2, 3, 2), pads=((0, 1), (1, 1), (0, 0))), {"shifted"}),
-    "more rows than samples": (shape((4, 4, 4), (40, 5), (3, 3), samples=35), {"shifted"}),
+    "three dims, depthwise": (shape((3, 3, 3), (4, 5, 4), (2, 3, 2), pads=((0, 1), (1, 1), (0, 0))), {"shifted", "rows"}),
+    "more rows than samples": (shape((4, 4, 4), (40, 5), (3, 3), samples=35), {"shifted", "rows"}),
     "uneven": (shape((3, 2, 1), (9, 8), (5, 3), strides=(1, 2), dilations=(2, 1)), {"im2col", "taps"}),
-    "dilated depthwise": (shape((4, 4, 4), (11, 9), (5, 5), dilations=(2, 1), pads=((2, 2),) * 2), {"shifted"}),
+    "dilated depthwise": (shape((4, 4, 4), (11, 9), (5, 5), dilations=(2, 1), pads=((2, 2),) * 2), {"shifted", "rows"}),
     "one group": (
         shape((3, 5, 1), (5, 13), (3, 3), pads=((2, 0), (0, 2))),
         {"im2col", "taps", "winograd2", "winograd4"},

@@ -160,7 +160,7 @@ def test_one_slope_for_each_channel_before_opset_7() -> None:
     np.testing.assert_array_equal(y, np.where(x >= 0, x, slope[:, None, None] * x))
 
 
-def test_soft_maximum_of_huge_scores_is_finite() -> None:
+def test_softmax_of_huge_scores_is_finite() -> None:
     """XLA may compute a score twice and round it differently: with scores like these by more than 1000."""
     x = np.random.default_rng(0).uniform(1e9, 1e10, (1, 64, 13, 13)).astype(np.float32)
     nodes = [
@@ -198,7 +198,7 @@ def test_the_maximum_is_never_a_pad(lowest: Any, storage_order: int) -> None:
 
 @pytest.mark.parametrize(("opset", "shape"), [(13, (2, 0)), (11, (0, 3)), (11, (2, 0))])
 @pytest.mark.parametrize("op_type", ["Softmax", "LogSoftmax"])
-def test_soft_maximum_of_nothing_is_nothing(op_type: str, opset: int, shape: tuple[int, ...]) -> None:
+def test_softmax_of_nothing_is_nothing(op_type: str, opset: int, shape: tuple[int, ...]) -> None:
     node = onnx.helper.make_node(op_type, ["x"], ["y"])
     (y,) = Backend.run_node(node, [np.zeros(shape, np.float32)], opset_version=opset)
     assert y.shape == shape

@@ -1,4 +1,4 @@
-"""The soft maximum, its logarithm, and the maximum of rows, over rows of any width."""
+"""Softmax, its logarithm, and the maximum of rows, over rows of any width."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from hpdlf.exec.operators.soft_maximum import NARROW, log_soft_maximum, row_maximum, soft_maximum
+from hpdlf.exec.operators.softmax import NARROW, log_softmax, row_maximum, softmax
 
 WIDTHS = [1, 2, NARROW, NARROW + 1, 2 * NARROW, 2 * NARROW + 1, 49, 197, 1000]
 
@@ -36,11 +36,11 @@ def test_values_and_gradients_are_those_of_the_definition(width: int, axis: int)
     arrived = rng.standard_normal(x.shape)
     powers = np.exp(x - x.max(axis, keepdims=True))
     wanted = powers / powers.sum(axis, keepdims=True)
-    y, backward = jax.vjp(lambda x: soft_maximum(x, axis), x)
+    y, backward = jax.vjp(lambda x: softmax(x, axis), x)
     np.testing.assert_allclose(y, wanted, rtol=1e-12)
     into = wanted * (arrived - (wanted * arrived).sum(axis, keepdims=True))
     np.testing.assert_allclose(jax.jit(backward)(arrived)[0], into, rtol=1e-10, atol=1e-13)
-    y, backward = jax.vjp(lambda x: log_soft_maximum(x, axis), x)
+    y, backward = jax.vjp(lambda x: log_softmax(x, axis), x)
     np.testing.assert_allclose(y, np.log(wanted), rtol=1e-12, atol=1e-12)
     into = arrived - wanted * arrived.sum(axis, keepdims=True)
     np.testing.assert_allclose(jax.jit(backward)(arrived)[0], into, rtol=1e-10, atol=1e-12)
@@ -49,6 +49,6 @@ def test_values_and_gradients_are_those_of_the_definition(width: int, axis: int)
 def test_nothing_is_infinite_where_scores_are_large_or_hidden() -> None:
     x = np.full((3, 40), -np.inf, np.float32)
     x[:, :2] = np.float32([[1e10, 1e10 + 1e4], [3e38, -3e38], [0, -np.inf]])
-    y = np.asarray(jax.jit(soft_maximum)(x * np.float32(1)))
+    y = np.asarray(jax.jit(softmax)(x * np.float32(1)))
     assert np.isfinite(y).all()
     np.testing.assert_allclose(y.sum(-1), 1, rtol=1e-6)

@@ -1,14 +1,19 @@
-"""The soft maximum and its logarithm, with their gradients."""
+"""Softmax, its logarithm and hardmax, with their gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["log_soft_maximum", "row_maximum", "soft_maximum"]
+from ...models.onnxpp.graph import Operator
+from .registry import Value, lowers
+
+__all__ = ["hardmax", "log_softmax", "row_maximum", "softmax"]
 
 # What is left of a row when folding ends.
 NARROW = 16
@@ -40,26 +45,52 @@ def _below_maximum(x: Array, axis: int) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def soft_maximum(x: Array, axis: int = -1) -> Array:
+def softmax(x: Array, axis: int = -1) -> Array:
     """exp(x) over its sum along `axis`."""
     powers = jnp.exp(_below_maximum(x, axis))
     return powers / jnp.sum(powers, axis=axis, keepdims=True)
 
 
-@soft_maximum.defjvp
-def _soft_maximum_jvp(axis: int, values: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y, change = soft_maximum(*values, axis), tangents[0]
+@softmax.defjvp
+def _softmax_jvp(axis: int, values: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y, change = softmax(*values, axis), tangents[0]
     return y, y * (change - jnp.sum(y * change, axis=axis, keepdims=True))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_soft_maximum(x: Array, axis: int = -1) -> Array:
-    """The logarithm of the soft maximum."""
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """The logarithm of softmax."""
     below = _below_maximum(x, axis)
     return below - jnp.log(jnp.sum(jnp.exp(below), axis=axis, keepdims=True))
 
 
-@log_soft_maximum.defjvp
-def _log_soft_maximum_jvp(axis: int, values: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y, change = log_soft_maximum(*values, axis), tangents[0]
+@log_softmax.defjvp
+def _log_softmax_jvp(axis: int, values: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y, change = log_softmax(*values, axis), tangents[0]
     return y, change - jnp.sum(jnp.exp(y) * change, axis=axis, keepdims=True)
+
+
+def hardmax(x: Array, axis: int = -1) -> Array:
+    """1 at the first maximum along `axis`, 0 elsewhere."""
+    return jax.nn.one_hot(jnp.argmax(x, axis=axis), x.shape[axis], axis=axis, dtype=x.dtype)
+
+
+# --- operators of ONNX -------------------------------------------------------------------------------------------------
+
+
+_FUNCTIONS: dict[str, Callable[..., Array]] = {"Softmax": softmax, "LogSoftmax": log_softmax, "Hardmax": hardmax}
+
+
+@lowers(*_FUNCTIONS, since=13)
+def along_axis(node: Operator, x: Value) -> Array:
+    """Along `axis`, by default the last."""
+    return _FUNCTIONS[node.op_type](jnp.asarray(x), int(node.attributes.get("axis", -1)))
+
+
+@lowers(*_FUNCTIONS)
+def flattened(node: Operator, x: Value) -> Array:
+    """Before opset 13: along all axes from `axis` (default 1) on, as if they were one."""
+    x, axis = jnp.asarray(x), int(node.attributes.get("axis", 1))
+    axis = axis + x.ndim if axis < 0 else axis
+    rows = x.reshape(prod(x.shape[:axis]), prod(x.shape[axis:]))
+    return _FUNCTIONS[node.op_type](rows, -1).reshape(x.shape)
