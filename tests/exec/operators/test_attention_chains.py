@@ -246,7 +246,7 @@ def test_operands_of_early_opsets_are_not_cut() -> None:
 
 @pytest.mark.parametrize(("samples", "parts"), [(8, [4, 4]), (7, [3, 4]), (1, [1])])
 def test_as_many_parts_as_cores(samples: int, parts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_chains, "cores", lambda: 2)
+    monkeypatch.setattr(attention_chains, "allowed_cpus", lambda: [0, 1])
     monkeypatch.setattr(attention_chains, "PART_BYTES", 1 << 30)
     assert [s.stop - s.start for s in attention_chains._shares(samples, 1000)] == parts
 
@@ -269,7 +269,7 @@ def test_ways_that_were_chosen_for_whole_products_are_not_those_of_parts(
     from hpdlf.exec.operators import matmul
 
     monkeypatch.setattr(attention_chains, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(attention_chains, "cores", lambda: 1)
+    monkeypatch.setattr(attention_chains, "allowed_cpus", lambda: [0])
     told = {"forward": "turned", "left": "turned", "right": "swapped"}
     case, seen = CASES["bare"], []
     plain, choose = case.steps(), matmul.ways_of
