@@ -1,4 +1,4 @@
-"""Which cores a rank computes on: as many as its device has, as the plan says.
+"""Which cores there are for this process, and which of them a rank computes on: as many as its device has, as the plan says.
 
 mpiexec binds ranks of one core. A rank of several (``generic-x86:1x1x4``, a socket) takes a run of neighbours among the cores of its
 host, the first of each physical core before its second thread, by its place among the host's ranks.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..hwprofiles import Cluster
+if TYPE_CHECKING:
+    from ..hwprofiles import Cluster
 
 __all__ = ["THREADS", "allowed_cpus", "bind_rank", "cores_of_rank", "share_of_cores", "usable_cores"]
 
@@ -23,7 +25,7 @@ LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_L
 
 
 def allowed_cpus() -> list[int]:
-    """The logical CPUs that this process may use, which XLA makes a thread for each of."""
+    """The logical CPUs that this process may use; XLA makes a thread for each."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 

@@ -1,7 +1,7 @@
 """Functions compiled with what XLA should be told about them, and about no others.
 
 *Kernels of large convolutional networks on one core.* XLA for CPUs makes a kernel of every fusion of element-wise operators, by one
-of two generators. The newer one keeps what it needs for each kernel until the last has been compiled, 3 to 5 MB for each operator
+of two generators. The newer one keeps what it needs for each kernel until the last has been compiled, 3 to 9 MB for each operator
 of a network; its kernels are often faster. On an AMD EPYC (Zen 4) with jaxlib 0.10.2: samples/s of two ranks of one core each as
 a multiple of PyTorch's, and the peak of a process that compiles and runs a step of one core's batch:
 
@@ -15,8 +15,8 @@ ResNet-50           176       1.12  1.5 GB  1.16  2.0 GB
 MobileNet-v3        187       1.11  1.3 GB  1.15  2.1 GB
 =================== ========= ============= =============
 
-So the older one is taken where there are many operators. On several cores it is slower (ResNet-18 at 64 x 64: 140 ms a step and 110),
-and so it is in transformers, which have few kernels.
+In large networks that is little time for more than half a GB, so the older one is taken for functions of many operators. On several
+cores it is slower (ResNet-18 at 64 x 64: 140 ms a step and 110), and so it is in transformers, which have few kernels.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from ...models.cost.lowerings import Convolution
 from .convolution_products import positions, window_of_shape
-from .layout import channel_sums, equal_parts, folded
+from .layout import channel_sums, folded, largest_divisor
 from .window import padded, taps
 
 __all__ = ["rows_weight", "shifted_forward", "shifted_input", "shifted_weight"]
@@ -94,12 +94,12 @@ def shifted_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
     x = padded(x, window_of_shape(conv), 0)
     by_row = conv.output[0] <= conv.samples
     turns, others = sorted((conv.output[0], conv.samples))
-    zeros = jnp.zeros((others // equal_parts(others), *gradient.shape[2:]), gradient.dtype)
+    zeros = jnp.zeros((others // largest_divisor(others), *gradient.shape[2:]), gradient.dtype)
 
     def turn(i: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
         new = []
         for total, position in zip(totals, positions(conv), strict=True):
-            seen, arrived = _rows(x, gradient, position, i, conv, by_row)
+            seen, arrived = _seen_and_arrived(x, gradient, position, i, conv, by_row)
             new.append(total + folded(_each_filter(seen, conv) * arrived))
         return tuple(new)
 
@@ -107,44 +107,7 @@ def shifted_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
     return jnp.stack([channel_sums(total) for total in totals], axis=-1).reshape(conv.filters, *conv.kernel, 1)
 
 
-def rows_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
-    """Per place of the window, what it saw times the gradient, added up along the last spatial dim at once.
-
-    A loop goes over blocks of BLOCK_BYTES within a sample, along the first spatial dim. Such a sum keeps one number for each
-    channel in registers where :func:`shifted_weight` reads and writes its totals, so it takes half the time on one core
-    (16 x 28 x 28 x 120, 5 x 5: 4.4 ms and 13.4); it gets slower the fewer channels there are, and is slow in XLA over two
-    dims at once.
-    """
-    x = padded(x, window_of_shape(conv), 0)
-    row_bytes = gradient[0, 0].size * gradient.dtype.itemsize
-    rows = next(
-        n
-        for n in range(conv.output[0], 0, -1)
-        if conv.output[0] % n == 0 and n * row_bytes <= max(BLOCK_BYTES, row_bytes)
-    )
-    blocks, block = conv.output[0] // rows, (rows, *conv.output[1:])
-    spans = [(n - 1) * stride + 1 for n, stride in zip(block, conv.strides, strict=True)]
-    wide = jnp.promote_types(gradient.dtype, jnp.float32)  # a sum of many numbers rounds too much in 16 bits
-
-    def turn(i: Array, totals: Array) -> Array:
-        sample, first = i // blocks, i % blocks * rows
-        arrived = lax.dynamic_slice_in_dim(gradient[sample], first, rows).astype(wide)
-        sums = []
-        for position in positions(conv):
-            begin = [k * dilation for k, dilation in zip(position, conv.dilations, strict=True)]
-            seen = lax.dynamic_slice_in_dim(x[sample], first * conv.strides[0] + begin[0], spans[0])
-            begin = [0, *begin[1:], 0]
-            end = [b + n for b, n in zip(begin, (*spans, conv.channels), strict=True)]
-            seen = lax.slice(seen, begin, end, (*conv.strides, 1))
-            sums.append(jnp.sum(_each_filter(seen, conv) * arrived, axis=-2))
-        return totals + jnp.stack(sums)
-
-    zeros = jnp.zeros((len(positions(conv)), *block[:-1], conv.filters), wide)
-    totals = lax.fori_loop(0, conv.samples * blocks, turn, zeros).reshape(len(zeros), -1, conv.filters)
-    return totals.sum(1).T.reshape(conv.filters, *conv.kernel, 1).astype(gradient.dtype)
-
-
-def _rows(
+def _seen_and_arrived(
     x: Array, gradient: Array, position: Sequence[int], turn: Array, conv: Convolution, by_row: bool
 ) -> tuple[Array, Array]:
     """Of one sample every row, or of every sample one row: what the place saw and the gradient there, both (samples or
@@ -161,6 +124,37 @@ def _rows(
         begin, step = k * conv.dilations[axis], conv.strides[axis]
         rows = lax.slice_in_dim(rows, begin, begin + (conv.output[axis] - 1) * step + 1, step, axis)
     return rows, arrived
+
+
+def rows_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
+    """Per place of the window, what it saw times the gradient, added up along whole rows of a picture (two spatial dims).
+
+    A loop goes over blocks of rows within a sample: as many rows as divide the height and have BLOCK_BYTES at most, but
+    one at least. A sum along a row stays in registers, where :func:`shifted_weight` reads and writes totals for every
+    element or few of them, so it takes a third of the time on one core where rows are long and channels many. Blocks are
+    not added up in the same sum: over two dims at once XLA goes column by column.
+    """
+    height, width = conv.output
+    rows = largest_divisor(height, BLOCK_BYTES // max(1, width * conv.filters * gradient.dtype.itemsize))
+    blocks = height // rows
+    x = padded(x, window_of_shape(conv), 0)
+    tall, broad = ((n - 1) * stride + 1 for n, stride in zip((rows, width), conv.strides, strict=True))
+    wide = jnp.promote_types(gradient.dtype, jnp.float32)  # a sum of many numbers rounds too much in 16 bits
+
+    def turn(i: Array, totals: Array) -> Array:
+        sample, first = i // blocks, i % blocks * rows
+        arrived = lax.dynamic_slice(gradient, (sample, first, 0, 0), (1, rows, width, conv.filters))[0].astype(wide)
+        sums = []
+        for row, column in positions(conv):
+            top, left = first * conv.strides[0] + row * conv.dilations[0], column * conv.dilations[1]
+            seen = lax.dynamic_slice(x, (sample, top, 0, 0), (1, tall, *x.shape[2:]))[0]
+            seen = lax.slice(seen, (0, left, 0), (tall, left + broad, conv.channels), (*conv.strides, 1))
+            sums.append(jnp.sum(_each_filter(seen, conv) * arrived, axis=1))
+        return totals + jnp.stack(sums)
+
+    zeros = jnp.zeros((len(positions(conv)), rows, conv.filters), wide)
+    totals = lax.fori_loop(0, conv.samples * blocks, turn, zeros)
+    return totals.sum(1).T.reshape(conv.filters, *conv.kernel, 1).astype(gradient.dtype)
 
 
 def _each_filter(x: Array, conv: Convolution) -> Array:

@@ -29,9 +29,9 @@ __all__ = [
     "channel_sums",
     "channels_first",
     "channels_last",
-    "equal_parts",
     "folded",
     "followed",
+    "largest_divisor",
     "plus_channels",
 ]
 
@@ -120,14 +120,14 @@ def _channel_sums(x: Array) -> Array:
     return (jnp.ones((1, len(rest)), wide.dtype) @ rest)[0].astype(x.dtype)
 
 
-def equal_parts(count: int) -> int:
-    """Into how many equal parts so many things are split to be added up: the most that are no more than MOST_TERMS."""
-    return next((n for n in range(min(MOST_TERMS, count), 1, -1) if count % n == 0), 1)
+def largest_divisor(count: int, most: int = MOST_TERMS) -> int:
+    """Of `count`, no more than `most`: into how many equal parts so many things are split to be added up."""
+    return next((n for n in range(min(most, count), 1, -1) if count % n == 0), 1)
 
 
 def folded(x: Array) -> Array:
-    """(n, ...) -> (n / equal_parts(n), ...): the parts added up, element by element."""
-    parts = equal_parts(len(x))
+    """(n, ...) -> (n / largest_divisor(n), ...): the parts added up, element by element."""
+    parts = largest_divisor(len(x))
     split = x.reshape(parts, -1, *x.shape[1:])
     return reduce(add, [split[i] for i in range(parts)])
 

@@ -1,4 +1,4 @@
-"""Softmax, its logarithm and hardmax, with their gradients."""
+"""Softmax and its logarithm, with their gradients, and hardmax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax import Array
 from ...models.onnxpp.graph import Operator
 from .registry import Value, lowers
 
-__all__ = ["hardmax", "log_softmax", "row_maximum", "softmax"]
+__all__ = ["log_softmax", "row_maximum", "softmax"]
 
 # What is left of a row when folding ends.
 NARROW = 16
@@ -90,7 +90,7 @@ def along_axis(node: Operator, x: Value) -> Array:
 @lowers(*_FUNCTIONS)
 def flattened(node: Operator, x: Value) -> Array:
     """Before opset 13: along all axes from `axis` (default 1) on, as if they were one."""
-    x, axis = jnp.asarray(x), int(node.attributes.get("axis", 1))
-    axis = axis + x.ndim if axis < 0 else axis
-    rows = x.reshape(prod(x.shape[:axis]), prod(x.shape[axis:]))
-    return _FUNCTIONS[node.op_type](rows, -1).reshape(x.shape)
+    whole, axis = jnp.asarray(x), int(node.attributes.get("axis", 1))
+    axis = axis + whole.ndim if axis < 0 else axis
+    rows = whole.reshape(prod(whole.shape[:axis]), prod(whole.shape[axis:]))
+    return _FUNCTIONS[node.op_type](rows, -1).reshape(whole.shape)

@@ -12,7 +12,8 @@ winograd2    tiles of 2 x 2 outputs by 16 products instead of 36 (Lavin, Gray 20
 winograd4    tiles of 4 x 4 outputs by 36 products instead of 144; rounds ten times       3 x 3, strides 1, one group
              coarser than the others (1e-5 of the largest result in float32)
 shifted      a sum of shifted inputs, each times its weight                               one input channel a group
-rows         the same sum along whole rows of a picture at once                           weights, one input channel a group
+rows         the same sum along whole rows of a picture at once                           weights of pictures, one input
+                                                                                          channel a group
 ============ ============================================================================ =========================
 """
 
@@ -32,8 +33,8 @@ __all__ = ["CONVOLUTIONS", "Convolution", "convolution_of"]
 
 # One operation for each place in a window: with more of them compiling takes longer than anything they save.
 MOST_TAPS = 64
-# Fewer channels than these are too few to add up whole rows for each.
-ROWS_FROM = 32
+# Sums along whole rows are expected to be faster from so many filters on, in rows of so many elements; see `_expected`.
+FILTERS_FOR_ROWS, WIDTH_FOR_ROWS = 32, 7
 # Of what other convolutions promise: a product is rarely beaten where it is all there is to do.
 GAIN_OF_PRODUCTS = 0.2
 
@@ -138,12 +139,13 @@ def _ways(conv: Convolution, direction: Direction) -> tuple[str, ...]:
         if conv.kernel == (3, 3) and {*conv.strides, *conv.dilations} == {1}:
             found += ["winograd2", "winograd4"]
     elif conv.groups == conv.channels and few:
-        found += ["shifted", "rows"] if direction == "weight" else ["shifted"]
+        found += ["shifted", "rows"] if direction == "weight" and len(conv.kernel) == 2 else ["shifted"]
     return tuple(found)
 
 
 def _expected(conv: Convolution, direction: Direction, item_bytes: int) -> str:
-    """In types of fewer than 4 bytes sums outside of products would round in that type, so there are none.
+    """In types of fewer than 4 bytes sums outside of products would round in that type, so there are none (`rows` adds up in
+    float32, but nobody measured it there).
 
     The thresholds were measured on two cores of
     an AMD EPYC (Zen 4) with jaxlib 0.10.2 in float32, 16 samples of 3 x 3, milliseconds forward / weight's gradient (the
@@ -162,7 +164,8 @@ def _expected(conv: Convolution, direction: Direction, item_bytes: int) -> str:
     256, 14 x 14, strides 2         12 / 12   10 / 11
     ============================ ========== ========= ========= =========
 
-    Of depthwise ones, the weight's gradient by sums of shifted pictures and of rows (on one core of 8 samples):
+    Of depthwise ones, milliseconds of the weight's gradient by sums of shifted pictures and of rows, 8 samples on one core
+    (with XLA's older generator of kernels; the newer gives the same order) and 16 on two:
 
     ========================== =================== =====================
     channels, picture, window  one core: sh., rows two cores: sh., rows
@@ -181,7 +184,8 @@ def _expected(conv: Convolution, direction: Direction, item_bytes: int) -> str:
     if item_bytes < 4:
         return "xla"
     if "shifted" in able:
-        return "rows" if "rows" in able and conv.filters >= ROWS_FROM else "shifted"
+        long = conv.filters >= FILTERS_FOR_ROWS and conv.output[-1] >= WIDTH_FOR_ROWS
+        return "rows" if "rows" in able and long else "shifted"
     points, window = prod(conv.output), prod(conv.kernel)
     if "im2col" in able and window * conv.channels <= 64 and direction != "input":
         return "im2col" if direction == "forward" else "xla"

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
+from hpdlf.exec.affinity import allowed_cpus
 from hpdlf.exec.data import data_sha256
 from hpdlf.exec.environment import rank_environment
 from hpdlf.exec.mpi import find_mpiexec
@@ -155,8 +156,7 @@ def run_under_mpiexec(compilation_cache: Path) -> Callable[..., subprocess.Compl
 
 
 def _mpiexec(ranks: int) -> Sequence[str]:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return find_mpiexec().command(ranks, cpus=cpus, forward=sorted(rank_environment({})))
+    return find_mpiexec().command(ranks, cpus=len(allowed_cpus()), forward=sorted(rank_environment({})))
 
 
 def read_losses(run: Path) -> list[float]:

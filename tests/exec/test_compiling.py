@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -40,7 +41,9 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_convolutional_networks_alone_are_compiled_otherwise() -> None:
     assert compiler_options(operators(True)) == compiling.OLDER_GENERATOR
     assert compiler_options(operators(True, compiling.MANY - 1)) == {}
-    assert compiler_options(operators(False)) == {}
+    others = operators(False)
+    assert compiler_options(others) == {}
+    assert compiler_options([replace(others[0], op_type="ConvTranspose"), *others]) == compiling.OLDER_GENERATOR
 
 
 @pytest.mark.parametrize(
@@ -51,12 +54,14 @@ def test_large_convolutional_networks_alone_are_compiled_otherwise() -> None:
         (compiling, "allowed_cpus", [0, 1]),
     ],
 )
+@known
 @pytest.mark.usefixtures("one_core")
 def test_others_are_told_nothing(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, value: Any) -> None:
     monkeypatch.setattr(place, name, lambda *_: value)
     assert compiler_options(operators(True)) == {}
 
 
+@known
 @pytest.mark.usefixtures("one_core")
 def test_what_the_user_says_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")

@@ -1,6 +1,7 @@
 """Every way to compute a convolution and its gradients gives what XLA's own convolution gives."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 from hpdlf.errors import ModelError
-from hpdlf.exec.operators import convolution_winograd
+from hpdlf.exec.operators import convolution_depthwise, convolution_winograd
 from hpdlf.exec.operators.chosen import way_of
 from hpdlf.exec.operators.convolution import computed
-from hpdlf.models.cost.lowerings import Convolution, Direction, ways
-from hpdlf.models.cost.lowerings_convolution import CONVOLUTIONS
+from hpdlf.exec.operators.layout import largest_divisor
+from hpdlf.models.cost.lowerings import Convolution, Direction, expected_way, ways
+from hpdlf.models.cost.lowerings_convolution import CONVOLUTIONS, FILTERS_FOR_ROWS, WIDTH_FOR_ROWS
 from hpdlf.models.onnxpp.graph import Operator
 
 DIRECTIONS = tuple(CONVOLUTIONS.directions)
@@ -112,12 +114,12 @@ def test_every_way_is_what_xla_computes(channels: str, kernel: int, stride: int,
 
 UNUSUAL = {
     "one dim": (shape((3, 5, 1), (9,), (3,), strides=(2,), pads=((1, 0),)), {"im2col", "taps"}),
-    "one dim, depthwise": (shape((4, 4, 4), (9,), (3,), dilations=(2,), pads=((1, 2),)), {"shifted", "rows"}),
+    "one dim, depthwise": (shape((4, 4, 4), (9,), (3,), dilations=(2,), pads=((1, 2),)), {"shifted"}),
     "three dims": (
         shape((2, 3, 1), (4, 5, 4), (2, 3, 2), strides=(1, 2, 1), pads=((0, 1), (1, 1), (0, 0))),
         {"im2col", "taps"},
     ),
-    "three dims, depthwise": (shape((3, 3, 3), (4, 5, 4), (2, 3, 2), pads=((0, 1), (1, 1), (0, 0))), {"shifted", "rows"}),
+    "three dims, depthwise": (shape((3, 3, 3), (4, 5, 4), (2, 3, 2), pads=((0, 1), (1, 1), (0, 0))), {"shifted"}),
     "more rows than samples": (shape((4, 4, 4), (40, 5), (3, 3), samples=35), {"shifted", "rows"}),
     "uneven": (shape((3, 2, 1), (9, 8), (5, 3), strides=(1, 2), dilations=(2, 1)), {"im2col", "taps"}),
     "dilated depthwise": (shape((4, 4, 4), (11, 9), (5, 5), dilations=(2, 1), pads=((2, 2),) * 2), {"shifted", "rows"}),
@@ -179,6 +181,44 @@ def test_winograd_adds_the_weights_gradient_up_in_chunks(
     assert chunks == 6 if limit == 1 else 1 < chunks < 6
     found = jax.jit(computed(f"winograd{tile}", "weight", conv))(*given)
     np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("limit", [1, 2000])
+def test_sums_of_rows_go_block_by_block(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = shape((3, 6, 3), (25, 11), (3, 2), strides=(2, 1), dilations=(2, 3), pads=((1, 0), (0, 2)), samples=3)
+    assert conv.output == (11, 10)
+    conv = replace(conv, output=(10, 10))  # a window may end before the last element
+    given = operands(conv, "weight")
+    wanted = jax.jit(computed("shifted", "weight", conv))(*given)
+    monkeypatch.setattr(convolution_depthwise, "BLOCK_BYTES", limit)
+    rows = largest_divisor(10, limit // (10 * 6 * 8))
+    assert rows == 1 if limit == 1 else 1 < rows < 10
+    found = jax.jit(computed("rows", "weight", conv))(*given)
+    np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_sums_of_rows_are_added_up_in_32_bits() -> None:
+    conv = shape((2, 2, 2), (64, 64), (1, 1), samples=1)
+    ones = np.ones((1, 2, 64, 64), np.float16)
+    np.testing.assert_array_equal(computed("rows", "weight", conv)(ones, ones), np.full((2, 1, 1, 1), 4096, np.float16))
+
+
+@pytest.mark.parametrize(
+    ("direction", "filters", "width", "wanted"),
+    [
+        ("weight", FILTERS_FOR_ROWS, WIDTH_FOR_ROWS, "rows"),
+        ("weight", FILTERS_FOR_ROWS - 1, WIDTH_FOR_ROWS, "shifted"),
+        ("weight", FILTERS_FOR_ROWS, WIDTH_FOR_ROWS - 1, "shifted"),
+        ("forward", FILTERS_FOR_ROWS, WIDTH_FOR_ROWS, "shifted"),
+        ("input", FILTERS_FOR_ROWS, WIDTH_FOR_ROWS, "shifted"),
+    ],
+)
+def test_sums_of_rows_are_expected_where_rows_are_long_and_channels_many(
+    direction: Direction, filters: int, width: int, wanted: str
+) -> None:
+    conv = shape((filters,) * 3, (9, width), (3, 3), pads=((1, 1),) * 2)
+    assert expected_way(conv, direction) == wanted
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

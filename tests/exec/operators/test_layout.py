@@ -11,7 +11,7 @@ import pytest
 from hpdlf.exec.operators import lowering, step_context
 from hpdlf.exec.operators.chosen import way_of
 from hpdlf.exec.operators.interpret import interpret
-from hpdlf.exec.operators.layout import ChannelsLast, channel_sums, channels_first, equal_parts, plus_channels
+from hpdlf.exec.operators.layout import ChannelsLast, channel_sums, channels_first, largest_divisor, plus_channels
 from hpdlf.models.cost.lowerings import Convolution, expected_way
 from hpdlf.models.onnxpp import Operator
 
@@ -116,7 +116,8 @@ def test_sums_in_16_bits_are_added_up_in_32() -> None:
 
 
 def test_parts_divide() -> None:
-    assert [equal_parts(n) for n in (1, 2, 13, 16, 17, 32, 60, 112)] == [1, 2, 13, 16, 1, 16, 15, 16]
+    assert [largest_divisor(n) for n in (1, 2, 13, 16, 17, 32, 60, 112)] == [1, 2, 13, 16, 1, 16, 15, 16]
+    assert [largest_divisor(56, most) for most in (0, 1, 7, 13, 100)] == [1, 1, 7, 8, 56]
 
 
 def test_convolutions_in_16_bits_add_up_inside_products() -> None:
