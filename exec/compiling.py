@@ -1,7 +1,7 @@
 """Functions compiled with what XLA should be told about them, and about no others.
 
-*Kernels of large convolutional networks on one core.* XLA for CPUs makes a kernel of every fusion of element-wise operators, by one
-of two generators. The newer one keeps what it needs for each kernel until the last has been compiled, 3 to 9 MB for each operator
+*Kernels of all but small convolutional networks on one core.* XLA for CPUs makes a kernel of every fusion of element-wise operators,
+by one of two generators. The newer one keeps what it needs for each kernel until the last has been compiled, 3 to 9 MB for each operator
 of a network; its kernels are often faster. On an AMD EPYC (Zen 4) with jaxlib 0.10.2: samples/s of two ranks of one core each as
 a multiple of PyTorch's, and the peak of a process that compiles and runs a step of one core's batch:
 
@@ -15,8 +15,9 @@ ResNet-50           176       1.12  1.5 GB  1.16  2.0 GB
 MobileNet-v3        187       1.11  1.3 GB  1.15  2.1 GB
 =================== ========= ============= =============
 
-In large networks that is little time for more than half a GB, so the older one is taken for functions of many operators. On several
-cores it is slower (ResNet-18 at 64 x 64: 140 ms a step and 110), and so it is in transformers, which have few kernels.
+So a U-Net, of which a step itself takes little, would need 1.4 times as much memory as PyTorch with the newer one, and a
+MobileNet 1.5 times; the older one is taken for functions of many operators. On several cores it is slower (ResNet-18 at 64 x 64:
+140 ms a step and 110), and so it is in transformers, which have few kernels.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from .affinity import allowed_cpus
 __all__ = ["compiled", "compiler_options"]
 
 OLDER_GENERATOR: Mapping[str, Any] = {"xla_cpu_use_fusion_emitters": False}
-# Below so many operators, the memory that the newer generator needs is worth its speed.
-MANY = 128
+# From so many operators on, the newer generator needs more memory for compiling than many a network for training.
+MANY = 64
 # Releases whose older generator was seen to be there; XLA refuses options that it does not know.
 KNOWN = ("0.10.",)
 
