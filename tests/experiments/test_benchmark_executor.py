@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpdlf.exec.environment import compilation_cache
 from hpdlf.experiments import benchmark_executor
 from hpdlf.experiments.benchmark_executor import WORKLOADS, Workload, benchmark, main
 
@@ -71,6 +72,21 @@ def test_a_small_training_is_compared(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.mpi
+@pytest.mark.parametrize("chosen", [None, "/somewhere"])
+def test_code_that_was_compiled_before_is_not_found(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HPDLF_CACHE", raising=False)
+    if chosen:
+        monkeypatch.setenv("HPDLF_CACHE", chosen)
+    usual, own = compilation_cache(), tmp_path / "compiled0"
+    with benchmark_executor._nothing_compiled_before(own):
+        assert own in compilation_cache().parents
+        compilation_cache().mkdir(parents=True)
+    assert compilation_cache() == usual
+    assert not own.exists()
+
+
 def test_what_does_not_compute_the_same_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The baseline trains with another rate."""
     from hpdlf.experiments.benchmark_baselines import Job
