@@ -1,8 +1,8 @@
 """Functions compiled with what XLA should be told about them, and about no others.
 
-*Kernels of all but small convolutional networks on one core.* XLA for CPUs makes a kernel of every fusion of element-wise operators,
+*Kernels of convolutional networks on one core.* XLA for CPUs makes a kernel of every fusion of element-wise operators,
 by one of two generators. The newer one keeps what it needs for each kernel until the last has been compiled, 3 to 9 MB for each operator
-of a network; its kernels are often faster. On an AMD EPYC (Zen 4) with jaxlib 0.10.2: samples/s of two ranks of one core each as
+of a network; its kernels are mostly faster. On an AMD EPYC (Zen 4) with jaxlib 0.10.2: samples/s of two ranks of one core each as
 a multiple of PyTorch's, and the peak of a process that compiles and runs a step of one core's batch:
 
 =================== ========= ============= =============
@@ -16,7 +16,7 @@ MobileNet-v3        187       1.11  1.3 GB  1.15  2.1 GB
 =================== ========= ============= =============
 
 So a U-Net, of which a step itself takes little, would need 1.4 times as much memory as PyTorch with the newer one, and a
-MobileNet 1.5 times; the older one is taken for functions of many operators. On several cores it is slower (ResNet-18 at 64 x 64:
+MobileNet 1.5 times; the older one is taken. On several cores it is slower (ResNet-18 at 64 x 64:
 140 ms a step and 110), and so it is in transformers, which have few kernels.
 """
 
@@ -35,8 +35,6 @@ from .affinity import allowed_cpus
 __all__ = ["compiled", "compiler_options"]
 
 OLDER_GENERATOR: Mapping[str, Any] = {"xla_cpu_use_fusion_emitters": False}
-# From so many operators on, the newer generator needs more memory for compiling than many a network for training.
-MANY = 64
 # Releases whose older generator was seen to be there; XLA refuses options that it does not know.
 KNOWN = ("0.10.",)
 
@@ -45,7 +43,7 @@ def compiler_options(operators: Collection[Operator]) -> dict[str, Any]:
     """What XLA is told when it compiles these together; nothing where it knows best, or the user does."""
     if any(option in os.environ.get("XLA_FLAGS", "") for option in OLDER_GENERATOR):
         return {}
-    if len(operators) < MANY or not any(o.op_type in ("Conv", "ConvTranspose") for o in operators):
+    if not any(o.op_type in ("Conv", "ConvTranspose") for o in operators):
         return {}
     if len(allowed_cpus()) > 1 or jax.default_backend() != "cpu" or not version("jaxlib").startswith(KNOWN):
         return {}
