@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from ..errors import DataError
 from ..models.cost import ObservationDatabase
-from ..models.cost.lowering_choice import choose_all, measured_ways
+from ..models.cost.lowering_choice import choose_all, measured_processor, measured_ways
+from ..models.cost.lowerings import Processor
 from ..models.onnxpp.graph import Graph
 from .environment import examine_machine
 
@@ -20,9 +21,10 @@ __all__ = ["as_tuned"]
 
 
 def as_tuned(graph: Graph, *, samples: int, dtype: str, database: ObservationDatabase | None = None) -> Graph:
-    """`graph` for `samples` samples at once on all CPUs of this process, its operators as measured ways are fastest.
+    """`graph` for `samples` samples at once on all CPUs of this process, its operators as measured ways are fastest; those that
+    nobody measured as they are expected to be, on a machine as fast as the measured ones say.
 
-    What nobody measured is left to the executor, and so is everything where the database cannot be read, with a warning.
+    Where nothing was measured everything is left to the executor, and where the database cannot be read, with a warning.
     """
     store, machine = ObservationDatabase() if database is None else database, examine_machine()
     try:
@@ -32,8 +34,9 @@ def as_tuned(graph: Graph, *, samples: int, dtype: str, database: ObservationDat
         return graph
     if not measured:
         return graph
+    on = measured_processor(Processor(threads=machine.allowed_cpus), measured, dtype=dtype)
     chosen: Mapping[str, Mapping[str, str]] = {
-        name: {direction: hint.way for direction, hint in told.items() if hint.source == "measured"}
-        for name, told in choose_all(graph, samples=samples, measured=measured, dtype=dtype).items()
+        name: {direction: hint.way for direction, hint in told.items()}
+        for name, told in choose_all(graph, samples=samples, measured=measured, on=on, dtype=dtype).items()
     }
     return replace(graph, operators=tuple(replace(o, lowering=chosen.get(o.name, {})) for o in graph.operators))

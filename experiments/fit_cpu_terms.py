@@ -2,8 +2,8 @@
 
 ``python -m hpdlf.experiments.fit_cpu_terms MEASURED ...`` reads what ``python -m hpdlf.exec.microbenchmarks_compute
 operators`` printed (JSON lines; the same case in several files counts as one, with its quickest median) and finds the
-thetas by non-negative least squares (Lawson, Hanson 1974) in the logarithm of time, linearised anew in every round, weakly
-held to what arithmetic and traffic alone would take, outliers with less weight. The same input gives the same file.
+thetas by :func:`.nonnegative.fit_logarithms`, weakly held to what arithmetic and traffic alone would take. The same input gives
+the same file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ import numpy as np
 
 from ..exec.microbenchmarks_chains import Case
 from ..hwprofiles import load_device
-from ..models.cost.cpu_terms import CPU_TERMS_FILE, FORMAT, VERSION, CpuTerms, generic, terms
+from ..models.cost.cpu_terms import CPU_TERMS_FILE, FORMAT, VERSION, CpuTerms, convolution_of, generic, terms
 from ..models.cost.operation import Operation
 from .calibration import workload_of_case
+from .nonnegative import fit_logarithms
 
 __all__ = ["Row", "fit_thetas", "main", "read_rows"]
 
 CALL_S = 1.2e-5
 SCATTER = 0.05
-ROUNDS = 16
 # Prior mean and spread of a theta: arithmetic at the reference core's rate is likely, all else may be nothing.
 PRIORS = {"f": (1.0, 0.5), "bytes": (0.3, 3.0), "elements": (0.3, 3.0)}
-LOOPS = ("conv depthwise", "conv grouped", "conv transposed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +71,17 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
 
 
 def fit_thetas(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Thetas by group and term, and for every family and phase the mean of its kinds (see ``generic``)."""
-    from scipy.optimize import nnls
-
+    """Thetas by group and term, and for every family and phase the mean of its kinds (see ``generic``). Of convolutions
+    :mod:`..models.cost.lowering_times` knows.
+    """
+    known, others = np.zeros(len(rows)), CpuTerms({})
     sums: list[dict[tuple[str, str], float]] = []
-    for row in rows:
+    for i, row in enumerate(rows):
         parts: dict[tuple[str, str], float] = {}
         for operation in row.operations:
+            if convolution_of(operation):
+                known[i] += others.seconds(operation) or 0.0
+                continue
             group, found = terms(operation)
             for name, seconds in found.items():
                 parts[group, name] = parts.get((group, name), 0.0) + seconds
@@ -92,17 +95,7 @@ def fit_thetas(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     wanted = np.maximum(np.array([row.seconds for row in rows]) - CALL_S, 2e-6)
     trust = 1.0 / np.sqrt(SCATTER**2 + np.array([row.noise for row in rows]) ** 2)
     means, spreads = (np.array(v) for v in zip(*(_prior(*key) for key in names), strict=True))
-    theta, weight = means, trust
-    for round_ in range(ROUNDS):
-        predicted = np.maximum(design @ theta, 1e-9)
-        # Linearised around the last thetas, what is left of the logarithm; steps of at most e.
-        left = np.clip(np.log(wanted / predicted), -1.0, 1.0)
-        if round_ >= ROUNDS // 2:
-            weight = trust * np.sqrt(
-                np.where(np.abs(left) * trust > 3.0, 3.0 / np.maximum(np.abs(left) * trust, 1e-9), 1.0)
-            )
-        system = np.vstack([design / predicted[:, None] * weight[:, None], np.diag(1.0 / spreads)])
-        theta, _ = nnls(system, np.concatenate([(1.0 + left) * weight, means / spreads]), maxiter=50 * len(names))
+    theta = fit_logarithms(design, wanted, trust=trust, means=means, spreads=spreads, known=known)
     found_thetas: dict[str, dict[str, float]] = {}
     for (group, name), value in zip(names, theta, strict=True):
         found_thetas.setdefault(group, {})[name] = float(f"{value:.4g}")
@@ -110,9 +103,7 @@ def fit_thetas(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _prior(group: str, name: str) -> tuple[float, float]:
-    if group.startswith(LOOPS):
-        return (1.0, 3.0) if name == "dense" else (0.3, 30.0)
-    if name == "f" and not group.startswith(("conv ", "matmul ", "attention ", "rnn ")):
+    if name == "f" and not group.startswith(("matmul ", "attention ", "rnn ")):
         return 0.0, 10.0
     return PRIORS.get(name, (0.0, 3.0))
 

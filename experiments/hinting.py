@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..hwprofiles import Cluster
 from ..models.cost import ObservationDatabase
-from ..models.cost.lowering_choice import MeasuredWays, choose_all, measured_ways
+from ..models.cost.lowering_choice import MeasuredWays, choose_all, measured_processor, measured_ways
+from ..models.cost.lowering_times import processor_of
 from ..models.cost.lowerings_graph import computations
 from ..models.cost.roofline import storage
 from ..models.onnxpp import Graph
@@ -85,9 +86,9 @@ def hint_lowerings(graph: Graph, on: Cluster, strategy: Strategy, timed: Observa
         here, machines = examine_machine().fingerprint, timed.machines(on.device.name)
         machine = here if here in machines or not machines else machines[0]
         measured = measured_ways(timed, machine=machine, threads=threads, dtype=strategy.precision)
-    hints = choose_all(
-        graph, samples=samples, measured=measured, kind=on.device.kind, dtype=storage(strategy.precision)
-    )
+    stored = storage(strategy.precision)
+    processor = measured_processor(processor_of(on.device, threads), measured, dtype=stored)
+    hints = choose_all(graph, samples=samples, measured=measured, on=processor, dtype=stored)
     shapes = computations(graph, samples=samples)
     sources = {
         (shapes[name], direction): hint.source for name, told in hints.items() for direction, hint in told.items()

@@ -17,8 +17,8 @@ from ..errors import PlanError
 from ..exec.environment import Machine, examine_machine
 from ..exec.tuning import Answer, Question, cores_for, time_ways
 from ..models.cost import ObservationDatabase
-from ..models.cost.lowering_choice import MeasuredWays, choose, is_measured, measured_ways, observed
-from ..models.cost.lowerings import Direction, Shape, expected_way, family_of, ways
+from ..models.cost.lowering_choice import MeasuredWays, choose, is_measured, measured_processor, measured_ways, observed
+from ..models.cost.lowerings import Direction, Processor, Shape, expected_way, family_of, ways
 from ..models.cost.lowerings_graph import computations, directions
 from ..models.onnxpp import Graph, Onnxpp
 from ..models.onnxpp.graph import item_bytes
@@ -28,7 +28,7 @@ from .hinting import EXECUTED, LOSS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Row", "Tuning", "tune"]
+__all__ = ["Row", "Tuning", "keep_answers", "tune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,8 @@ def tune(
     before = known_ways()
     asked = [w for w in everything if again or not is_measured(w.shape, w.direction, before)]
     asked.sort(key=lambda w: -w.promise)
-    questions = [Question(shape=w.shape, direction=w.direction, first=_expected(w, dtype), dtype=dtype) for w in asked]
+    on = measured_processor(Processor(threads=used), before, dtype=dtype)
+    questions = [Question(shape=w.shape, direction=w.direction, first=_expected(w, on, dtype), dtype=dtype) for w in asked]
     answers: list[Answer] = []
     stopped = False
     try:
@@ -187,13 +188,13 @@ def tune(
     except KeyboardInterrupt:
         stopped = True
     finally:
-        _keep(answers, store, graph.name, machine, used, dtype)
+        keep_answers(answers, store, graph.name, machine, used, dtype)
     measured = known_ways()
     return Tuning(
         name=graph.name,
         batch=batch,
         threads=used,
-        rows=_rows(everything, measured, dtype),
+        rows=_rows(everything, measured, on, dtype),
         measured=len(answers),
         known=len(everything) - len(asked),
         open=len(asked) - len(answers),
@@ -220,11 +221,11 @@ def _work(graph: Graph, batch: int) -> list[_Work]:
     return [_Work(shape=shape, direction=direction, count=count) for (shape, direction), count in counts.items()]
 
 
-def _expected(work: _Work, dtype: str) -> str:
-    return expected_way(work.shape, work.direction, item_bytes=item_bytes(dtype))
+def _expected(work: _Work, on: Processor, dtype: str) -> str:
+    return expected_way(work.shape, work.direction, on, item_bytes=item_bytes(dtype))
 
 
-def _keep(
+def keep_answers(
     answers: list[Answer], store: ObservationDatabase, name: str, machine: Machine, threads: int, dtype: str
 ) -> None:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -250,17 +251,17 @@ def _keep(
     )
 
 
-def _rows(everything: list[_Work], measured: MeasuredWays, dtype: str) -> tuple[Row, ...]:
+def _rows(everything: list[_Work], measured: MeasuredWays, on: Processor, dtype: str) -> tuple[Row, ...]:
     rows = []
     for work in everything:
-        usual = _expected(work, dtype)
+        usual = _expected(work, on, dtype)
         timed = measured.get((work.shape.key, work.direction), {})
         rows.append(
             Row(
                 shape=work.shape,
                 direction=work.direction,
                 count=work.count,
-                hint=choose(work.shape, work.direction, measured, dtype=dtype),
+                hint=choose(work.shape, work.direction, measured, on, dtype=dtype),
                 expected=usual,
                 expected_s=timed[usual].seconds if usual in timed else None,
             )

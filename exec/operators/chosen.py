@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...errors import ModelError
-from ...models.cost.lowerings import Direction, Shape, expected_way, family_of, ways
+from ...models.cost.lowerings import Direction, Processor, Shape, expected_way, family_of, ways
 from ...models.onnxpp.graph import Operator
+from ..affinity import allowed_cpus
 
 __all__ = ["way_of", "ways_of"]
 
@@ -28,8 +29,8 @@ def way_of(node: Operator, shape: Shape, direction: Direction, dtype: Any = np.f
                 f"{', '.join(ways(shape, direction))}. Plan the model again with `hpdlf plan`."
             )
         return hint
-    kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    return expected_way(shape, direction, kind=kind, item_bytes=jnp.dtype(dtype).itemsize)
+    on = Processor(threads=len(allowed_cpus())) if jax.default_backend() == "cpu" else Processor(kind="gpu")
+    return expected_way(shape, direction, on, item_bytes=jnp.dtype(dtype).itemsize)
 
 
 def ways_of(node: Operator, shape: Shape, dtype: Any = np.float32) -> tuple[str, str, str]:

@@ -19,7 +19,9 @@ from ...models.onnxpp.graph import Operator
 from . import convolution_products as products
 from .chosen import ways_of
 from .convolution_depthwise import rows_weight, shifted_forward, shifted_input, shifted_weight
+from .convolution_groups import split_forward, split_input, split_weight
 from .convolution_winograd import winograd_forward, winograd_input, winograd_weight
+from .convolution_xla import xla_forward, xla_input, xla_weight
 from .layout import ChannelsLast, channels_first, channels_last, plus_channels
 from .registry import lowers, text
 
@@ -28,49 +30,27 @@ __all__ = ["computed", "conv", "conv_transpose", "convolved_exactly"]
 Way = Callable[[Array, Array, Convolution], Array]
 
 
-def _xla_forward(x: Array, kernel: Array, conv: Convolution) -> Array:
-    window = products.window_of_shape(conv)
-    dims = "DHW"[-len(conv.kernel) :] if len(conv.kernel) <= 3 else "ABDEFGHW"[: len(conv.kernel)]
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window.strides,
-        window.pads,
-        rhs_dilation=window.dilations,
-        dimension_numbers=(f"N{dims}C", f"O{dims}I", f"N{dims}C"),
-        feature_group_count=conv.groups,
-    )
-
-
-def _xla_input(gradient: Array, kernel: Array, conv: Convolution) -> Array:
-    x = jax.ShapeDtypeStruct((conv.samples, *conv.size, conv.channels), gradient.dtype)
-    return jax.linear_transpose(lambda x: _xla_forward(x, kernel, conv), x)(gradient)[0]
-
-
-def _xla_weight(x: Array, gradient: Array, conv: Convolution) -> Array:
-    kernel = jax.ShapeDtypeStruct((conv.filters, *conv.kernel, conv.channels // conv.groups), gradient.dtype)
-    return jax.linear_transpose(lambda kernel: _xla_forward(x, kernel, conv), kernel)(gradient)[0]
-
-
 _WAYS: dict[Direction, dict[str, Way]] = {
     "forward": {
-        "xla": _xla_forward,
+        "xla": xla_forward,
         "matmul": products.matmul_forward,
         "im2col": products.im2col_forward,
         "winograd2": partial(winograd_forward, tile=2),
         "winograd4": partial(winograd_forward, tile=4),
         "shifted": shifted_forward,
+        "split": split_forward,
     },
     "input": {
-        "xla": _xla_input,
+        "xla": xla_input,
         "matmul": products.matmul_input,
         "im2col": products.im2col_input,
         "winograd2": partial(winograd_input, tile=2),
         "winograd4": partial(winograd_input, tile=4),
         "shifted": shifted_input,
+        "split": split_input,
     },
     "weight": {
-        "xla": _xla_weight,
+        "xla": xla_weight,
         "matmul": products.matmul_weight,
         "im2col": products.im2col_weight,
         "taps": products.taps_weight,
@@ -78,6 +58,7 @@ _WAYS: dict[Direction, dict[str, Way]] = {
         "winograd4": partial(winograd_weight, tile=4),
         "shifted": shifted_weight,
         "rows": rows_weight,
+        "split": split_weight,
     },
 }
 

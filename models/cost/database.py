@@ -121,6 +121,10 @@ class ObservationDatabase:
         """The timed ways to compute operators on a machine (its fingerprint), the oldest first."""
         return self._select("WHERE kind = 'lowering' AND machine = ?", [machine])
 
+    def all_lowerings(self) -> tuple[Observation, ...]:
+        """The timed ways to compute operators on any machine, the oldest first."""
+        return self._select("WHERE kind = 'lowering'", [])
+
     def machines(self, subject: str) -> tuple[str, ...]:
         """Fingerprints of the machines that a device was measured on, the one that was measured last first."""
         return tuple(dict.fromkeys(o.machine for o in reversed(self.all_for(subject)) if o.machine))

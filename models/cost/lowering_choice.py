@@ -9,7 +9,8 @@ cost model reads them: a way is timed alone, which is no operator's time in a ne
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -18,7 +19,8 @@ from ..onnxpp.graph import Graph, item_bytes
 from ..onnxpp.hints import Direction, Hint
 from ..onnxpp.problems import did_you_mean
 from .database import ObservationDatabase
-from .lowerings import Shape, expected_way, family_of, ways
+from .lowering_times import ONE_CORE, Processor, slowness
+from .lowerings import Shape, expected_seconds, expected_way, family_of, shape_named, ways
 from .lowerings_graph import computations, directions
 from .observations import Observation, lowering_key, lowering_of
 
@@ -29,6 +31,7 @@ __all__ = [
     "choose_all",
     "installed",
     "is_measured",
+    "measured_processor",
     "measured_ways",
     "observed",
 ]
@@ -42,6 +45,8 @@ DECIDE = ("hpdlf", "jaxlib")
 WORTH = 0.97
 # Of the samples (or rows, or products) that a shape was measured with: beyond, the same way need not be the best.
 FAR = 4.0
+# So many measurements tell how fast a machine's arithmetic is.
+ENOUGH = 12
 
 
 @cache
@@ -129,30 +134,54 @@ def is_measured(shape: Shape, direction: Direction, measured: MeasuredWays) -> b
     return len(able) < 2 or set(able) <= set(measured.get((shape.key, direction), {}))
 
 
+def measured_processor(on: Processor, measured: MeasuredWays, *, dtype: str = "float32") -> Processor:
+    """`on`, its arithmetic as fast as the ways say that were measured there with its threads and for elements of `dtype`; as it
+    is where few were.
+    """
+    rows = list(_rows(measured)) if on.kind == "cpu" and item_bytes(dtype) >= 4 else []
+    found = slowness(rows, threads=on.threads, item_bytes=item_bytes(dtype)) if len(rows) >= ENOUGH else None
+    return on if found is None else replace(on, slower=found)
+
+
+def _rows(measured: MeasuredWays) -> Iterator[tuple[Shape, Direction, str, float]]:
+    for (key, side), timed in measured.items():
+        try:
+            shape = shape_named(key)
+        except ValueError:  # of another version
+            continue
+        direction: Direction = side  # type: ignore[assignment]
+        able = ways(shape, direction)
+        yield from ((shape, direction, way, o.seconds) for way, o in timed.items() if way in able and o.repeats > 1)
+
+
 def choose(
     shape: Shape,
     direction: Direction,
     measured: MeasuredWays,
+    on: Processor = ONE_CORE,
     *,
-    kind: str = "cpu",
     dtype: str = "float32",
 ) -> Hint:
-    """The way to compute a direction of `shape` on a "cpu" or "gpu", and where the choice comes from.
+    """The way to compute a direction of `shape` on a processor, and where the choice comes from.
 
-    `dtype` is that of its elements, and of those that were `measured`.
+    `dtype` is that of its elements, and of those that were `measured`, which was on this processor.
 
     The expected way stays unless another was measured to be faster by more than noise. Where the shape was measured with
     another number of samples (or rows, or products) alone, at most :data:`FAR` times as many or few, the way is the one that
     is best there, and modelled.
     """
-    usual = expected_way(shape, direction, kind=kind, item_bytes=item_bytes(dtype))
+    usual = expected_way(shape, direction, on, item_bytes=item_bytes(dtype))
     best = _best(shape, direction, measured.get((shape.key, direction), {}), usual)
     if best is None:
         near = _nearest(shape, direction, measured)
         best = _best(shape, direction, measured[near, direction], usual) if near else None
-        if best is None:
-            return Hint(way=usual, detail={"shape": shape.key})
-        return Hint(way=best, detail={"shape": shape.key, "as": near})
+        detail: dict[str, str | int | float] = {"shape": shape.key}
+        if best is not None:
+            detail["as"] = near
+        expected_s = expected_seconds(shape, direction, best or usual, on, item_bytes=item_bytes(dtype))
+        if expected_s is not None:
+            detail["expected_s"] = float(f"{expected_s:.3g}")
+        return Hint(way=best or usual, detail=detail)
     o = measured[shape.key, direction][best]
     threads = o.conditions["threads"]
     return Hint(
@@ -186,7 +215,7 @@ def _nearest(shape: Shape, direction: Direction, measured: MeasuredWays) -> str:
 
 
 def choose_all(
-    graph: Graph, *, samples: int, measured: MeasuredWays, kind: str = "cpu", dtype: str = "float32"
+    graph: Graph, *, samples: int, measured: MeasuredWays, on: Processor = ONE_CORE, dtype: str = "float32"
 ) -> Mapping[str, Mapping[Direction, Hint]]:
     """The choice for every direction that a step of `samples` samples computes and that has several ways, by the operator's
     name.
@@ -199,7 +228,7 @@ def choose_all(
         several = [direction for direction in wanted if len(ways(shape, direction)) > 1]
         for direction in several:
             if (shape, direction) not in chosen:
-                chosen[shape, direction] = choose(shape, direction, measured, kind=kind, dtype=dtype)
+                chosen[shape, direction] = choose(shape, direction, measured, on, dtype=dtype)
         if several:
             found[name] = {direction: chosen[shape, direction] for direction in several}
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..onnxpp.graph import Operator
 from ..onnxpp.hints import DIRECTIONS, WAYS, Direction
+from .lowering_times import ONE_CORE, LoweringTimes, Processor
 from .lowerings_convolution import CONVOLUTIONS, Convolution, convolution_of
 from .lowerings_family import Family, Shape
 from .lowerings_product import BATCHES, LINEARS, Linear, ProductBatch
@@ -19,13 +20,16 @@ __all__ = [
     "Direction",
     "Family",
     "Linear",
+    "Processor",
     "ProductBatch",
     "Shape",
     "convolution_of",
+    "expected_seconds",
     "expected_way",
     "families_of",
     "family_of",
     "shape_from",
+    "shape_named",
     "shape_of",
     "ways",
 ]
@@ -59,6 +63,19 @@ def shape_from(family: str, numbers: Mapping[str, Any]) -> Shape:
     return shape
 
 
+def shape_named(key: str) -> Shape:
+    """The shape whose key this is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    for family in FAMILIES:
+        if key.startswith(f"{family.name} "):
+            shape: Shape = family.shape.from_key(key)
+            return shape
+    raise ValueError(f"{key!r} is the key of no shape")
+
+
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
@@ -69,11 +86,26 @@ def ways(shape: Shape, direction: Direction) -> tuple[str, ...]:
     return family.ways(shape, direction) if direction in family.directions else ()
 
 
-def expected_way(shape: Shape, direction: Direction, *, kind: str = "cpu", item_bytes: int = 4) -> str:
-    """The way that is expected to be the fastest where nothing was measured, on a "cpu" or a "gpu".
+def expected_way(shape: Shape, direction: Direction, on: Processor = ONE_CORE, *, item_bytes: int = 4) -> str:
+    """The way that is expected to be the fastest where nothing was measured, for elements of so many bytes: the one that takes
+    least by :class:`LoweringTimes`, of two that take the same the first.
 
-    On a GPU XLA calls the vendor's library, which chooses by itself; only what is a product in any case is told as one.
+    On a GPU XLA calls the vendor's library, which chooses by itself; only what is a product in any case is told as one. So it
+    is for elements of fewer than 4 bytes on a processor, apart from groups: sums outside of products would round in that type,
+    and nobody measured them.
     """
-    if kind != "cpu":
-        return "matmul" if "matmul" in ways(shape, direction) else "xla"
-    return family_of(shape).expected(shape, direction, item_bytes)
+    able = ways(shape, direction)
+    if on.kind != "cpu" or item_bytes < 4:
+        whole = ("matmul", "split") if on.kind == "cpu" else ("matmul",)
+        return next((way for way in whole if way in able), "xla")
+    times = LoweringTimes.default()
+    return min(able, key=lambda way: times.seconds(shape, direction, way, on, item_bytes=item_bytes))
+
+
+def expected_seconds(
+    shape: Shape, direction: Direction, way: str, on: Processor, *, item_bytes: int = 4
+) -> float | None:
+    """What `way` is expected to take; None where nobody knows (on a GPU, or for elements of fewer than 4 bytes)."""
+    if on.kind != "cpu" or item_bytes < 4:
+        return None
+    return LoweringTimes.default().seconds(shape, direction, way, on, item_bytes=item_bytes)

@@ -1,4 +1,4 @@
-"""Convolutions: their shapes, the ways to compute them and their two gradients, and which is expected to be fastest.
+"""Convolutions: their shapes, and the ways to compute them and their two gradients.
 
 ============ ============================================================================ =========================
 way          what is done                                                                 for
@@ -14,13 +14,15 @@ winograd4    tiles of 4 x 4 outputs by 36 products instead of 144; rounds ten ti
 shifted      a sum of shifted inputs, each times its weight                               one input channel a group
 rows         the same sum along whole rows of a picture at once                           weights of pictures, one input
                                                                                           channel a group
+split        XLA's own of some groups at a time, as if they were one (:func:`bundles_of`) several channels a group
 ============ ============================================================================ =========================
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -29,12 +31,12 @@ from ..onnxpp.hints import Direction
 from ..onnxpp.windows import window_of
 from .lowerings_family import Family
 
-__all__ = ["CONVOLUTIONS", "Convolution", "convolution_of"]
+__all__ = ["CONVOLUTIONS", "Convolution", "bundles_of", "convolution_of"]
 
 # One operation for each place in a window: with more of them compiling takes longer than anything they save.
 MOST_TAPS = 64
-# Sums along whole rows are expected to be faster from so many filters on, in rows of so many elements; see `_expected`.
-FILTERS_FOR_ROWS, WIDTH_FOR_ROWS = 32, 7
+# Channels that are computed together where groups have fewer, and the most bundles: each is compiled by itself.
+BUNDLE, MOST_BUNDLES = 32, 32
 # Of what other convolutions promise: a product is rarely beaten where it is all there is to do.
 GAIN_OF_PRODUCTS = 0.2
 
@@ -72,6 +74,31 @@ class Convolution:
         text += f" dilated {_times(self.dilations)}" if set(self.dilations) != {1} else ""
         return text + (f" in {self.groups} groups" if self.groups > 1 else "")
 
+    @classmethod
+    def from_key(cls, key: str) -> Convolution:
+        """The shape of that key; ValueError where it is none."""
+        found = _KEY.fullmatch(key)
+        if not found:
+            raise ValueError(f"{key!r} is no key of a convolution")
+        (samples, channels, *size), (filters, *output), kernel, strides = map(_numbers, found.group(1, 2, 3, 4))
+        pads = (
+            tuple(tuple(map(int, pair.split("+"))) for pair in found[5].split(","))
+            if found[5]
+            else ((0, 0),) * len(kernel)
+        )
+        return cls(
+            samples=samples,
+            channels=channels,
+            filters=filters,
+            groups=int(found[7] or 1),
+            size=tuple(size),
+            kernel=kernel,
+            strides=strides,
+            dilations=_numbers(found[6]) if found[6] else (1,) * len(kernel),
+            pads=pads,  # type: ignore[arg-type]
+            output=tuple(output),
+        )
+
     @property
     def count(self) -> int:
         """Samples."""
@@ -99,8 +126,18 @@ class Convolution:
         return 2.0 * self.samples * prod(self.output) * self.filters * self.channels // self.groups * prod(self.kernel)
 
 
+_MANY = r"(\d+(?:x\d+)*)"
+_KEY = re.compile(
+    rf"conv {_MANY} to {_MANY} by {_MANY}/{_MANY}(?: pad ([\d+,]+))?(?: dilated {_MANY})?(?: in (\d+) groups)?"
+)
+
+
 def _times(values: tuple[int, ...]) -> str:
     return "x".join(map(str, values))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
 
 
 def convolution_of(node: Operator, x_shape: Sequence[int], w_shape: Sequence[int]) -> Convolution:
@@ -140,61 +177,35 @@ def _ways(conv: Convolution, direction: Direction) -> tuple[str, ...]:
             found += ["winograd2", "winograd4"]
     elif conv.groups == conv.channels and few:
         found += ["shifted", "rows"] if direction == "weight" and len(conv.kernel) == 2 else ["shifted"]
+    elif conv.groups < min(conv.channels, conv.filters):
+        # XLA's own takes hundreds of times as long for the weights; nobody should wait for that to be measured.
+        return ("split",) if direction == "weight" else ("xla", "split")
     return tuple(found)
 
 
-def _expected(conv: Convolution, direction: Direction, item_bytes: int) -> str:
-    """In types of fewer than 4 bytes sums outside of products would round in that type, so there are none (`rows` adds up in
-    float32, but nobody measured it there).
+def bundles_of(conv: Convolution) -> tuple[int, Convolution]:
+    """How many bundles of groups a convolution of several groups is computed in, and the convolution that each is.
 
-    The thresholds were measured on two cores of
-    an AMD EPYC (Zen 4) with jaxlib 0.10.2 in float32, 16 samples of 3 x 3, milliseconds forward / weight's gradient (the
-    input's is like the forward pass):
+    A bundle has the fewest groups with which it has :data:`BUNDLE` channels and filters, and there are no more bundles than
+    :data:`MOST_BUNDLES`. Milliseconds of 8 samples on one core of an AMD EPYC (Zen 5) with jaxlib 0.10.2 in float32, forward
+    and weight's gradient, by XLA's own and by bundles of so many channels:
 
-    ============================ ========== ========= ========= =========
-    channels, picture                   xla    im2col winograd2 winograd4
-    ============================ ========== ========= ========= =========
-    64, 56 x 56                     37 / 40   36 / 50   19 / 30   17 / 19
-    128, 28 x 28                    19 / 21   26 / 32   13 / 16   10 / 12
-    256, 14 x 14                    20 / 22   26 / 28   14 / 19   13 / 27
-    512, 7 x 7                      22 / 21   20 / 22   15 / 19   15 / 32
-    256, 4 x 4                    1.7 / 3.5 1.8 / 2.1 2.0 / 2.4 3.8 / 7.7
-    512, 2 x 2                    130 / 2.6 3.2 / 6.1 4.7 / 9.3   10 / 30
-    64, 56 x 56, strides 2          21 / 19   16 / 24
-    256, 14 x 14, strides 2         12 / 12   10 / 11
-    ============================ ========== ========= ========= =========
-
-    Of depthwise ones, milliseconds of the weight's gradient by sums of shifted pictures and of rows, 8 samples on one core
-    (with XLA's older generator of kernels; the newer gives the same order) and 16 on two:
-
-    ========================== =================== =====================
-    channels, picture, window  one core: sh., rows two cores: sh., rows
-    ========================== =================== =====================
-    16, 112 x 112, 3 x 3                 8.1  6.7             7.1  12.4
-    64, 112 x 112, 3 x 3, by 2          20.6  8.6            21.1  11.7
-    72, 56 x 56, 3 x 3                   6.5  4.4             8.2   7.8
-    120, 28 x 28, 5 x 5                  6.6  2.2             8.1   3.4
-    480, 14 x 14, 3 x 3                  2.6  1.0             2.3   1.9
-    960, 7 x 7, 5 x 5                    3.2  1.6             3.0   2.6
-    ========================== =================== =====================
+    ==================================== ============ ============ ============ ============ ============
+    channels, picture, groups                     xla    8 channels           16           32           64
+    ==================================== ============ ============ ============ ============ ============
+    128, 56 x 56, 32                     89 / 10,356    22 / 17       15 / 17      11 / 22      18 / 33
+    256, 28 x 28, 32                     37 /  5,223   7.7 / 9.4     5.8 / 9.4    5.4 / 10     9.6 / 18
+    512, 14 x 14, 32                                                 3.3 / 5.3    3.1 / 6.2    4.8 / 9.1
+    1,024, 7 x 7, 32                    6.3 /  1,232                              1.6          2.4
+    ==================================== ============ ============ ============ ============ ============
     """
-    able = _ways(conv, direction)
-    if "matmul" in able:
-        return "matmul"
-    if item_bytes < 4:
-        return "xla"
-    if "shifted" in able:
-        long = conv.filters >= FILTERS_FOR_ROWS and conv.output[-1] >= WIDTH_FOR_ROWS
-        return "rows" if "rows" in able and long else "shifted"
-    points, window = prod(conv.output), prod(conv.kernel)
-    if "im2col" in able and window * conv.channels <= 64 and direction != "input":
-        return "im2col" if direction == "forward" else "xla"
-    if "winograd4" in able and points >= 49:
-        return "winograd2" if points < 784 else "winograd4"
-    strided = max(conv.strides) > 1 and window <= 9 and (direction != "weight" or points <= 196)
-    if "im2col" in able and (points <= 49 or strided):
-        return "im2col"
-    return "xla"
+    fewest = min(conv.channels, conv.filters) // conv.groups
+    count = next(
+        n
+        for n in range(min(conv.groups, MOST_BUNDLES), 0, -1)
+        if conv.groups % n == 0 and (fewest * (conv.groups // n) >= BUNDLE or n == 1)
+    )
+    return count, replace(conv, groups=1, channels=conv.channels // count, filters=conv.filters // count)
 
 
 def _promise(conv: Convolution, direction: Direction) -> float:
@@ -208,6 +219,5 @@ CONVOLUTIONS = Family(
     directions={"forward": None, "input": 0, "weight": 1},
     read=_read,
     ways=_ways,
-    expected=_expected,
     promise=_promise,
 )

@@ -1,8 +1,7 @@
 """What a family of computations is: a kind of shape, its directions, and the ways to compute each of them.
 
-All ways of a direction mean the same and differ by rounding alone; ``exec/operators`` has a function for each. What is
-known of their speed before anything is measured stands with the shapes, since the cost model has to time what the executor
-runs.
+All ways of a direction mean the same and differ by rounding alone; ``exec/operators`` has a function for each, and
+:mod:`.lowering_terms` says what it spends its time on.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __all__ = ["Family", "Shape"]
 
 
 class Shape(Protocol):
-    """The shape of a computation: a frozen dataclass of numbers, and tuples of them."""
+    """The shape of a computation: a frozen dataclass of numbers, and tuples of them; ``from_key`` of its class reads a key."""
 
     @property
     def key(self) -> str:
@@ -46,8 +45,7 @@ class Family:
     shape       the class of the shapes
     directions  what is computed: each direction with the number of the operand whose gradient it is, None of the result
     read        (node, shapes of its operands) -> the shape of its work; None where the node is none of this family
-    ways        (shape, direction) -> every way that can compute it, XLA's own first
-    expected    (shape, direction, bytes of an element) -> the way that is expected to be the fastest on a processor
+    ways        (shape, direction) -> every way that is worth a try, XLA's own first where it is
     promise     (shape, direction) -> what a measurement may save, in FLOP: a guess, by which tuning is ordered
     """
 
@@ -57,5 +55,4 @@ class Family:
     directions: Mapping[Direction, int | None]
     read: Callable[[Operator, Sequence[Sequence[int]]], Any]
     ways: Callable[[Any, Direction], tuple[str, ...]]
-    expected: Callable[[Any, Direction, int], str]
     promise: Callable[[Any, Direction], float]

@@ -17,6 +17,7 @@ swapturned   both: a transposed copy of the right operand stands on the left
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -31,8 +32,6 @@ __all__ = ["BATCHES", "LINEARS", "Linear", "ProductBatch", "batch_of", "linear_o
 MANY_ROWS = 256
 # Columns from which a transposed copy pays.
 WIDE = 128
-# Up to so many rows the weight is better on the left than transposed on the right.
-FEW_ROWS = 32
 # Of what convolutions promise, FLOP by FLOP.
 GAIN = 0.2
 
@@ -54,6 +53,15 @@ class Linear:
         'linear 1024x768 to 3072 transposed'
         """
         return f"linear {self.rows}x{self.wide} to {self.result}{' transposed' * self.transposed}"
+
+    @classmethod
+    def from_key(cls, key: str) -> Linear:
+        """The shape of that key; ValueError where it is none."""
+        found = re.fullmatch(r"linear (\d+)x(\d+) to (\d+)( transposed)?", key)
+        if not found:
+            raise ValueError(f"{key!r} is no key of a linear layer")
+        rows, wide, result = map(int, found.group(1, 2, 3))
+        return cls(rows=rows, wide=wide, result=result, transposed=bool(found[4]))
 
     @property
     def count(self) -> int:
@@ -88,6 +96,15 @@ class ProductBatch:
         'products 96x128x64 by 64x128'
         """
         return f"products {self.batch}x{self.rows}x{self.inner} by {self.inner}x{self.columns}"
+
+    @classmethod
+    def from_key(cls, key: str) -> ProductBatch:
+        """The shape of that key; ValueError where it is none."""
+        found = re.fullmatch(r"products (\d+)x(\d+)x(\d+) by (\d+)x(\d+)", key)
+        if not found or found[3] != found[4]:
+            raise ValueError(f"{key!r} is no key of a batch of products")
+        batch, rows, inner, columns = map(int, found.group(1, 2, 3, 5))
+        return cls(batch=batch, rows=rows, inner=inner, columns=columns)
 
     @property
     def count(self) -> int:
@@ -137,15 +154,6 @@ def _linear_ways(linear: Linear, direction: Direction) -> tuple[str, ...]:
     return ("xla", "swapped") if linear.transposed == (direction == "forward") else ("xla",)
 
 
-def _linear_expected(linear: Linear, direction: Direction, item_bytes: int) -> str:
-    if direction == "weight":
-        first, second = (linear.wide, linear.result)[:: -1 if linear.transposed else 1]
-        return over_rows_way(linear.rows, first, second)
-    inner = linear.wide if direction == "forward" else linear.result
-    few = 1 < linear.rows <= FEW_ROWS and inner >= WIDE
-    return "swapped" if few and "swapped" in _linear_ways(linear, direction) else "xla"
-
-
 def over_rows_way(rows: int, first: int, second: int) -> str:
     """The way that is expected to be the fastest for the sum over `rows` aᵀ b of a (rows, first) and b (rows, second).
 
@@ -180,7 +188,6 @@ LINEARS = Family(
     directions={"forward": None, "input": 0, "weight": 1},
     read=linear_of,
     ways=_linear_ways,
-    expected=_linear_expected,
     promise=_linear_promise,
 )
 
@@ -204,34 +211,6 @@ def _batch_ways(products: ProductBatch, direction: Direction) -> tuple[str, ...]
     return ("xla", "turned", "swapped", "swapturned") if direction == "right" else ("xla", "turned")
 
 
-def _batch_expected(products: ProductBatch, direction: Direction, item_bytes: int) -> str:
-    """Forward and for the left operand's gradient XLA's own. The right operand's is a sum over the rows of a left operand that
-    XLA gathers column by column: where its rows lie 128 numbers or a multiple apart, columns fall on the same lines of the cache.
-
-    Measured on two cores of an AMD EPYC (Zen 4), and on one of them, with jaxlib 0.10.2 in float32, milliseconds:
-
-    =============================== =========== =========== ============ ============ ================== ==================
-    products                        forward                 left                      right
-                                    xla, turned on 1        xla, turned  on 1         xla, swapped (and  on 1
-                                                                                      turned)
-    =============================== =========== =========== ============ ============ ================== ==================
-    96 x 128 x 64 by 64 x 128        2.4,  2.8   2.3,  3.1   2.4,  4.3    2.4,  4.9    2.2,  3.6 ( 3.8)   2.2,  3.8 ( 5.0)
-    96 x 128 x 128 by 128 x 64       2.8,  4.2   2.6,  4.9   2.4,  2.9    2.5,  3.3    3.1,  2.6 ( 2.8)   3.1,  2.9 ( 3.4)
-    64 x 256 x 64 by 64 x 256        6.4,  4.2   6.1,  7.1   6.5,  9.5    6.7, 16.0    5.6,  7.4 ( 9.6)   6.3, 11.4 (12.5)
-    64 x 256 x 256 by 256 x 64       6.3,  9.0   6.3, 15.2   7.2,  4.8    6.7,  7.9    6.3,  6.3 ( 9.2)  10.3,  7.4 (10.1)
-    64 x 512 x 64 by 64 x 512       16.1, 17.4  29.3, 26.4  12.6, 44.1   23.5, 86.2   18.5, 33.4 (25.0)  21.3, 61.7 (46.2)
-    64 x 512 x 512 by 512 x 64      12.1, 44.5  22.5, 81.6  14.1, 20.0   27.9, 28.8   31.7, 19.7 (18.0)  59.6, 23.8 (33.7)
-    256 x 197 x 64 by 64 x 197      16.9, 13.7  17.0, 22.0  18.6, 27.2   18.5, 41.3   16.1, 25.4 (29.7)  20.1, 24.6 (41.4)
-    256 x 197 x 197 by 197 x 64     16.7, 26.8  16.8, 41.1  17.3, 17.3   17.2, 24.0   14.2, 22.5 (30.6)  21.0, 24.4 (33.9)
-    64 x 128 x 128 by 128 x 32                                                        1.35, 0.83 (0.85)  1.35, 0.79 (0.82)
-    32 x 208 x 208 by 208 x 64                                                        1.40, 1.59 (2.39)  2.13, 2.10 (2.85)
-    12 x 1024 x 1024 by 1024 x 64                                                     27.4, 11.7 (11.4)  53.6, 16.2 (21.2)
-    =============================== =========== =========== ============ ============ ================== ==================
-    """
-    apart = products.inner % 128 == 0 and products.inner > products.columns
-    return "swapped" if direction == "right" and apart else "xla"
-
-
 def _batch_promise(products: ProductBatch, direction: Direction) -> float:
     return GAIN * products.flops
 
@@ -243,6 +222,5 @@ BATCHES = Family(
     directions={"forward": None, "left": 0, "right": 1},
     read=batch_of,
     ways=_batch_ways,
-    expected=_batch_expected,
     promise=_batch_promise,
 )

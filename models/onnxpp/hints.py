@@ -44,7 +44,7 @@ Direction = Literal["forward", "input", "weight", "left", "right"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 # Every way of any operator; which of them compute a shape is known where shapes are (models/cost/lowerings.py).
 WAYS = (
-    *("xla", "matmul", "im2col", "taps", "winograd2", "winograd4", "shifted", "rows"),
+    *("xla", "matmul", "im2col", "taps", "winograd2", "winograd4", "shifted", "rows", "split"),
     *("turned", "swapped", "swapturned"),
 )
 Source = Literal["measured", "modelled"]

@@ -12,7 +12,7 @@ from hpdlf.exec.operators import lowering, step_context
 from hpdlf.exec.operators.chosen import way_of
 from hpdlf.exec.operators.interpret import interpret
 from hpdlf.exec.operators.layout import ChannelsLast, channel_sums, channels_first, largest_divisor, plus_channels
-from hpdlf.models.cost.lowerings import Convolution, expected_way
+from hpdlf.models.cost.lowerings import Convolution, Processor, expected_way
 from hpdlf.models.onnxpp import Operator
 
 SHAPE = (2, 3, 8, 10)
@@ -135,9 +135,9 @@ def test_convolutions_in_16_bits_add_up_inside_products() -> None:
         output=(64, 64),
     )
     operator = node("Conv", ("x", "w"))
-    assert way_of(operator, conv, "forward") == "winograd4"
+    assert way_of(operator, conv, "forward").startswith("winograd")
     assert way_of(operator, conv, "forward", jnp.bfloat16) == "xla"
-    assert expected_way(conv, "forward", kind="gpu") == "xla"
+    assert expected_way(conv, "forward", Processor(kind="gpu")) == "xla"
     draw = np.random.default_rng(0)
     x, w = (jnp.asarray(draw.standard_normal(s), jnp.float16) for s in ((1, 64, 16, 16), (64, 64, 3, 3)))
     context = step_context(seed=0, step=0, samples=np.arange(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 
 from hpdlf.exec.operators import lowering, step_context
 from hpdlf.exec.operators.product_batch import computed
-from hpdlf.models.cost.lowerings import ProductBatch, expected_way, ways
+from hpdlf.models.cost.lowerings import ProductBatch, ways
 from hpdlf.models.onnxpp.graph import Operator
 
 SHAPES = [(1, 3, 4, 5), (2, 7, 3, 5), (2, 1, 1, 1), (3, 33, 17, 64), (2, 1, 9, 4), (2, 8, 9, 1)]
@@ -66,11 +65,3 @@ def test_a_node_is_numpys_product_with_its_gradients(
     _, plain = jax.vjp(jax.numpy.matmul, x, w)
     for found, wanted in zip(backward(y), plain(y), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-11)
-
-
-def test_the_gradient_of_values_is_computed_with_few_rows_on_the_left() -> None:
-    values = ProductBatch(batch=64, rows=512, inner=512, columns=64)
-    assert expected_way(values, "right") == "swapped"
-    assert expected_way(values, "right", kind="gpu") == "xla"
-    scores = ProductBatch(batch=64, rows=512, inner=64, columns=512)
-    assert {expected_way(s, d) for s, d in itertools.product([scores], ("forward", "left", "right"))} == {"xla"}  # type: ignore[arg-type]

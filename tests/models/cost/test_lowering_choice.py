@@ -15,11 +15,22 @@ from hpdlf.models.cost.lowering_choice import (
     choose_all,
     installed,
     is_measured,
+    measured_processor,
     measured_ways,
     observed,
 )
-from hpdlf.models.cost.lowerings import Convolution, Linear, ProductBatch, Shape, expected_way, ways
+from hpdlf.models.cost.lowerings import (
+    Convolution,
+    Linear,
+    Processor,
+    ProductBatch,
+    Shape,
+    expected_seconds,
+    expected_way,
+    ways,
+)
 from hpdlf.models.cost.lowerings_convolution import CONVOLUTIONS
+from hpdlf.models.onnxpp.hints import Hint
 
 DIRECTIONS = tuple(CONVOLUTIONS.directions)
 CONV = Convolution(
@@ -66,17 +77,43 @@ OTHER = next(w for w in ways(CONV, "forward") if w != USUAL)
 
 def test_without_measurements_the_expected_way_is_modelled() -> None:
     for direction in DIRECTIONS:
-        hint = choose(CONV, direction, {})
-        assert (hint.way, hint.seconds, hint.source) == (expected_way(CONV, direction), None, "modelled")
-        assert hint.detail == {"shape": CONV.key}
+        on = Processor(threads=2, slower=1.5)
+        hint = choose(CONV, direction, {}, on)
+        assert (hint.way, hint.seconds, hint.source) == (expected_way(CONV, direction, on), None, "modelled")
+        expected_s = expected_seconds(CONV, direction, hint.way, on)
+        assert hint.detail == {"shape": CONV.key, "expected_s": pytest.approx(expected_s, rel=0.01)}
     assert not is_measured(CONV, "forward", {})
-    assert expected_way(CONV, "forward", kind="gpu") == "xla"
-    assert choose(CONV, "weight", {}, kind="gpu").way == "xla"
+    gpu = Processor(kind="gpu")
+    assert expected_way(CONV, "forward", gpu) == "xla"
+    assert choose(CONV, "weight", {}, gpu) == Hint(way="xla", detail={"shape": CONV.key})
+
+
+def test_what_was_measured_says_how_fast_the_machine_is(database: ObservationDatabase) -> None:
+    truth, on = Processor(threads=2, slower=3.0), Processor(threads=2)
+    shapes = [replace(CONV, samples=n, channels=c, filters=c) for n in (4, 8) for c in (64, 128, 256)]
+    rows = [
+        timed(way, expected_seconds(s, "forward", way, truth) or 0.0, shape=s)
+        for s in shapes
+        for way in ways(s, "forward")
+    ]
+    database.add(rows)
+    measured = measured_ways(database, machine="abc", threads=2)
+    assert measured_processor(on, measured).slower == pytest.approx(3.0, rel=0.05)
+    few = dict(list(measured.items())[:1])
+    assert measured_processor(on, few) is on
+    assert measured_processor(Processor(kind="gpu"), measured) == Processor(kind="gpu")
+    # Rows that this version cannot read are passed over.
+    database.add(
+        [timed("of another version", 1.0, run="other"), replace(rows[0], key="pool 3x3 | forward | xla", run="odd")]
+    )
+    measured = measured_ways(database, machine="abc", threads=2)
+    assert measured_processor(on, measured).slower == pytest.approx(3.0, rel=0.05)
 
 
 def test_a_single_way_needs_no_measurement() -> None:
-    assert ways(GENERAL, "forward") == ("xla",)
-    assert is_measured(GENERAL, "forward", {})
+    assert ways(GENERAL, "weight") == ("split",)
+    assert is_measured(GENERAL, "weight", {})
+    assert not is_measured(GENERAL, "forward", {})
 
 
 def test_the_fastest_measured_way_is_taken_with_its_provenance(database: ObservationDatabase) -> None:
@@ -100,7 +137,8 @@ def test_another_number_of_samples_is_told_by_its_neighbour(
     conv = replace(CONV, samples=samples)
     hint = choose(conv, "forward", measured)
     assert (hint.way, hint.seconds, hint.source) == (way, None, "modelled")
-    assert hint.detail == {"shape": conv.key} | ({"as": CONV.key} if way == OTHER else {})
+    told = {name: value for name, value in hint.detail.items() if name != "expected_s"}
+    assert told == {"shape": conv.key} | ({"as": CONV.key} if way == OTHER else {})
     assert choose(conv, "weight", measured).way == expected_way(conv, "weight")
     assert choose(replace(conv, size=(29, 28)), "forward", measured).detail.get("as") is None
 
