@@ -29,10 +29,11 @@ from typing import Any
 
 import jax
 
+from ..models.cost.lowerings_family import older_kernels
 from ..models.onnxpp.graph import Operator
 from .affinity import allowed_cpus
 
-__all__ = ["compiled", "compiler_options"]
+__all__ = ["compiled", "compiler_options", "options_for"]
 
 OLDER_GENERATOR: Mapping[str, Any] = {"xla_cpu_use_fusion_emitters": False}
 # Releases whose older generator was seen to be there; XLA refuses options that it does not know.
@@ -41,11 +42,16 @@ KNOWN = ("0.10.",)
 
 def compiler_options(operators: Collection[Operator]) -> dict[str, Any]:
     """What XLA is told when it compiles these together; nothing where it knows best, or the user does."""
+    return options_for(any(o.op_type in ("Conv", "ConvTranspose") for o in operators))
+
+
+def options_for(convolutional: bool) -> dict[str, Any]:
+    """The same for what has convolutions, or has not."""
     if any(option in os.environ.get("XLA_FLAGS", "") for option in OLDER_GENERATOR):
         return {}
-    if not any(o.op_type in ("Conv", "ConvTranspose") for o in operators):
+    if jax.default_backend() != "cpu" or not version("jaxlib").startswith(KNOWN):
         return {}
-    if len(allowed_cpus()) > 1 or jax.default_backend() != "cpu" or not version("jaxlib").startswith(KNOWN):
+    if not older_kernels(convolutional, len(allowed_cpus())):
         return {}
     return dict(OLDER_GENERATOR)
 

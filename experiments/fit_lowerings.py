@@ -4,10 +4,10 @@
 databases, which were measured on one machine) and finds the thetas of every way by :func:`.nonnegative.fit_logarithms`. The
 same timings give the same file.
 
-``--networks DATABASE ...`` names databases that ``hpdlf tune`` filled. Nothing is fitted to them: they show what the choice is
-worth where it counts. The report has for drawn shapes (each fifth predicted by the thetas of the others) and for networks the
-median error of the predicted seconds, and the *regret*: the time of the ways that would be taken over that of the fastest,
-summed over everything measured; beside it that of XLA's own ways.
+``--networks DATABASE ...`` names databases that ``hpdlf tune`` filled. They show what the choice is worth where it counts: for the
+report nothing is fitted to them, and what ships is fitted to everything. The report has for drawn shapes (each fifth predicted
+by the thetas of the others) and for networks the median error of the predicted seconds, and the *regret*: the time of the ways
+that would be taken over that of the fastest, summed over everything measured; beside it that of XLA's own ways.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError, HpdlfError
+from ..exec.tuning import LONG_S
 from ..models.cost import ObservationDatabase
 from ..models.cost.lowering_terms import ARITHMETIC, group_of
 from ..models.cost.lowering_times import (
@@ -32,10 +34,9 @@ from ..models.cost.lowering_times import (
     LOWERING_TIMES_FILE,
     VERSION,
     LoweringTimes,
-    Processor,
     shared_and_alone,
 )
-from ..models.cost.lowerings import Direction, Shape, family_of, shape_named
+from ..models.cost.lowerings import Direction, Shape, family_of, shape_named, ways
 from ..models.cost.observations import lowering_of
 from .nonnegative import fit_logarithms
 
@@ -54,7 +55,7 @@ COUNTS_S = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """A way that was timed, with so many threads; the relative spread of its repeats."""
+    """A way that was timed, with so many threads and kernels by one of XLA's generators; the relative spread of its repeats."""
 
     shape: Shape
     direction: Direction
@@ -62,33 +63,48 @@ class Timing:
     threads: int
     seconds: float
     noise: float
+    older: bool = False
 
     @property
     def group(self) -> str:
         """Under which its thetas are learned."""
-        return group_of(self.shape, self.direction, self.way)
+        return group_of(self.shape, self.direction, self.way, older=self.older)
 
 
 def read_timings(paths: Iterable[Path]) -> list[Timing]:
-    """What databases hold, the newest of each, in the order of keys."""
+    """What databases hold of ways that there are, the newest of each, in the order of keys.
+
+    Raises:
+        DataError: a database cannot be read, or the timings are of several machines.
+    """
+    rows = sorted((o for path in paths for o in ObservationDatabase(path).all_lowerings()), key=lambda o: o.time)
+    if len(machines := {o.machine for o in rows}) > 1:
+        raise DataError(
+            f"The timings are of {len(machines)} machines ({', '.join(sorted(machines))}): fit those of one."
+        )
     found = {}
-    for path in paths:
-        for o in ObservationDatabase(path).all_lowerings():
-            if o.conditions.get("dtype") != "float32" or o.repeats < 2:
-                continue
-            key, side, way = lowering_of(o.key)
-            direction: Direction = side  # type: ignore[assignment]
-            noise = (o.high_s - o.low_s) / (2 * 1.282 * o.seconds)  # between the 10th and the 90th percentile
-            noise += SHORT_NOISE * (o.seconds < SHORT_S) + FEW_NOISE * (o.repeats < FEW)
-            threads = int(o.conditions["threads"])
-            found[o.key, threads] = Timing(
-                shape=shape_named(key),
-                direction=direction,
-                way=way,
-                threads=threads,
-                seconds=o.seconds,
-                noise=min(noise, 0.5),
-            )
+    for o in rows:
+        key, side, way = lowering_of(o.key)
+        direction: Direction = side  # type: ignore[assignment]
+        try:
+            shape = shape_named(key)
+        except ValueError:  # of another version
+            continue
+        few = o.repeats < 2 and o.seconds < LONG_S  # a short first call says nothing
+        if o.conditions.get("dtype") != "float32" or few or way not in ways(shape, direction):
+            continue
+        noise = (o.high_s - o.low_s) / (2 * 1.282 * o.seconds)  # between the 10th and the 90th percentile
+        noise += SHORT_NOISE * (o.seconds < SHORT_S) + FEW_NOISE * (o.repeats < FEW)
+        threads, older = int(o.conditions["threads"]), o.conditions.get("kernels") == "older"
+        found[o.key, threads, older] = Timing(
+            shape=shape,
+            direction=direction,
+            way=way,
+            threads=threads,
+            seconds=o.seconds,
+            noise=min(noise, 0.5),
+            older=older,
+        )
     return [found[key] for key in sorted(found)]
 
 
@@ -119,6 +135,11 @@ def _prior(name: str) -> tuple[float, float]:
     return (0.3 if plain else 0.0), 3.0
 
 
+def known_groups() -> set[str]:
+    """What the shipped file knows of, and a new one has to."""
+    return set(LoweringTimes.default().thetas)
+
+
 def left_out(timings: Sequence[Timing]) -> list[tuple[Timing, float]]:
     """Each timing with the seconds that the thetas of other shapes predict; those of groups that few were timed of are passed over."""
     found = []
@@ -133,7 +154,7 @@ def left_out(timings: Sequence[Timing]) -> list[tuple[Timing, float]]:
 def predicted(times: LoweringTimes, timings: Iterable[Timing]) -> list[tuple[Timing, float]]:
     """Each timing of a known group with its predicted seconds."""
     return [
-        (t, times.seconds(t.shape, t.direction, t.way, Processor(threads=t.threads)))
+        (t, sum(times.parts(t.shape, t.direction, t.way, threads=t.threads, older=t.older)))
         for t in timings
         if t.group in times.thetas
     ]
@@ -151,8 +172,8 @@ class Choice:
 
     @property
     def taken(self) -> str:
-        """The way that is expected to be the fastest."""
-        return min(self.predicted, key=lambda way: self.predicted[way])
+        """The way that would be taken, of those that were timed (as :func:`..models.cost.lowerings.expected_way`)."""
+        return "matmul" if "matmul" in self.predicted else min(self.predicted, key=lambda way: self.predicted[way])
 
     @property
     def best_s(self) -> float:
@@ -162,19 +183,20 @@ class Choice:
 
 def choices(rows: Iterable[tuple[Timing, float]]) -> list[Choice]:
     """What there is to choose, where the best takes :data:`COUNTS_S` or more."""
-    found: dict[tuple[Shape, Direction, int], list[tuple[Timing, float]]] = {}
+    found: dict[tuple[Shape, Direction, int, bool], list[tuple[Timing, float]]] = {}
     for timing, seconds in rows:
-        found.setdefault((timing.shape, timing.direction, timing.threads), []).append((timing, seconds))
+        asked = timing.shape, timing.direction, timing.threads, timing.older
+        found.setdefault(asked, []).append((timing, seconds))
     made = [
         Choice(
             shape=shape,
             direction=direction,
             threads=threads,
-            measured={t.way: t.seconds for t, _ in ways},
-            predicted={t.way: s for t, s in ways},
+            measured={t.way: t.seconds for t, _ in several},
+            predicted={t.way: s for t, s in several},
         )
-        for (shape, direction, threads), ways in found.items()
-        if len(ways) > 1
+        for (shape, direction, threads, _), several in found.items()
+        if len(several) > 1
     ]
     return [c for c in made if c.best_s >= COUNTS_S]
 
@@ -234,20 +256,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", type=Path, default=[])
     parser.add_argument("--out", type=Path, default=LOWERING_TIMES_FILE)
     options = parser.parse_args(arguments)
-    timings = read_timings(options.measured)
+    try:
+        timings = read_timings(options.measured)
+        networks = {path.stem: read_timings([path]) for path in options.networks}
+    except HpdlfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     thetas = fit_thetas(timings)
-    if short := sorted({t.group for t in timings} - set(thetas)):
+    if short := sorted(({t.group for t in timings} | known_groups()) - set(thetas)):
         sys.stderr.write(
             f"Too little is known of {', '.join(short)}: each wants {LEAST} timings. Measure more: `python -m "
             "hpdlf.experiments.measure_lowerings` with another --seed.\n"
         )
         return 1
-    # Large products of one core, at the rate of the best tenth of them.
+    if {1} >= {t.threads for t in timings} or 1 not in {t.threads for t in timings}:
+        sys.stderr.write("Timings of one thread are wanted, and of several: measure with another --threads as well.\n")
+        return 1
+    # Of linear layers on one core, at the rate that one in twenty exceeds.
     rates = [
         t.shape.flops / t.seconds for t in timings if t.threads == 1 and t.way == "xla" and t.group.startswith("linear")
     ]
     rate = float(f"{np.quantile(rates, 0.95):.3g}")
-    report = report_of(timings, {p.stem: read_timings([p]) for p in options.networks}, LoweringTimes(thetas, rate))
+    report = report_of(timings, networks, LoweringTimes(thetas, rate))
+    thetas = fit_thetas([*timings, *(t for rows in networks.values() for t in rows)])
     said = {"format": FORMAT, "version": VERSION, "flops_per_s": rate, "report": report, "thetas": thetas}
     options.out.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
     sys.stdout.write(json.dumps(report, indent=1) + "\n")

@@ -74,6 +74,7 @@ def hint_lowerings(graph: Graph, on: Cluster, strategy: Strategy, timed: Observa
 
     Raises:
         DataError: the database cannot be used.
+        ProfileError: the device is a processor without a peak of float32.
     """
     from ..exec.affinity import cores_of_rank
 

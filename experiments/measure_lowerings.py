@@ -101,7 +101,7 @@ def _first(draw: random.Random) -> Convolution:
 
 def _grouped(draw: random.Random) -> Convolution:
     """Groups of several channels each."""
-    groups, wide = draw.choice((2, 4, 8, 16, 32)), _size(draw, 4, 64)
+    groups, wide = draw.choice((2, 3, 4, 8, 16, 32)), _size(draw, 2, 64)
     return _convolution(
         draw, groups * wide, groups * wide * draw.choice((1, 1, 2)), (3, 3), draw.choice((1, 1, 2)), groups
     )
@@ -160,7 +160,7 @@ def _elements(shape: Shape) -> float:
 
 
 def questions(shapes: Iterator[Shape]) -> Iterator[Question]:
-    """One for each direction, also where there is one way alone: the cost model wants to know of it."""
+    """One for each direction, also where there is one way alone: the cost model wants to know how long it takes."""
     for shape in shapes:
         for direction in family_of(shape).directions:
             # XLA's own may take a hundred times as long as the next way; whatever was learned before does not matter here.
@@ -183,8 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chunk = list(islice(asked, CHUNK))
         if not chunk:
             break
-        answers = [said for said in time_ways(chunk, seconds=left_s, threads=threads) if isinstance(said, Answer)]
-        keep_answers(answers, store, f"drawn {options.seed} {timed}", machine, threads, "float32")
+        answers = []
+        try:
+            for said in time_ways(chunk, seconds=left_s, threads=threads):
+                answers += [said] if isinstance(said, Answer) else []
+        finally:
+            keep_answers(answers, store, f"drawn {options.seed} {timed}", machine, threads, "float32")
         timed += len(answers)
         sys.stderr.write(f"\r{timed} directions of shapes ")
         sys.stderr.flush()

@@ -194,7 +194,7 @@ def tune(
         name=graph.name,
         batch=batch,
         threads=used,
-        rows=_rows(everything, measured, on, dtype),
+        rows=_rows(everything, measured, measured_processor(on, measured, dtype=dtype), dtype),
         measured=len(answers),
         known=len(everything) - len(asked),
         open=len(asked) - len(answers),

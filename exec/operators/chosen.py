@@ -17,7 +17,8 @@ __all__ = ["way_of", "ways_of"]
 
 
 def way_of(node: Operator, shape: Shape, direction: Direction, dtype: Any = np.float32) -> str:
-    """What the node's hint says, else what is expected to be fastest for elements of type `dtype`.
+    """What the node's hint says, else what is expected to be fastest for elements of type `dtype`: with a thread for each CPU
+    of this process, on the machine that was learned from, since nobody has said what this one does.
 
     Raises ModelError where the hint is none of the ways to compute this shape.
     """

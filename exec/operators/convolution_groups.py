@@ -4,6 +4,7 @@ XLA's own computes groups one number after the other on a processor: a ResNeXt's
 weight's gradient, which multiplies all channels with all, hundreds of times. Here a bundle of neighbouring groups is a
 convolution of one group whose kernel is zero between the groups. That multiplies by zeros, as many times as a bundle has
 groups, but groups have fewer channels than a processor's vectors have places: of 8 channels, say, four groups take as long as one.
+What is infinite or not a number in one group is not a number in its whole bundle.
 
 Channels last: x (N, *size, C), kernel (M, *kernel, C/groups), y (N, *output, M).
 """

@@ -72,7 +72,7 @@ def computed(way: str, direction: Direction, shape: Linear) -> Callable[[Array, 
 
 
 def over_rows(a: Array, b: Array) -> Array:
-    """aᵀ b of a (rows, K) and b (rows, M), in the way that is expected to be the fastest: (K, M)."""
+    """aᵀ b of a (rows, K) and b (rows, M), in the way of :func:`over_rows_way`: (K, M)."""
     way = over_rows_way(len(a), a.shape[1], b.shape[1]) if jax.default_backend() == "cpu" else "xla"
     return _WAYS[way](a, b)
 

@@ -54,24 +54,27 @@ _DIRECTIONS: dict[str, Direction] = {"forward": "forward", "backward_input": "in
 
 
 def convolution_of(operation: Operation) -> tuple[Convolution, Direction] | None:
-    """The shape of a convolution's work, of two spatial dims whatever it had, and the direction; None for what is none.
+    """The shape of a convolution's work, and the direction; None for what is none.
 
-    Pads are as large as its output needs. The forward pass of a transposed convolution is an input's gradient here already.
+    An operation does not say everything: there are two spatial dims whatever it had, no dilations, and pads as large as its
+    output needs, so that of dilated convolutions and of solids the way may be another. The forward pass of a transposed
+    convolution is an input's gradient here already.
     """
     direction = _DIRECTIONS.get(operation.phase)
     if operation.family != "conv" or len(operation.dims) != 9 or direction is None:
         return None
     n, c, k, r, s, p, q, stride, groups = operation.dims
+    down = 1 if p == r == 1 else stride  # of a line there is one row
     shape = Convolution(
         samples=n,
         channels=c,
         filters=k,
         groups=groups,
-        size=(p * stride, q * stride),
+        size=(p * down, q * stride),
         kernel=(r, s),
-        strides=(stride, stride),
+        strides=(down, stride),
         dilations=(1, 1),
-        pads=tuple((short // 2, short - short // 2) for short in (max(r - stride, 0), max(s - stride, 0))),
+        pads=tuple((short // 2, short - short // 2) for short in (max(r - down, 0), max(s - stride, 0))),
         output=(p, q),
     )
     return shape, direction
@@ -192,7 +195,7 @@ class CpuTerms:
         """Seconds on the reference core; None for a kind of operation that nothing is known of."""
         if found_shape := convolution_of(operation):
             shape, direction = found_shape
-            way, item = lowering_of(operation), operation.item_bytes
+            way, item = lowering_of(operation), max(operation.item_bytes, 4)  # shorter numbers are no faster here
             return LoweringTimes.default().seconds(shape, direction, way, core(), item_bytes=item)
         group, found = terms(operation)
         thetas = self._thetas.get(group) or self._thetas.get(generic(group))

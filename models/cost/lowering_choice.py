@@ -20,7 +20,9 @@ from ..onnxpp.hints import Direction, Hint
 from ..onnxpp.problems import did_you_mean
 from .database import ObservationDatabase
 from .lowering_times import ONE_CORE, Processor, slowness
-from .lowerings import Shape, expected_seconds, expected_way, family_of, shape_named, ways
+from .lowerings import Shape, among_others, expected_seconds, expected_way, family_of, shape_named, ways
+from .lowerings_convolution import CONVOLUTIONS
+from .lowerings_family import older_kernels
 from .lowerings_graph import computations, directions
 from .observations import Observation, lowering_key, lowering_of
 
@@ -45,8 +47,6 @@ DECIDE = ("hpdlf", "jaxlib")
 WORTH = 0.97
 # Of the samples (or rows, or products) that a shape was measured with: beyond, the same way need not be the best.
 FAR = 4.0
-# So many measurements tell how fast a machine's arithmetic is.
-ENOUGH = 12
 
 
 @cache
@@ -95,7 +95,7 @@ def observed(
         machine=machine,
         host=host,
         versions=dict(installed()),
-        conditions={"threads": threads, "dtype": dtype},
+        conditions={"threads": threads, "dtype": dtype, "kernels": _kernels(shape.key, threads)},
         time=time,
     )
 
@@ -122,10 +122,16 @@ def measured_ways(
         return found  # nobody can tell whether they are the same
     for o in database.lowerings(machine):  # the oldest first
         same = {name: o.versions.get(name) for name in DECIDE} == wanted
-        if same and (o.conditions.get("threads"), o.conditions.get("dtype")) == (threads, dtype):
-            shape, direction, way = lowering_of(o.key)
+        shape, direction, way = lowering_of(o.key)
+        conditions = tuple(o.conditions.get(name) for name in ("threads", "dtype", "kernels"))
+        if same and conditions == (threads, dtype, _kernels(shape, threads)):
             found.setdefault((shape, direction), {})[way] = o
     return found
+
+
+def _kernels(shape: str, threads: int) -> str:
+    """Which of XLA's generators makes the kernels of a shape (its key)."""
+    return "older" if older_kernels(shape.startswith(f"{CONVOLUTIONS.name} "), threads) else "newer"
 
 
 def is_measured(shape: Shape, direction: Direction, measured: MeasuredWays) -> bool:
@@ -138,8 +144,9 @@ def measured_processor(on: Processor, measured: MeasuredWays, *, dtype: str = "f
     """`on`, its arithmetic as fast as the ways say that were measured there with its threads and for elements of `dtype`; as it
     is where few were.
     """
-    rows = list(_rows(measured)) if on.kind == "cpu" and item_bytes(dtype) >= 4 else []
-    found = slowness(rows, threads=on.threads, item_bytes=item_bytes(dtype)) if len(rows) >= ENOUGH else None
+    if on.kind != "cpu" or item_bytes(dtype) < 4:
+        return on
+    found = slowness(_rows(measured), threads=on.threads, item_bytes=item_bytes(dtype))
     return on if found is None else replace(on, slower=found)
 
 
@@ -194,7 +201,9 @@ def choose(
 
 def _best(shape: Shape, direction: Direction, timed: Mapping[str, Observation], usual: str) -> str | None:
     """The way to take by these times; None where they do not tell."""
-    seconds = {way: timed[way].seconds for way in ways(shape, direction) if way in timed}
+    seconds = {
+        way: timed[way].seconds * among_others(shape, direction, way) for way in ways(shape, direction) if way in timed
+    }
     if usual not in seconds or len(seconds) < 2:
         return None
     best = min(seconds, key=lambda way: seconds[way])

@@ -42,19 +42,28 @@ ARITHMETIC = frozenset({"f", "edge", "edge_one", "edge_m", "thin", "gathered_f"}
 """The terms that are arithmetic; all others are traffic, and calls."""
 
 
-def group_of(shape: Shape, direction: Direction, way: str) -> str:
-    """The name under which thetas are learned: the family, direction and way; XLA has several convolutions of its own.
+def group_of(shape: Shape, direction: Direction, way: str, *, older: bool) -> str:
+    """The name under which thetas are learned: the family, direction and way; XLA has several convolutions of its own, and makes
+    other kernels around them where the generator is the `older` (:func:`.lowerings_family.older_kernels`). Those of solids, and
+    of pictures smaller than the window, are plain loops by both.
 
     >>> from .lowerings_product import Linear
-    >>> group_of(Linear(rows=256, wide=64, result=10), "forward", "xla")
+    >>> group_of(Linear(rows=256, wide=64, result=10), "forward", "xla", older=False)
     'linear forward xla'
     """
-    kind = ""
-    if isinstance(shape, Convolution) and way == "xla":
-        kind = " grouped" if 1 < shape.groups < shape.channels else " depthwise" if shape.groups > 1 else ""
-        kind = kind or " solid" * (len(shape.kernel) > 2)
-        kind = kind or " point" * (prod(shape.kernel) == 1)
-    return f"{_FAMILIES[type(shape)]} {direction} {way}{kind}"
+    kind = _own_kind(shape, direction) if isinstance(shape, Convolution) and way == "xla" else ""
+    by = " older" * (older and kind != " loops")
+    return f"{_FAMILIES[type(shape)]} {direction} {way}{kind}{by}"
+
+
+def _own_kind(conv: Convolution, direction: Direction) -> str:
+    """Of which kind XLA's own convolution is."""
+    if conv.groups > 1:
+        return " grouped" if conv.groups < conv.channels else " depthwise"
+    over = {"forward": conv.size, "input": conv.output}.get(direction, conv.kernel)
+    if len(conv.kernel) > 2 or any(n < k for n, k in zip(over, conv.kernel, strict=True)):
+        return " loops"
+    return " point" * (prod(conv.kernel) == 1)
 
 
 def terms(shape: Shape, direction: Direction, way: str, item_bytes: int = 4) -> Terms:
@@ -82,6 +91,10 @@ class _Work:
     def add(self, name: str, seconds: float) -> None:
         self.terms[name] = self.terms.get(name, 0.0) + seconds
 
+    def arithmetic(self, name: str, flops: float) -> None:
+        """Products and sums; vectors have half as many places for numbers twice as long."""
+        self.add(name, flops * self.item_bytes / 4 / FLOPS_PER_S)
+
     def weighed(self, name: str, elements: float, weight: float = 1.0) -> None:
         """Elements read or written, times a weight."""
         self.add(name, elements * self.item_bytes / BYTES_PER_S * weight)
@@ -93,12 +106,11 @@ class _Work:
 
     def product(self, m: float, k: float, n: float, batch: float = 1.0) -> None:
         """`batch` products (m x k) by (k x n)."""
-        flop_s = batch * self.item_bytes / 4 / FLOPS_PER_S
-        self.add("f", 2.0 * m * k * n * flop_s)
-        self.add("edge", 2.0 * m * k * _edge(n) * flop_s)
-        self.add("edge_one", 2.0 * m * k * (n % 4) * flop_s)
-        self.add("edge_m", 2.0 * k * n * _edge(m) * flop_s)
-        self.add("thin", 2.0 * m * k * n * flop_s * _doublings(THIN, min(m, k, n)))
+        self.arithmetic("f", 2.0 * batch * m * k * n)
+        self.arithmetic("edge", 2.0 * batch * m * k * _edge(n))
+        self.arithmetic("edge_one", 2.0 * batch * m * k * (n % 4))
+        self.arithmetic("edge_m", 2.0 * batch * k * n * _edge(m))
+        self.arithmetic("thin", 2.0 * batch * m * k * n * _doublings(THIN, min(m, k, n)))
         self.moved("mk", batch * m * k)
         self.moved("kn", batch * k * n)
         self.moved("mn", batch * m * n)
@@ -126,12 +138,12 @@ class _Work:
         else:
             self.weighed("gathered", rows * first)
             self.weighed("gathered_apart", rows * first, _evenness(first))
-            self.add("gathered_f", 2.0 * rows * first * second / FLOPS_PER_S * _doublings(rows, 512))
+            self.arithmetic("gathered_f", 2.0 * rows * first * second * _doublings(rows, 512))
         self.product(first, rows, second)
 
 
 def _doublings(amount: float, limit: float) -> float:
-    """How many times `limit` doubles up to `amount`; 0 beyond it."""
+    """How many times `limit` doubles up to `amount`; 0 where it is more."""
     return log2(amount / limit) if amount > limit > 0 else 0.0
 
 
@@ -183,7 +195,7 @@ def _products(work: _Work, shape: ProductBatch, direction: Direction, way: str) 
     if lies_across:
         work.weighed("gathered", batch * m * k)
         work.weighed("gathered_apart", batch * m * k, _evenness(m))
-        work.add("gathered_f", 2.0 * batch * m * k * n / FLOPS_PER_S * _doublings(k, 64))
+        work.arithmetic("gathered_f", 2.0 * batch * m * k * n * _doublings(k, 64))
 
 
 # --- convolutions -----------------------------------------------------------------------------------------------------
@@ -235,7 +247,7 @@ def _xla_grouped(work: _Work, conv: Convolution, direction: Direction) -> None:
     work.moved("in", inputs * conv.channels)
     work.moved("out", outputs * filters)
     if direction == "weight":
-        work.add("f", 2.0 * outputs * filters * conv.channels * window / FLOPS_PER_S)
+        work.arithmetic("f", 2.0 * outputs * filters * conv.channels * window)
 
 
 def _split(work: _Work, conv: Convolution, direction: Direction) -> None:
@@ -313,7 +325,7 @@ def _shifted(work: _Work, conv: Convolution, direction: Direction) -> None:
     strided = prod(conv.strides)
     if direction == "weight":
         turns = min(conv.output[0], conv.samples)
-        row = outputs * filters / (conv.output[0] * conv.samples)
+        row = float(prod(conv.output[1:]) * filters)
         work.moved("sum", outputs * filters * window)
         work.moved("totals", turns * row * window)
         work.weighed("totals_cache", outputs * filters * window, _doublings(row * window * work.item_bytes, L1_BYTES))
@@ -334,7 +346,6 @@ def _rows(work: _Work, conv: Convolution, direction: Direction) -> None:
     work.moved("sum", outputs * filters * window)
     work.weighed("sum_short", outputs * filters * window, _doublings(VECTOR, conv.output[-1]))
     work.weighed("sum_narrow", outputs * filters * window, _doublings(2 * VECTOR, filters))
-    work.add("turns", conv.samples * conv.output[0] * window * CALL_S)
     work.moved("in", inputs * conv.channels)
     work.moved("out", outputs * filters)
     work.add("call", CALL_S)

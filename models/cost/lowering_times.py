@@ -2,7 +2,7 @@
 
 ``seconds = call + sum over terms (theta * term)``, the terms being the work of :mod:`.lowering_terms`. Every term counts twice,
 as work that threads share (term / threads) and as work that they do not, or for which they share something else, such as the
-way to memory; how much of a way is of which kind is learned. No theta is negative, so that no time falls where work grows.
+way to memory; how much of a way is of which kind is learned. No theta is negative.
 
 The thetas ship as ``lowering_times.json``, fitted by ``python -m hpdlf.experiments.fit_lowerings`` to shapes that were drawn at
 random and timed on one core and on two of one machine; no rows of them are kept. Processors differ most in arithmetic, which
@@ -32,7 +32,8 @@ from ...errors import DataError
 from ...hwprofiles import Device
 from ..onnxpp.hints import Direction
 from .lowering_terms import ARITHMETIC, group_of, terms
-from .lowerings_family import Shape
+from .lowerings_convolution import Convolution
+from .lowerings_family import Shape, older_kernels
 from .traits import traits_of
 
 __all__ = [
@@ -53,13 +54,15 @@ CALL_S = 1.2e-5
 ALONE = " alone"
 # How much slower or faster than the machine of the thetas a processor is looked for, in steps of a twelfth of a doubling.
 SLOWEST, FASTEST, STEP = 32.0, 0.25, 2.0 ** (1 / 12)
+# So many timings, of which this share is arithmetic, tell that.
+ENOUGH, TELLING = 12, 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processor:
     """What something is computed on.
 
-    kind      "cpu" or "gpu"
+    kind      of the device: "cpu", or another
     threads   that compute one operator together
     slower    how many times as long arithmetic takes a core as one of the machine that the thetas were measured on
     """
@@ -101,10 +104,22 @@ class LoweringTimes:
         return arithmetic * processor.slower + rest
 
     def parts(
-        self, shape: Shape, direction: Direction, way: str, *, threads: int, item_bytes: int = 4
+        self,
+        shape: Shape,
+        direction: Direction,
+        way: str,
+        *,
+        threads: int,
+        item_bytes: int = 4,
+        older: bool | None = None,
     ) -> tuple[float, float]:
-        """Seconds of arithmetic on the machine of the thetas, and of everything else."""
-        thetas = self.thetas[group_of(shape, direction, way)]
+        """Seconds of arithmetic on the machine of the thetas, and of everything else.
+
+        older   whether by XLA's older generator of kernels; None: as networks are compiled for so many threads
+        """
+        if older is None:
+            older = older_kernels(isinstance(shape, Convolution), threads)
+        thetas = self.thetas[group_of(shape, direction, way, older=older)]
         found = [0.0, CALL_S]
         for name, seconds in shared_and_alone(shape, direction, way, threads=threads, item_bytes=item_bytes).items():
             found[name.removesuffix(ALONE) not in ARITHMETIC] += thetas.get(name, 0.0) * seconds
@@ -123,7 +138,11 @@ def shared_and_alone(
 
 
 def processor_of(device: Device, threads: int = 1) -> Processor:
-    """`device` with so many threads, as fast as its profile says."""
+    """`device` with so many threads, as fast as its profile says.
+
+    Raises:
+        ProfileError: it is a processor whose profile has no peak of float32.
+    """
     if device.kind != "cpu":
         return Processor(kind=device.kind, threads=threads)
     cores = device.compute_units.value if device.compute_units else 1.0
@@ -135,16 +154,18 @@ def slowness(
     timed: Iterable[tuple[Shape, Direction, str, float]], *, threads: int, item_bytes: int = 4
 ) -> float | None:
     """:attr:`Processor.slower` of a machine by what was measured there, (shape, direction, way, seconds) each: that with the
-    least mean absolute error in the logarithm, each weighing as much as arithmetic is of it. None where nothing was measured.
+    least mean absolute error in the logarithm, over the timings that are arithmetic to a third or more on the machine of the
+    thetas, each weighing as much as it is. None where there are fewer than :data:`ENOUGH` of these.
     """
     times = LoweringTimes.default()
     rows = [
         (*times.parts(shape, direction, way, threads=threads, item_bytes=item_bytes), seconds)
         for shape, direction, way, seconds in timed
     ]
-    if not rows:
+    telling = [row for row in rows if row[0] > TELLING * (row[0] + row[1])]
+    if len(telling) < ENOUGH:
         return None
-    arithmetic, rest, seconds = np.array(rows).T
+    arithmetic, rest, seconds = np.array(telling).T
     tried = FASTEST * STEP ** np.arange(round(np.log(SLOWEST / FASTEST) / np.log(STEP)) + 1)
     errors = np.abs(np.log((arithmetic[:, None] * tried + rest[:, None]) / seconds[:, None]))
     return float(tried[np.argmin(np.average(errors, axis=0, weights=arithmetic / (arithmetic + rest)))])

@@ -177,7 +177,7 @@ def _ways(conv: Convolution, direction: Direction) -> tuple[str, ...]:
             found += ["winograd2", "winograd4"]
     elif conv.groups == conv.channels and few:
         found += ["shifted", "rows"] if direction == "weight" and len(conv.kernel) == 2 else ["shifted"]
-    elif conv.groups < min(conv.channels, conv.filters):
+    elif conv.groups < conv.channels:
         # XLA's own takes hundreds of times as long for the weights; nobody should wait for that to be measured.
         return ("split",) if direction == "weight" else ("xla", "split")
     return tuple(found)

@@ -13,7 +13,14 @@ from typing import Any, Protocol
 from ..onnxpp.graph import Operator
 from ..onnxpp.hints import Direction
 
-__all__ = ["Family", "Shape"]
+__all__ = ["Family", "Shape", "older_kernels"]
+
+
+def older_kernels(convolutional: bool, threads: int) -> bool:
+    """Whether XLA compiles by its older generator of kernels what runs on so many threads: networks with convolutions on one
+    core, for less memory (``exec/compiling.py``). Its kernels differ most in copies that change a layout.
+    """
+    return convolutional and threads == 1
 
 
 class Shape(Protocol):

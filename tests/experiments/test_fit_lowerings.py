@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -116,9 +117,13 @@ def measured(tmp_path: Path) -> Path:
 
 
 def test_the_command_writes_what_the_model_reads(
-    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "times.json"
+    # What was measured here says nothing of convolutions, so that it cannot take the shipped file's place.
+    assert fit_lowerings.main([str(measured), "--out", str(out)]) == 1
+    assert "Too little is known of conv forward im2col, " in capsys.readouterr().err
+    monkeypatch.setattr(fit_lowerings, "known_groups", set)
     assert fit_lowerings.main([str(measured), "--networks", str(measured), "--out", str(out)]) == 0
     report = json.loads(capsys.readouterr().out)
     timings = read_timings([measured])
@@ -139,10 +144,39 @@ def test_a_way_that_was_hardly_timed_is_named(
     tmp_path: Path, measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fit_lowerings, "LEAST", 1000)
+    monkeypatch.setattr(fit_lowerings, "known_groups", set)
     out = tmp_path / "times.json"
     assert fit_lowerings.main([str(measured), "--out", str(out)]) == 1
     assert "Too little is known of linear weight swapped, linear weight swapturned" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_timings_of_several_machines_or_of_one_thread_are_refused(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fit_lowerings, "known_groups", set)
+    rows = ObservationDatabase(measured).all_lowerings()
+    other, single, out = tmp_path / "other.duckdb", tmp_path / "single.duckdb", tmp_path / "times.json"
+    ObservationDatabase(other).add([replace(rows[0], machine="another")])
+    ObservationDatabase(single).add([row for row in rows if row.conditions["threads"] == 1])
+    assert fit_lowerings.main([str(measured), str(other), "--out", str(out)]) != 0
+    assert "of 2 machines (another, m): fit those of one" in capsys.readouterr().err
+    assert fit_lowerings.main([str(single), "--out", str(out)]) == 1
+    assert "of one thread are wanted, and of several" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_newest_timing_counts_and_what_is_no_way_does_not(measured: Path, tmp_path: Path) -> None:
+    row = ObservationDatabase(measured).all_lowerings()[0]
+    path, later = tmp_path / "later.duckdb", row.seconds * 3
+    new = replace(row, seconds=later, low_s=later, high_s=later, time="2026-11-27T05:00:00+00:00")
+    strange = replace(row, key=row.key.rpartition(" ")[0] + " winograd4", run="strange")
+    unknown = replace(row, key="pool 3x3 | forward | xla", run="unknown")
+    ObservationDatabase(path).add([new, strange, unknown])
+    for paths in ([measured, path], [path, measured]):
+        found = read_timings(paths)
+        assert len(found) == len(read_timings([measured]))
+        assert [t.seconds for t in found if t.seconds == later] == [later]
 
 
 def test_drawn_shapes_are_timed_into_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,7 @@ def test_groups_are_convolutions_of_their_own(direction: Direction) -> None:
         (96, 48, 3, 1),  # filters are the fewest
         (60, 60, 6, 1),  # 30 channels in three groups are too few
         (8, 8, 2, 1),
+        (512, 32, 32, 1),  # one filter a group
     ],
 )
 def test_groups_are_bundled_until_they_have_channels_enough(
@@ -175,6 +176,15 @@ def test_groups_are_bundled_until_they_have_channels_enough(
 ) -> None:
     count, one = bundles_of(shape((channels, filters, groups), (7, 7), (3, 3)))
     assert (count, one.groups, one.channels, one.filters) == (bundles, 1, channels // bundles, filters // bundles)
+
+
+def test_bundles_of_groups_add_up_in_products_in_16_bits() -> None:
+    conv = shape((32, 32, 8), (6, 6), (3, 3), pads=((1, 1),) * 2)
+    exact = results(conv, dict.fromkeys(DIRECTIONS, ("split",)))
+    for direction, found in results(conv, dict.fromkeys(DIRECTIONS, ("split",)), np.float16).items():
+        wanted = np.asarray(exact[direction]["split"])
+        assert found["split"].dtype == np.float16
+        assert np.abs(found["split"] - wanted).max() < 2e-3 * np.abs(wanted).max(), direction
 
 
 @pytest.mark.usefixtures("x64")

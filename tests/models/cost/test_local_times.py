@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,11 +35,11 @@ def relu(rows, columns=512):
     )
 
 
-def conv(n=4, c=32, k=64, r=3, p=16, groups=1, phase="forward", op="conv"):
+def conv(n=4, c=32, k=64, r=3, p=16, groups=1, stride=1, phase="forward", op="conv"):
     return Operation(
         family="conv",
         op=op,
-        dims=(n, c, k, r, r, p, p, 1, groups),
+        dims=(n, c, k, r, r, p, p, stride, groups),
         flops=2.0 * n * p * p * c // groups * k * r * r,
         read_bytes=4.0 * (n * c * p * p + c * k * r * r),
         write_bytes=4.0 * n * k * p * p,
@@ -59,6 +60,8 @@ def test_a_convolution_takes_what_the_way_takes_that_is_expected():
         ({}, "conv 4x32x16x16 to 64x16x16 by 3x3/1x1 pad 1+1,1+1", "forward"),
         ({"phase": "backward_input"}, "conv 4x32x16x16 to 64x16x16 by 3x3/1x1 pad 1+1,1+1", "input"),
         ({"r": 1, "phase": "backward_weight"}, "conv 4x32x16x16 to 64x16x16 by 1x1/1x1", "weight"),
+        ({"r": 2, "stride": 2}, "conv 4x32x32x32 to 64x16x16 by 2x2/2x2", "forward"),
+        ({"stride": 2}, "conv 4x32x32x32 to 64x16x16 by 3x3/2x2 pad 0+1,0+1", "forward"),
         ({"c": 64, "groups": 64}, "conv 4x64x16x16 to 64x16x16 by 3x3/1x1 pad 1+1,1+1 in 64 groups", "forward"),
     ):
         operation = conv(**sizes)
@@ -67,6 +70,9 @@ def test_a_convolution_takes_what_the_way_takes_that_is_expected():
         assert (found[0].key, found[1]) == (shape, direction)
         assert lowering_of(operation) == expected_way(*found, core())
         assert TERMS.seconds(operation) == expected_seconds(*found, lowering_of(operation), core())
+    line = replace(conv(), dims=(4, 32, 64, 1, 3, 1, 16, 2, 1))
+    assert convolution_of(line)[0].key == "conv 4x32x1x32 to 64x1x16 by 1x3/1x2 pad 0+0,0+1"
+    assert TERMS.seconds(replace(line, item_bytes=2)) == TERMS.seconds(line)
     assert convolution_of(product(8)) is None
     assert lowering_of(product(8)) == ""
     assert TERMS.seconds(conv(phase="training")) is None  # both passes in one, that nobody took apart

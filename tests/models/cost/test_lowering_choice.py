@@ -73,6 +73,7 @@ def database(tmp_path: Path) -> ObservationDatabase:
 
 USUAL = expected_way(CONV, "forward")
 OTHER = next(w for w in ways(CONV, "forward") if w != USUAL)
+SLOWEST = max(ways(CONV, "forward"), key=lambda way: expected_seconds(CONV, "forward", way, Processor()) or 0.0)
 
 
 def test_without_measurements_the_expected_way_is_modelled() -> None:
@@ -128,17 +129,19 @@ def test_the_fastest_measured_way_is_taken_with_its_provenance(database: Observa
     assert choose(CONV, "weight", measured).source == "modelled"
 
 
-@pytest.mark.parametrize(("samples", "way"), [(4, OTHER), (32, OTHER), (33, USUAL), (2, OTHER), (1, USUAL)])
+@pytest.mark.parametrize(("samples", "near"), [(4, True), (32, True), (33, False), (2, True), (1, False)])
 def test_another_number_of_samples_is_told_by_its_neighbour(
-    samples: int, way: str, database: ObservationDatabase
+    samples: int, near: bool, database: ObservationDatabase
 ) -> None:
-    database.add([timed(USUAL, 2.0), timed(OTHER, 1.0)])  # with 8 samples
+    database.add([timed(way, 1.0 if way == SLOWEST else 2.0) for way in ways(CONV, "forward")])  # with 8 samples
     measured = measured_ways(database, machine="abc", threads=2)
     conv = replace(CONV, samples=samples)
+    way = SLOWEST if near else expected_way(conv, "forward")
+    assert expected_way(conv, "forward") != SLOWEST
     hint = choose(conv, "forward", measured)
     assert (hint.way, hint.seconds, hint.source) == (way, None, "modelled")
     told = {name: value for name, value in hint.detail.items() if name != "expected_s"}
-    assert told == {"shape": conv.key} | ({"as": CONV.key} if way == OTHER else {})
+    assert told == {"shape": conv.key} | ({"as": CONV.key} if near else {})
     assert choose(conv, "weight", measured).way == expected_way(conv, "weight")
     assert choose(replace(conv, size=(29, 28)), "forward", measured).detail.get("as") is None
 
@@ -202,6 +205,19 @@ def test_other_machines_threads_types_and_versions_do_not_count(database: Observ
     assert measured_ways(database, machine="abc", threads=2, dtype="float64") == {}
     assert measured_ways(database, machine="abc", threads=2, versions=installed() | {"jaxlib": "0.0.1"}) == {}
     assert measured_ways(database, machine="abc", threads=2, versions={"hpdlf": installed()["hpdlf"]}) == {}
+
+
+def test_convolutions_on_one_core_are_compiled_otherwise(database: ObservationDatabase) -> None:
+    """So timings by the newer generator of kernels, as earlier versions took them there, do not count."""
+    rows = [timed(way, 1.0 + i, threads=1) for i, way in enumerate(ways(CONV, "forward"))]
+    assert {row.conditions["kernels"] for row in rows} == {"older"}
+    newer = [replace(row, run=f"newer {row.key}", conditions={"threads": 1, "dtype": "float32"}) for row in rows]
+    database.add(newer)
+    assert measured_ways(database, machine="abc", threads=1) == {}
+    database.add(rows)
+    assert is_measured(CONV, "forward", measured_ways(database, machine="abc", threads=1))
+    linear = Linear(rows=8, wide=8, result=8)
+    assert timed("xla", 1.0, shape=linear, direction="weight", threads=1).conditions["kernels"] == "newer"
 
 
 def test_nothing_else_takes_a_way_for_an_operator(
