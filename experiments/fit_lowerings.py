@@ -18,6 +18,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ..models.cost.lowering_times import (
     LoweringTimes,
     shared_and_alone,
 )
-from ..models.cost.lowerings import Direction, Shape, family_of, shape_named, ways
+from ..models.cost.lowerings import Direction, Shape, among_others, family_of, shape_named, ways
 from ..models.cost.observations import lowering_of
 from .nonnegative import fit_logarithms
 
@@ -173,7 +174,10 @@ class Choice:
     @property
     def taken(self) -> str:
         """The way that would be taken, of those that were timed (as :func:`..models.cost.lowerings.expected_way`)."""
-        return "matmul" if "matmul" in self.predicted else min(self.predicted, key=lambda way: self.predicted[way])
+        if "matmul" in self.predicted:
+            return "matmul"
+        factor = partial(among_others, self.shape, self.direction)
+        return min(self.predicted, key=lambda way: self.predicted[way] * factor(way))
 
     @property
     def best_s(self) -> float:
