@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 from jax import Array, lax
 
@@ -27,7 +29,17 @@ def xla_forward(x: Array, kernel: Array, conv: Convolution) -> Array:
 
 
 def xla_input(gradient: Array, kernel: Array, conv: Convolution) -> Array:
-    """The gradient of x."""
+    """The gradient of x.
+
+    Where a window lies in the padding as a whole, the gradient would be one with negative pads, which XLA gets wrong on a
+    processor (jaxlib 0.10.2). There it is taken for x with its padding, which is then cut off.
+    """
+    reach = [(k - 1) * d + 1 for k, d in zip(conv.kernel, conv.dilations, strict=True)]
+    if any(max(pads) >= r for pads, r in zip(conv.pads, reach, strict=True)):
+        size = tuple(n + sum(pads) for n, pads in zip(conv.size, conv.pads, strict=True))
+        whole = xla_input(gradient, kernel, replace(conv, size=size, pads=((0, 0),) * len(size)))
+        inside = (slice(before, before + n) for n, (before, _) in zip(conv.size, conv.pads, strict=True))
+        return whole[(slice(None), *inside)]
     x = jax.ShapeDtypeStruct((conv.samples, *conv.size, conv.channels), gradient.dtype)
     return jax.linear_transpose(lambda x: xla_forward(x, kernel, conv), x)(gradient)[0]
 

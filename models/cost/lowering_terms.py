@@ -13,7 +13,7 @@ follow from what each way does (``exec/operators``), made of three things:
 
 >>> from .lowerings_product import Linear
 >>> {name: float(f"{s:.2g}") for name, s in terms(Linear(rows=256, wide=64, result=10), "forward", "xla").items() if s}
-{'f': 3.3e-06, 'edge': 2e-06, 'thin': 8.8e-06, 'mk': 6.6e-06, 'kn': 2.6e-07, 'mn': 1e-06, 'call': 1e-06}
+{'f': 3.3e-06, 'edge': 2e-06, 'edge_one': 6.6e-07, 'thin': 8.8e-06, 'mk': 6.6e-06, 'kn': 2.6e-07, 'mn': 1e-06, 'call': 1e-06}
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ def results(
 def check(conv: Convolution) -> set[str]:
     """The ways that were compared with XLA's."""
     found = set()
-    for direction, by_way in results(conv, {d: tuple(dict.fromkeys((*ways(conv, d), "xla"))) for d in DIRECTIONS}).items():
+    for direction, by_way in results(
+        conv, {d: tuple(dict.fromkeys((*ways(conv, d), "xla"))) for d in DIRECTIONS}
+    ).items():
         wanted = by_way.pop("xla")
         for way, got in by_way.items():
             assert got.shape == wanted.shape, (conv.key, direction, way)
@@ -127,6 +129,11 @@ UNUSUAL = {
         shape((3, 5, 1), (5, 13), (3, 3), pads=((2, 0), (0, 2))),
         {"im2col", "taps", "winograd2", "winograd4"},
     ),
+    "windows in the padding": (
+        shape((3, 5, 1), (5, 6), (2, 2), pads=((2, 2), (2, 0)), strides=(2, 1)),
+        {"im2col", "taps"},
+    ),
+    "windows in the padding, grouped": (shape((4, 6, 2), (5, 6), (2, 3), pads=((3, 2), (0, 3))), {"split"}),
     "product": (shape((3, 5, 1), (5, 6), (1, 1), strides=(2, 1)), {"matmul"}),
     "grouped": (shape(CHANNELS["grouped"], (7, 6), (3, 3), strides=(2, 2), pads=((1, 1),) * 2), {"split"}),
     "bundles of groups": (shape((64, 128, 16), (5, 6), (3, 2), pads=((1, 1), (0, 1))), {"split"}),
