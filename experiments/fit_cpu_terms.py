@@ -21,7 +21,7 @@ import numpy as np
 
 from ..exec.microbenchmarks_chains import Case
 from ..hwprofiles import load_device
-from ..models.cost.cpu_terms import CPU_TERMS_FILE, FORMAT, VERSION, CpuTerms, convolution_of, generic, terms
+from ..models.cost.cpu_terms import CPU_TERMS_FILE, FORMAT, VERSION, CpuTerms, generic, terms
 from ..models.cost.operation import Operation
 from .calibration import workload_of_case
 from .nonnegative import fit_logarithms
@@ -32,6 +32,7 @@ CALL_S = 1.2e-5
 SCATTER = 0.05
 # Prior mean and spread of a theta: arithmetic at the reference core's rate is likely, all else may be nothing.
 PRIORS = {"f": (1.0, 0.5), "bytes": (0.3, 3.0), "elements": (0.3, 3.0)}
+LOOPS = ("conv depthwise", "conv grouped", "conv transposed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +72,11 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
 
 
 def fit_thetas(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Thetas by group and term, and for every family and phase the mean of its kinds (see ``generic``). Of convolutions
-    :mod:`..models.cost.lowering_times` knows.
-    """
-    known, others = np.zeros(len(rows)), CpuTerms({})
+    """Thetas by group and term, and for every family and phase the mean of its kinds (see ``generic``)."""
     sums: list[dict[tuple[str, str], float]] = []
-    for i, row in enumerate(rows):
+    for row in rows:
         parts: dict[tuple[str, str], float] = {}
         for operation in row.operations:
-            if convolution_of(operation):
-                known[i] += others.seconds(operation) or 0.0
-                continue
             group, found = terms(operation)
             for name, seconds in found.items():
                 parts[group, name] = parts.get((group, name), 0.0) + seconds
@@ -95,7 +90,7 @@ def fit_thetas(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     wanted = np.maximum(np.array([row.seconds for row in rows]) - CALL_S, 2e-6)
     trust = 1.0 / np.sqrt(SCATTER**2 + np.array([row.noise for row in rows]) ** 2)
     means, spreads = (np.array(v) for v in zip(*(_prior(*key) for key in names), strict=True))
-    theta = fit_logarithms(design, wanted, trust=trust, means=means, spreads=spreads, known=known)
+    theta = fit_logarithms(design, wanted, trust=trust, means=means, spreads=spreads)
     found_thetas: dict[str, dict[str, float]] = {}
     for (group, name), value in zip(names, theta, strict=True):
         found_thetas.setdefault(group, {})[name] = float(f"{value:.4g}")
@@ -103,7 +98,9 @@ def fit_thetas(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _prior(group: str, name: str) -> tuple[float, float]:
-    if name == "f" and not group.startswith(("matmul ", "attention ", "rnn ")):
+    if group.startswith(LOOPS):
+        return (1.0, 3.0) if name == "dense" else (0.3, 30.0)
+    if name == "f" and not group.startswith(("conv ", "matmul ", "attention ", "rnn ")):
         return 0.0, 10.0
     return PRIORS.get(name, (0.0, 3.0))
 

@@ -5,8 +5,13 @@ r"""What one core spends an operation's time on, in the lowerings that the execu
 
 * **Matrix products** (m x k) by (k x n): arithmetic, what vectors of 16 numbers waste at the edges, packing of both
   operands (mk, kn) and writing the result (mn); more for what exceeds the cache.
-* **Convolutions** are computed in the way that is expected to be the fastest on such a core, and take what
-  :mod:`.lowering_times` says of it.
+* **Convolutions** are such products, m the positions of all samples, k = channels x window, n the filters: over
+  channels alone (window of one), over copied windows (few channels, or up to 49 positions), or by XLA's own loops; so
+  is the gradient of the weights, window point by window point up to 256 positions, beyond by XLA's loops. Weights are
+  turned from ONNX's layout into XLA's and back.
+* **Depthwise** and transposed convolutions run in plain loops: so much an element of the result, so much a point of the
+  window; the gradient by the input of a strided one steps over the zeros between, that of the weights multiplies all
+  channels with all, as if it were dense.
 * **Everything else** streams rows through memory: bytes, elements, more beyond the cache, and for what sums over columns
   (batch norms with channels last, gradients of biases and scales) more for long columns, which are far apart in memory.
 
@@ -24,18 +29,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from math import log2
 from pathlib import Path
 
 from ...errors import DataError
-from ..onnxpp.hints import Direction
-from .lowering_times import LoweringTimes, Processor
-from .lowerings import expected_way
-from .lowerings_convolution import Convolution
 from .operation import Operation
 
-__all__ = ["CPU_TERMS_FILE", "CpuTerms", "convolution_of", "core", "generic", "lowering_of", "terms"]
+__all__ = ["CPU_TERMS_FILE", "CpuTerms", "generic", "lowering_of", "terms"]
 
 CPU_TERMS_FILE = Path(__file__).with_name("cpu_terms.json")
 FORMAT = "hpdlf.cpu_terms"
@@ -50,52 +51,30 @@ CACHE_BYTES = 1 << 20
 Terms = dict[str, float]
 
 
-_DIRECTIONS: dict[str, Direction] = {"forward": "forward", "backward_input": "input", "backward_weight": "weight"}
-
-
-def convolution_of(operation: Operation) -> tuple[Convolution, Direction] | None:
-    """The shape of a convolution's work, and the direction; None for what is none.
-
-    An operation does not say everything: there are two spatial dims whatever it had, no dilations, and pads as large as its
-    output needs, so that of dilated convolutions and of solids the way may be another. The forward pass of a transposed
-    convolution is an input's gradient here already.
-    """
-    direction = _DIRECTIONS.get(operation.phase)
-    if operation.family != "conv" or len(operation.dims) != 9 or direction is None:
-        return None
-    n, c, k, r, s, p, q, stride, groups = operation.dims
-    down = 1 if p == r == 1 else stride  # of a line there is one row
-    shape = Convolution(
-        samples=n,
-        channels=c,
-        filters=k,
-        groups=groups,
-        size=(p * down, q * stride),
-        kernel=(r, s),
-        strides=(down, stride),
-        dilations=(1, 1),
-        pads=tuple((short // 2, short - short // 2) for short in (max(r - down, 0), max(s - stride, 0))),
-        output=(p, q),
-    )
-    return shape, direction
-
-
-@cache
-def core() -> Processor:
-    """The reference core."""
-    return Processor(slower=LoweringTimes.default().flops_per_s / FLOPS_PER_S)
-
-
-@lru_cache(maxsize=4096)
 def lowering_of(operation: Operation) -> str:
-    """The way that a convolution is expected to be computed in; "" for what is none."""
-    found = convolution_of(operation)
-    return expected_way(*found, core(), item_bytes=operation.item_bytes) if found else ""
+    """The kind of loop that a convolution is, as the micro-benchmarks that the thetas were fitted on computed it.
+
+    The executor has faster ways since (:mod:`.lowerings`: Winograd's tiles, products of strided windows). A machine that
+    measures itself (``hpdlf profile measure``) has them in :mod:`.local_times`; the shipped thetas predict too long for them.
+    """
+    n, c, _, r, s, p, q, _, groups = operation.dims
+    if operation.op == "convtranspose":
+        # Sums over few positions are unrolled.
+        return "transposed few" if operation.phase == "backward_weight" and n * p * q <= 64 else "transposed"
+    if groups > 1:
+        return "depthwise" if groups == c else "grouped"
+    if r * s == 1:
+        return "matmul"
+    unrolled = r * s <= 64
+    if r * s * c <= 64 or (p * q <= 49 and unrolled):
+        return "im2col"
+    return "taps" if operation.phase == "backward_weight" and p * q <= 256 and unrolled else "xla"
 
 
 def terms(operation: Operation) -> tuple[str, Terms]:
-    """The group of operations other than convolutions that share thetas, and the terms by name, in seconds of the reference
-    core."""
+    """The group of operations that share thetas, and the terms by name, in seconds of the reference core."""
+    if operation.family == "conv" and len(operation.dims) == 9:
+        return _convolution(operation)
     if operation.family in ("matmul", "attention", "rnn"):
         return _product(operation)
     return _rows(operation)
@@ -123,6 +102,47 @@ def _edge(n: float) -> float:
 
 def _moved(elements: float, item: float) -> float:
     return elements * item / BYTES_PER_S
+
+
+def _convolution(o: Operation) -> tuple[str, Terms]:
+    n, c, k, r, s, p, q, stride, groups = o.dims
+    how = lowering_of(o)
+    name = f"conv {how}{' strided' if stride > 1 else ''} {o.phase}"
+    positions, window = float(n * p * q), r * s
+    depth, seen = c / groups * window, n * p * q * stride * stride * float(c)
+    flop = 1.0 / FLOPS_PER_S * (o.item_bytes / 4)
+    arithmetic = 2.0 * positions * depth * k * flop
+    item = o.item_bytes
+    found = {"f": arithmetic, "in": _moved(seen, item), "call": CALL_S}
+    if how in ("depthwise", "grouped"):
+        found |= {"out": _moved(positions * k, item), "weight": _moved(k * depth, item)}
+        if o.phase == "backward_input" and stride > 1:
+            found["zeros"] = _moved(seen * depth, item)
+        if o.phase == "backward_weight":
+            found["dense"] = 2.0 * positions * k * c * window * flop
+            found["dense_weight"] = _moved(float(k * c * window), item)
+        elif p * q < window:
+            found["out_few"] = _moved(positions * k, item)
+        return name, found
+    found |= {
+        "mk": _moved(positions * depth, item),
+        "kn": _moved(depth * k, item),
+        "mn": _moved(positions * k, item),
+    }
+    if how.startswith("transposed"):
+        # Plain loops for the weights' gradient: slower the further apart neighbours lie.
+        found["f_wide"] = arithmetic * _beyond(c, VECTOR)
+        return name, found
+    found |= {
+        "edge_n": 2.0 * positions * depth * _edge(k) * flop,
+        "edge_k": 2.0 * positions * window * _edge(c) * k * flop,
+        "kn_far": _moved(depth * k, item) * _beyond(depth * k * item, CACHE_BYTES),
+        "in_far": _moved(seen, item) * _beyond(seen * item, CACHE_BYTES),
+        "mn_far": _moved(positions * k, item) * _beyond(positions * k * item, CACHE_BYTES),
+    }
+    if how == "taps":
+        found["taps"] = _moved(seen * window, item)
+    return name, found
 
 
 def _product(o: Operation) -> tuple[str, Terms]:
@@ -193,10 +213,6 @@ class CpuTerms:
 
     def seconds(self, operation: Operation) -> float | None:
         """Seconds on the reference core; None for a kind of operation that nothing is known of."""
-        if found_shape := convolution_of(operation):
-            shape, direction = found_shape
-            way, item = lowering_of(operation), max(operation.item_bytes, 4)  # shorter numbers are no faster here
-            return LoweringTimes.default().seconds(shape, direction, way, core(), item_bytes=item)
         group, found = terms(operation)
         thetas = self._thetas.get(group) or self._thetas.get(generic(group))
         if thetas is None:
