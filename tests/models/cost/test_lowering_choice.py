@@ -176,6 +176,19 @@ def test_noise_does_not_change_the_way(database: ObservationDatabase) -> None:
     assert (hint.way, hint.seconds, hint.source) == (USUAL, 1.0, "measured")
 
 
+def test_ways_that_slow_down_others_have_to_be_faster_by_more(database: ObservationDatabase) -> None:
+    """XLA's own gradient of weights: what it gains alone it loses in a network."""
+    rest = [way for way in ways(CONV, "weight") if way != "xla"]
+    best = expected_way(CONV, "weight")
+    assert best in rest
+    for seconds, taken in ((0.9, best), (0.7, "xla")):
+        rows = [timed(way, 1.0 if way == best else 2.0, direction="weight") for way in rest]
+        database.add([*rows, timed("xla", seconds, direction="weight")])
+        hint = choose(CONV, "weight", measured_ways(database, machine="abc", threads=2))
+        assert (hint.way, hint.source) == (taken, "measured")
+        assert hint.seconds == (seconds if taken == "xla" else 1.0)  # what was measured, no more
+
+
 @pytest.mark.parametrize(
     "rows", [[timed(USUAL, 2.0)], [timed(OTHER, 1.0)], [timed(USUAL, 2.0), timed("of another version", 1.0)]]
 )
@@ -216,6 +229,9 @@ def test_convolutions_on_one_core_are_compiled_otherwise(database: ObservationDa
     assert measured_ways(database, machine="abc", threads=1) == {}
     database.add(rows)
     assert is_measured(CONV, "forward", measured_ways(database, machine="abc", threads=1))
+    # On two the newer makes them, as it always did.
+    database.add([replace(row, conditions={"threads": 2, "dtype": "float32"}, run=f"two {row.key}") for row in rows])
+    assert is_measured(CONV, "forward", measured_ways(database, machine="abc", threads=2))
     linear = Linear(rows=8, wide=8, result=8)
     assert timed("xla", 1.0, shape=linear, direction="weight", threads=1).conditions["kernels"] == "newer"
 
